@@ -1,0 +1,1 @@
+"""Image classifiers that explain themselves while they train: a PyTorch Lightning extension."""

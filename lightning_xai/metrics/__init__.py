@@ -1,0 +1,1 @@
+"""Faithfulness metrics: a pure function, then its torchmetrics class."""

@@ -1,0 +1,1 @@
+"""The guided-gradient training term: error functions, schedules of its weight, the loss and the mixin."""

@@ -1,0 +1,254 @@
+"""Scores and targets: which number is explained, and for which class.
+
+A score is a plain function ``(logits (N,K), targets (N,)) -> (N,)``. All are computed in float32 or better and, where
+a softmax is involved, in log space from the margin ``z_c - logsumexp_{j != c} z_j``, so that their gradients keep
+full relative precision when the softmax saturates (``1 - p_c`` far below the spacing of floats at 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_xai.types import TargetRule, Targets
+
+
+def pre_softmax(logits: Tensor, targets: Tensor) -> Tensor:
+    """The raw logit ``z_c`` of the target class.
+
+    Adding any ``t(x)`` to all logits changes neither the softmax nor the training, but it changes this score and its
+    gradient at will (Lerma and Lucas, "Pre or Post-Softmax Scores in Gradient-based Attribution Methods", 2023):
+    prefer :func:`centered` unless the raw logit itself is the question.
+
+    Args:
+        logits: Logits (N,K). With K = 1, target 1 means the logit and target 0 its negative.
+        targets: Class for each image, (N,).
+
+    Returns:
+        Scores (N,), any real number, float32 or better.
+
+    Example:
+        >>> pre_softmax(torch.tensor([[1.0, 3.0]]), torch.tensor([1]))
+        tensor([3.])
+    """
+    logits = _at_least_float32(logits)
+    if logits.shape[1] == 1:
+        return logits[:, 0] * (2 * targets - 1)
+    return logits.gather(1, targets[:, None])[:, 0]
+
+
+def centered(logits: Tensor, targets: Tensor) -> Tensor:
+    """The logit of the target class minus the mean logit, ``z_c - mean_j z_j``.
+
+    A zero-sum score: its gradient does not see a shift ``t(x)`` added to all logits, and it does not saturate.
+    DeepLIFT (Shrikumar et al., 2017) recommends the same normalisation for softmax outputs.
+
+    Args:
+        logits: Logits (N,K), K >= 2.
+        targets: Class for each image, (N,).
+
+    Returns:
+        Scores (N,), any real number, float32 or better.
+
+    Raises:
+        ValueError: If there is one logit only.
+
+    Example:
+        >>> centered(torch.tensor([[1.0, 3.0]]), torch.tensor([1]))
+        tensor([1.])
+    """
+    _require_classes(logits, "centered")
+    logits = _at_least_float32(logits)
+    return pre_softmax(logits, targets) - logits.mean(1)
+
+
+def log_softmax(logits: Tensor, targets: Tensor) -> Tensor:
+    """Log of the softmax probability, ``log p_c = logsigmoid(z_c - logsumexp_{j != c} z_j)``.
+
+    The form by the margin keeps the gradient ``(1 - p_c)(e_c - softmax over the others)`` exact to float precision
+    where the usual form rounds ``1 - p_c`` to zero.
+
+    Args:
+        logits: Logits (N,K), K >= 2.
+        targets: Class for each image, (N,).
+
+    Returns:
+        Scores (N,) in (-inf, 0], float32 or better.
+
+    Raises:
+        ValueError: If there is one logit only.
+
+    Example:
+        >>> log_softmax(torch.tensor([[0.0, 0.0]]), torch.tensor([1]))
+        tensor([-0.6931])
+    """
+    _require_classes(logits, "log_softmax")
+    logits = _at_least_float32(logits)
+    others = logits.scatter(1, targets[:, None], -torch.inf)
+    return F.logsigmoid(pre_softmax(logits, targets) - others.logsumexp(1))
+
+
+def post_softmax(logits: Tensor, targets: Tensor) -> Tensor:
+    """The softmax probability ``p_c``, as the exponential of :func:`log_softmax`.
+
+    Methods that are positively homogeneous in the gradient (Grad-CAM, Grad-CAM+, input and guided gradient) give
+    the map of :func:`log_softmax` times ``p_c``.
+
+    Args:
+        logits: Logits (N,K), K >= 2.
+        targets: Class for each image, (N,).
+
+    Returns:
+        Scores (N,) in [0, 1], float32 or better.
+
+    Raises:
+        ValueError: If there is one logit only.
+
+    Example:
+        >>> post_softmax(torch.tensor([[0.0, 0.0]]), torch.tensor([1]))
+        tensor([0.5000])
+    """
+    return log_softmax(logits, targets).exp()
+
+
+def sigmoid(logits: Tensor, targets: Tensor) -> Tensor:
+    """The probability of the target in one-logit and multi-label heads, ``sigmoid(z_c)``, in log space.
+
+    Args:
+        logits: Logits (N,K). With K = 1, target 1 means ``sigmoid(z)`` and target 0 ``sigmoid(-z)``.
+        targets: Class for each image, (N,).
+
+    Returns:
+        Scores (N,) in [0, 1], float32 or better.
+
+    Example:
+        >>> sigmoid(torch.tensor([[0.0]]), torch.tensor([1]))
+        tensor([0.5000])
+    """
+    return F.logsigmoid(pre_softmax(logits, targets)).exp()
+
+
+def predicted(logits: Tensor, labels: Tensor | None = None) -> Tensor:
+    """The class with the largest logit; with one logit, 1 where it is positive and else 0.
+
+    Args:
+        logits: Logits (N,K).
+        labels: Not used.
+
+    Returns:
+        Targets (N,), int64.
+
+    Example:
+        >>> predicted(torch.tensor([[1.0, 3.0, 2.0]]))
+        tensor([1])
+    """
+    return (logits[:, 0] > 0).long() if logits.shape[1] == 1 else logits.argmax(1)
+
+
+def label(logits: Tensor, labels: Tensor | None) -> Tensor:
+    """The label of each image.
+
+    Args:
+        logits: Logits (N,K), not used.
+        labels: Labels (N,), integers.
+
+    Returns:
+        Targets (N,), int64.
+
+    Raises:
+        ValueError: If no labels are at hand, or if they are not one integer per image (multi-hot or soft labels).
+
+    Example:
+        >>> label(torch.zeros(1, 3), torch.tensor([2]))
+        tensor([2])
+    """
+    if labels is None:
+        raise ValueError("`targets=label` expected labels, got none. Use `predicted`, or pass the classes themselves.")
+    if labels.ndim != 1 or labels.is_floating_point():
+        raise ValueError(
+            f"`targets=label` expected one integer per image, got {labels.dtype} of shape {tuple(labels.shape)}. "
+            "For multi-hot or soft labels use `predicted`, a fixed class, or a function of your own."
+        )
+    return labels.long()
+
+
+def second_best(logits: Tensor, labels: Tensor | None = None) -> Tensor:
+    """The class with the second largest logit; with one logit, the side that is not predicted.
+
+    Args:
+        logits: Logits (N,K).
+        labels: Not used.
+
+    Returns:
+        Targets (N,), int64.
+
+    Example:
+        >>> second_best(torch.tensor([[1.0, 3.0, 2.0]]))
+        tensor([2])
+    """
+    return 1 - predicted(logits) if logits.shape[1] == 1 else logits.topk(2).indices[:, 1]
+
+
+def resolve_targets(targets: Targets, logits: Tensor, labels: Tensor | None = None) -> Tensor:
+    """Turn what a user says about the classes to explain into one class per image.
+
+    Args:
+        targets: None (predicted), a class for all images, one class per image (sequence or tensor (N,)), or a
+            function ``(logits, labels) -> targets`` such as :func:`predicted`, :func:`label`, :func:`second_best`.
+        logits: Logits (N,K).
+        labels: Labels of the images, for functions that want them.
+
+    Returns:
+        Targets (N,), int64, on the device of the logits, never an alias of an inference tensor.
+
+    Raises:
+        TypeError: If the targets are of another type.
+        ValueError: If their number is not N or one of them is not a class.
+
+    Example:
+        >>> resolve_targets(1, torch.zeros(2, 3))
+        tensor([1, 1])
+    """
+    n, k = logits.shape
+    with torch.no_grad():
+        found = _as_tensor(targets, logits.detach(), labels)
+    if found.shape != (n,):
+        raise ValueError(f"`targets` expected one class for each of the {n} images, got shape {tuple(found.shape)}.")
+    classes = max(k, 2)
+    if found.min() < 0 or found.max() >= classes:
+        wrong = found[(found < 0) | (found >= classes)][0].item()
+        raise ValueError(f"`targets` expected classes in [0, {classes - 1}], got {wrong}.")
+    return found.to(logits.device, torch.long, copy=True)
+
+
+def _as_tensor(targets: Targets, logits: Tensor, labels: Tensor | None) -> Tensor:
+    if callable(targets) and not isinstance(targets, Tensor):
+        return cast(TargetRule, targets)(logits, labels)
+    if targets is None:
+        return predicted(logits)
+    if isinstance(targets, int):
+        return torch.full((len(logits),), targets)
+    if isinstance(targets, Sequence) and not isinstance(targets, str):
+        targets = torch.tensor(targets)
+    if not isinstance(targets, Tensor) or targets.is_floating_point():
+        raise TypeError(
+            "`targets` expected None, an int, integers, an integer tensor or a function of logits and labels, "
+            f"got {targets.dtype if isinstance(targets, Tensor) else type(targets).__name__}."
+        )
+    return targets
+
+
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _require_classes(logits: Tensor, score: str) -> None:
+    if logits.shape[1] < 2:
+        raise ValueError(
+            f"`{score}` expected logits of at least 2 classes, got shape {tuple(logits.shape)}: it is constant for "
+            "one logit. Use `score=sigmoid` or `score=pre_softmax`."
+        )

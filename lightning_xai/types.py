@@ -1,0 +1,50 @@
+"""The words shared by every module: what a score and an attribution are, and the letters used for shapes.
+
+Shapes in all docstrings: N images, C channels, H x W pixels, K classes, D feature channels, h x w feature positions.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeAlias
+
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from lightning_xai.trace import Trace
+
+Score: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""The number per image that is explained: ``(logits (N,K), targets (N,)) -> (N,)``."""
+
+TargetRule: TypeAlias = Callable[[Tensor, "Tensor | None"], Tensor]
+"""A rule that names the class to explain: ``(logits (N,K), labels (N,) or None) -> targets (N,)``."""
+
+Targets: TypeAlias = "int | Sequence[int] | Tensor | TargetRule | None"
+"""What a user may say about the classes to explain; None means the predicted class."""
+
+Layer: TypeAlias = "str | nn.Module | Sequence[str | nn.Module] | None"
+"""Where a method looks: a dotted name, a module, several of them, or None for the last layer with a spatial output."""
+
+
+class Attribution(ABC):
+    """A method that turns a trace into one map per image.
+
+    Subclasses are small frozen dataclasses. A method that explains a score has a field ``score``; one that looks
+    at layers has a field ``layer`` (:data:`Layer`); one that differentiates with respect to the image sets
+    ``needs_image_gradient``, so that the forward pass builds its graph from the image on.
+    """
+
+    needs_image_gradient: bool = False
+
+    @abstractmethod
+    def __call__(self, trace: Trace, targets: Tensor) -> Tensor:
+        """Compute the maps.
+
+        Args:
+            trace: One forward pass of N images.
+            targets: Class to explain for each image, (N,), int64.
+
+        Returns:
+            Maps (N,H,W) at image resolution, signed where the method is signed, not normalised.
+        """
