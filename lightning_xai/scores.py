@@ -115,6 +115,23 @@ def post_softmax(logits: Tensor, targets: Tensor) -> Tensor:
     return log_softmax(logits, targets).exp()
 
 
+def log_sigmoid(logits: Tensor, targets: Tensor) -> Tensor:
+    """Log of the probability of the target in one-logit and multi-label heads, ``logsigmoid(z_c)``.
+
+    Args:
+        logits: Logits (N,K). With K = 1, target 1 means ``logsigmoid(z)`` and target 0 ``logsigmoid(-z)``.
+        targets: Class for each image, (N,).
+
+    Returns:
+        Scores (N,) in (-inf, 0], float32 or better.
+
+    Example:
+        >>> log_sigmoid(torch.tensor([[0.0]]), torch.tensor([1]))
+        tensor([-0.6931])
+    """
+    return F.logsigmoid(pre_softmax(logits, targets))
+
+
 def sigmoid(logits: Tensor, targets: Tensor) -> Tensor:
     """The probability of the target in one-logit and multi-label heads, ``sigmoid(z_c)``, in log space.
 
@@ -129,7 +146,7 @@ def sigmoid(logits: Tensor, targets: Tensor) -> Tensor:
         >>> sigmoid(torch.tensor([[0.0]]), torch.tensor([1]))
         tensor([0.5000])
     """
-    return F.logsigmoid(pre_softmax(logits, targets)).exp()
+    return log_sigmoid(logits, targets).exp()
 
 
 def predicted(logits: Tensor, labels: Tensor | None = None) -> Tensor:
