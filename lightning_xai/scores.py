@@ -8,13 +8,12 @@ full relative precision when the softmax saturates (``1 - p_c`` far below the sp
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_xai.types import TargetRule, Targets
+from lightning_xai.types import Targets
 
 
 def pre_softmax(logits: Tensor, targets: Tensor) -> Tensor:
@@ -35,7 +34,7 @@ def pre_softmax(logits: Tensor, targets: Tensor) -> Tensor:
         >>> pre_softmax(torch.tensor([[1.0, 3.0]]), torch.tensor([1]))
         tensor([3.])
     """
-    logits = _at_least_float32(logits)
+    logits = at_least_float32(logits)
     if logits.shape[1] == 1:
         return logits[:, 0] * (2 * targets - 1)
     return logits.gather(1, targets[:, None])[:, 0]
@@ -62,7 +61,7 @@ def centered(logits: Tensor, targets: Tensor) -> Tensor:
         tensor([1.])
     """
     _require_classes(logits, "centered")
-    logits = _at_least_float32(logits)
+    logits = at_least_float32(logits)
     return pre_softmax(logits, targets) - logits.mean(1)
 
 
@@ -87,7 +86,7 @@ def log_softmax(logits: Tensor, targets: Tensor) -> Tensor:
         tensor([-0.6931])
     """
     _require_classes(logits, "log_softmax")
-    logits = _at_least_float32(logits)
+    logits = at_least_float32(logits)
     others = logits.scatter(1, targets[:, None], -torch.inf)
     return F.logsigmoid(pre_softmax(logits, targets) - others.logsumexp(1))
 
@@ -244,7 +243,7 @@ def resolve_targets(targets: Targets, logits: Tensor, labels: Tensor | None = No
 
 def _as_tensor(targets: Targets, logits: Tensor, labels: Tensor | None) -> Tensor:
     if callable(targets) and not isinstance(targets, Tensor):
-        return cast(TargetRule, targets)(logits, labels)
+        return targets(logits, labels)
     if targets is None:
         return predicted(logits)
     if isinstance(targets, int):
@@ -259,7 +258,15 @@ def _as_tensor(targets: Targets, logits: Tensor, labels: Tensor | None) -> Tenso
     return targets
 
 
-def _at_least_float32(tensor: Tensor) -> Tensor:
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """The tensor in float32, or as it is where its dtype is wider.
+
+    Args:
+        tensor: Any tensor.
+
+    Returns:
+        The same values.
+    """
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 

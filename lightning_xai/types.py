@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from torch import Tensor, nn
 
@@ -27,6 +28,10 @@ Layer: TypeAlias = "str | nn.Module | Sequence[str | nn.Module] | None"
 """Where a method looks: a dotted name, a module, several of them, or None for the last layer with a spatial output."""
 
 
+ForwardContext: TypeAlias = Callable[[], AbstractContextManager[Any]]
+"""Makes the context in which a model is to be run, such as a precision plugin's autocast."""
+
+
 class Attribution(ABC):
     """A method that turns a trace into one map per image.
 
@@ -35,7 +40,7 @@ class Attribution(ABC):
     ``needs_image_gradient``, so that the forward pass builds its graph from the image on.
     """
 
-    needs_image_gradient: bool = False
+    needs_image_gradient: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, trace: Trace, targets: Tensor) -> Tensor:

@@ -1,0 +1,110 @@
+"""Methods that look at the gradient of the score with respect to the image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from lightning_xai.scores import at_least_float32, centered
+from lightning_xai.trace import Trace
+from lightning_xai.types import Attribution, Score
+
+
+def channel_sum(gradients: Tensor) -> Tensor:
+    """The signed sum over colour channels: how the score answers to a change of brightness.
+
+    Args:
+        gradients: Gradients (N,C,H,W).
+
+    Returns:
+        Maps (N,H,W), float32 or better.
+
+    Example:
+        >>> import torch
+        >>> channel_sum(torch.tensor([[[[1.0]], [[-3.0]]]]))
+        tensor([[[-2.]]])
+    """
+    return at_least_float32(gradients).sum(1)
+
+
+def channel_max(gradients: Tensor) -> Tensor:
+    """The largest magnitude over colour channels (Simonyan et al., "Deep Inside Convolutional Networks", 2014).
+
+    Args:
+        gradients: Gradients (N,C,H,W).
+
+    Returns:
+        Maps (N,H,W), non-negative, float32 or better.
+
+    Example:
+        >>> import torch
+        >>> channel_max(torch.tensor([[[[1.0]], [[-3.0]]]]))
+        tensor([[[3.]]])
+    """
+    return at_least_float32(gradients).abs().amax(1)
+
+
+@dataclass(frozen=True)
+class InputGradient(Attribution):
+    """The gradient of the score with respect to the image.
+
+    Simonyan et al., "Deep Inside Convolutional Networks", 2014, https://arxiv.org/abs/1312.6034. One backward pass
+    through the whole network.
+
+    Attributes:
+        score: The number that is explained.
+        reduce: How colour channels become one map: :func:`channel_sum` (signed) or :func:`channel_max`.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from lightning_xai import explain, pre_softmax
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False))
+        >>> _ = nn.init.constant_(model[1].weight, 0.5)
+        >>> explain(model, torch.ones(1, 1, 2, 2), 0, attributions=InputGradient(score=pre_softmax))
+        tensor([[[0.5000, 0.5000],
+                 [0.5000, 0.5000]]])
+    """
+
+    score: Score = centered
+    reduce: Callable[[Tensor], Tensor] = channel_sum
+    needs_image_gradient: ClassVar[bool] = True
+
+    def __call__(self, trace: Trace, targets: Tensor) -> Tensor:
+        """Compute the maps (N,H,W), signed where ``reduce`` is."""
+        return self.reduce(trace.image_gradient(self.score, targets))
+
+
+@dataclass(frozen=True)
+class GuidedGradient(Attribution):
+    """The gradient with respect to the image by guided backpropagation: no negative gradient enters a rectifier.
+
+    Springenberg et al., "Striving for Simplicity", 2015, https://arxiv.org/abs/1412.6806. For rectifier networks. It
+    draws edges well and depends little on the class (Adebayo et al., "Sanity Checks for Saliency Maps", 2018). One
+    backward pass through the whole network.
+
+    Attributes:
+        score: The number that is explained. The rule is not linear in the score: its maps for a score and for
+            another scale of it agree, those for a score and its negative are unrelated.
+        reduce: How colour channels become one map: :func:`channel_sum` (signed) or :func:`channel_max`.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from lightning_xai import explain, pre_softmax
+        >>> model = nn.Sequential(nn.ReLU(), nn.Flatten(), nn.Linear(2, 1, bias=False))
+        >>> model[2].weight.data = torch.tensor([[1.0, -1.0]])
+        >>> explain(model, torch.ones(1, 1, 1, 2), 1, attributions=GuidedGradient(score=pre_softmax))
+        tensor([[[1., 0.]]])
+    """
+
+    score: Score = centered
+    reduce: Callable[[Tensor], Tensor] = channel_sum
+    needs_image_gradient: ClassVar[bool] = True
+
+    def __call__(self, trace: Trace, targets: Tensor) -> Tensor:
+        """Compute the maps (N,H,W), signed where ``reduce`` is."""
+        return self.reduce(trace.image_gradient(self.score, targets, guided_rule=True))

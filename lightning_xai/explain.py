@@ -1,0 +1,178 @@
+"""``explain()``: one forward pass, many attributions."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import overload
+
+from torch import Tensor, nn
+
+from lightning_xai.scores import resolve_targets
+from lightning_xai.trace import Trace, capture_for, last_spatial_layer, layers_of, plain_tensors, run
+from lightning_xai.trace.layers import is_image_batch
+from lightning_xai.types import Attribution, Score, Targets
+
+
+@overload
+def explain(
+    model: nn.Module,
+    images: Tensor,
+    targets: Targets = None,
+    *,
+    attributions: Attribution,
+    score: Score | None = None,
+) -> Tensor: ...
+
+
+@overload
+def explain(
+    model: nn.Module,
+    images: Tensor,
+    targets: Targets = None,
+    *,
+    attributions: Mapping[str, Attribution],
+    score: Score | None = None,
+) -> dict[str, Tensor]: ...
+
+
+def explain(
+    model: nn.Module,
+    images: Tensor,
+    targets: Targets = None,
+    *,
+    attributions: Attribution | Mapping[str, Attribution],
+    score: Score | None = None,
+) -> Tensor | dict[str, Tensor]:
+    """Maps that show what a classifier looked at, from one forward pass for all methods.
+
+    The model runs in evaluation mode and is exactly as before afterwards, also after an error. Works inside
+    ``torch.no_grad()`` and ``torch.inference_mode()``, with frozen parameters, and under autocast. ``layer=None`` costs
+    one more gradient-free pass of one image.
+
+    Args:
+        model: The classifier, images (N,C,H,W) -> logits (N,K).
+        images: Images (N,C,H,W), N >= 1, finite, preprocessed as the model expects them.
+        targets: Which class to explain: None (predicted), a class for all images, one class per image, or a function
+            such as :func:`~lightning_xai.scores.second_best`.
+        attributions: One method, or a dict of named methods.
+        score: The number that is explained, for every method; None leaves each method its own.
+
+    Returns:
+        Maps (N,H,W) for one method, a dict of them for a dict: at image size, signed where the method is, not
+        normalised, float32 or better.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If images or logits have the wrong shape or are not finite, if targets are no classes, if a layer
+            does not exist or has no spatial output, if a guided method meets a model without rectifiers.
+
+    Example:
+        >>> import torch
+        >>> from lightning_xai import GradCAM, InputGradient
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> maps = explain(model, torch.rand(2, 3, 8, 8), attributions={"cam": GradCAM("1"), "grad": InputGradient()})
+        >>> {name: tuple(values.shape) for name, values in maps.items()}
+        {'cam': (2, 8, 8), 'grad': (2, 8, 8)}
+    """
+    _check(model, images)
+    methods = named_attributions({"map": attributions} if isinstance(attributions, Attribution) else attributions)
+    if score is not None:
+        methods = {name: _with_score(name, method, score) for name, method in methods.items()}
+    automatic = None
+    if any(layer is None for method in methods.values() for layer in layers_of(method)):
+        automatic = last_spatial_layer(model, images)
+    trace = run(model, images, capture_for(model, methods.values(), automatic))
+    if not trace.logits.isfinite().all():
+        wrong = _not_finite(trace.logits)
+        raise ValueError(f"`model` expected to give finite logits, got NaN or infinity for images {wrong}.")
+    maps = attribute(trace, resolve_targets(targets, trace.logits), methods)
+    return maps["map"] if isinstance(attributions, Attribution) else maps
+
+
+def attribute(trace: Trace, targets: Tensor, attributions: Mapping[str, Attribution]) -> dict[str, Tensor]:
+    """The maps of several methods from one trace.
+
+    Args:
+        trace: One forward pass of N images that captured what the methods need.
+        targets: Class to explain for each image, (N,).
+        attributions: Named methods.
+
+    Returns:
+        Maps (N,H,W) by name.
+
+    Raises:
+        ValueError: If a method gives maps of another shape.
+
+    Example:
+        >>> import torch
+        >>> from lightning_xai.attribution import FakeCAM
+        >>> from lightning_xai.trace import Capture, run
+        >>> trace = run(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), torch.ones(1, 1, 2, 2), Capture())
+        >>> attribute(trace, torch.tensor([0]), {"fake": FakeCAM()})["fake"]
+        tensor([[[0., 1.],
+                 [1., 1.]]])
+    """
+    n, _, height, width = trace.images.shape
+    maps = {}
+    with plain_tensors():
+        for name, method in attributions.items():
+            maps[name] = method(trace, targets).detach()
+            if maps[name].shape != (n, height, width):
+                raise ValueError(
+                    f"Attribution {name!r} expected to give maps (N, H, W) = {(n, height, width)}, "
+                    f"got {tuple(maps[name].shape)}."
+                )
+    return maps
+
+
+def named_attributions(attributions: Mapping[str, Attribution]) -> dict[str, Attribution]:
+    """A copy of the named methods, each checked to be one.
+
+    Args:
+        attributions: Named methods.
+
+    Returns:
+        The same, as a dict.
+
+    Raises:
+        TypeError: If it is not a mapping of names to attributions.
+        ValueError: If it is empty.
+    """
+    if not isinstance(attributions, Mapping):
+        raise TypeError(f"`attributions` expected an Attribution or a dict of them, got {type(attributions).__name__}.")
+    if not attributions:
+        raise ValueError("`attributions` expected at least one method, got an empty dict.")
+    for name, method in attributions.items():
+        if not isinstance(method, Attribution):
+            hint = " Create it: `GradCAM()` instead of `GradCAM`." if isinstance(method, type) else ""
+            raise TypeError(f"`attributions[{name!r}]` expected an Attribution, got {method!r}.{hint}")
+    return dict(attributions)
+
+
+def _with_score(name: str, method: Attribution, score: Score) -> Attribution:
+    if not hasattr(method, "score"):
+        raise ValueError(
+            f"`score` expected methods that explain a score, but {name!r} ({type(method).__name__}) has none. "
+            "Leave `score=None`, or leave the method out."
+        )
+    return dataclasses.replace(method, score=score)  # type: ignore[type-var]
+
+
+def _check(model: nn.Module, images: Tensor) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"`model` expected a torch.nn.Module, got {type(model).__name__}.")
+    if not isinstance(images, Tensor):
+        raise TypeError(f"`images` expected a tensor, got {type(images).__name__}.")
+    if not is_image_batch(images) or 0 in images.shape:
+        raise ValueError(
+            "`images` expected a batch (N, C, H, W) of a floating dtype with at least one image, "
+            f"got {images.dtype} of shape {tuple(images.shape)}."
+        )
+    if not images.isfinite().all():
+        raise ValueError(f"`images` expected finite values, got NaN or infinity in images {_not_finite(images)}.")
+
+
+def _not_finite(values: Tensor) -> list[int]:
+    return (~values.detach().isfinite().flatten(1).all(1)).nonzero()[:10, 0].tolist()

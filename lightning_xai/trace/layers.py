@@ -1,0 +1,202 @@
+"""Finding modules: the layer that a user means, the classifier inside a LightningModule, the last spatial layer."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any, TypeAlias
+
+from torch import Tensor, nn
+
+from lightning_xai.trace.modes import evaluation_mode, plain_tensors
+from lightning_xai.types import Attribution, ForwardContext, Layer
+
+OneLayer: TypeAlias = "str | nn.Module | None"
+
+
+def layers_of(attribution: Attribution) -> list[OneLayer]:
+    """The layers that a method looks at, one by one; empty for methods that look at none.
+
+    Args:
+        attribution: The method.
+
+    Returns:
+        Names, modules, or None for the last layer with a spatial output.
+    """
+    if not hasattr(attribution, "layer"):
+        return []
+    layer: Layer = attribution.layer
+    return [layer] if layer is None or isinstance(layer, (str, nn.Module)) else list(layer)
+
+
+def find_layer(model: nn.Module, layer: OneLayer) -> nn.Module:
+    """The module meant by a dotted name or by itself.
+
+    Args:
+        model: The model that contains it.
+        layer: Dotted name or module.
+
+    Returns:
+        The module.
+
+    Raises:
+        ValueError: If the model has no such module; near names are listed.
+        TypeError: If it is neither a name nor a module.
+
+    Example:
+        >>> find_layer(nn.Sequential(nn.ReLU()), "0")
+        ReLU()
+    """
+    modules = {name: module for name, module in model.named_modules() if name}
+    if isinstance(layer, nn.Module):
+        if any(module is layer for module in modules.values()):
+            return layer
+        raise ValueError(
+            f"`layer` expected a module of the model, got a {type(layer).__name__} that is not part of it."
+        )
+    if not isinstance(layer, str):
+        raise TypeError(f"`layer` expected a dotted name or a module, got {type(layer).__name__}.")
+    if layer not in modules:
+        near = difflib.get_close_matches(layer, modules, n=5, cutoff=0.4) or list(modules)[-5:]
+        raise ValueError(f"`layer` expected the name of a module, got {layer!r}. Near names: {', '.join(near)}.")
+    return modules[layer]
+
+
+def name_of(model: nn.Module, module: nn.Module) -> str:
+    """The dotted name of a module in a model, or its class if it has none.
+
+    Args:
+        model: The model.
+        module: A module.
+
+    Returns:
+        The name.
+    """
+    return next((name for name, one in model.named_modules() if one is module), type(module).__name__)
+
+
+def last_spatial_layer(model: nn.Module, images: Tensor, context: ForwardContext = nullcontext) -> nn.Module:
+    """The last layer with a spatial output, found by one gradient-free pass of the first image.
+
+    Args:
+        model: The classifier.
+        images: Images (N,C,H,W).
+        context: Context to run the model in.
+
+    Returns:
+        The module; a container counts when it is the last to finish, so that a ResNet gives ``layer4``.
+
+    Raises:
+        ValueError: If no layer has an output of more than one position.
+
+    Example:
+        >>> import torch
+        >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> last_spatial_layer(model, torch.zeros(1, 1, 8, 8))
+        ReLU()
+    """
+    with Observer(model) as observer, evaluation_mode(model), plain_tensors(), context():
+        model(images[:1])
+    return observer.last_spatial(model)
+
+
+class Observer:
+    """Context that watches which modules of a model take images, give logits, or give spatial outputs.
+
+    The passes themselves are unchanged.
+
+    Args:
+        model: The model to watch, with all its submodules.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._stack = ExitStack()
+        self._classifiers: list[nn.Module] = []
+        self._spatial: list[nn.Module] = []
+
+    def __enter__(self) -> Observer:
+        self._stack.enter_context(forward_hooks(self._model.modules(), self._note))
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
+
+    def classifier(self) -> nn.Module:
+        """The outermost module that took images (N,C,H,W) and gave logits (N,K).
+
+        Raises:
+            RuntimeError: If there is none, or several that do not contain one another.
+        """
+        found = list(dict.fromkeys(self._classifiers))
+        inner = {part for one in found for part in one.modules() if part is not one}
+        outer = [one for one in found if one not in inner]
+        if len(outer) != 1:
+            names = ", ".join(repr(name_of(self._model, module)) for module in outer) or "none"
+            raise RuntimeError(
+                "Expected one module that takes images (N, C, H, W) and gives logits (N, K) in the validation step, "
+                f"found {names}. Name the right one, `classifier='model'` say."
+            )
+        return outer[0]
+
+    def last_spatial(self, model: nn.Module) -> nn.Module:
+        """The submodule of ``model`` that was the last to give an output (N,D,h,w) of more than one position.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        inside = set(model.modules()) - {model}
+        found = [module for module in self._spatial if module in inside]
+        if not found:
+            raise ValueError(
+                "`layer=None` expected a layer with an output (N, D, h, w) of more than one position, found none. "
+                "Name a layer, or use larger images."
+            )
+        return found[-1]
+
+    def _note(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> None:
+        if not isinstance(output, Tensor):
+            return
+        if output.ndim == 4 and output.shape[2] * output.shape[3] > 1:
+            self._spatial.append(module)
+        images = [one for one in (*args, *kwargs.values()) if is_image_batch(one)]
+        if images and output.ndim == 2 and len(output) == len(images[0]) and not _looks_like_probabilities(output):
+            self._classifiers.append(module)
+
+
+@contextmanager
+def forward_hooks(modules: Iterable[nn.Module], hook: Callable[..., Any]) -> Iterator[None]:
+    """Forward hooks ``(module, args, kwargs, output)`` on the modules inside, none after.
+
+    Args:
+        modules: Where to hook.
+        hook: The hook; a value it returns replaces the output.
+    """
+    handles = []
+    try:
+        for module in modules:
+            handles.append(module.register_forward_hook(hook, with_kwargs=True))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def is_image_batch(value: object) -> bool:
+    """Whether a value looks like images (N,C,H,W) of a floating dtype.
+
+    Args:
+        value: Any argument of a forward.
+
+    Returns:
+        True if so.
+    """
+    return isinstance(value, Tensor) and value.ndim == 4 and value.is_floating_point()
+
+
+def _looks_like_probabilities(output: Tensor) -> bool:
+    if output.shape[1] < 2 or not output.is_floating_point():
+        return False
+    output = output.detach().float()
+    return bool((output >= 0).all() and ((output.sum(1) - 1).abs() < 1e-2).all())

@@ -1,0 +1,362 @@
+"""One forward pass and everything that is asked of it: the trace, and the two ways to get one."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from lightning_xai.trace.guided import guided
+from lightning_xai.trace.layers import OneLayer, find_layer, forward_hooks, is_image_batch, layers_of, name_of
+from lightning_xai.trace.modes import evaluation_mode, plain_tensors
+from lightning_xai.types import Attribution, ForwardContext, Score
+
+
+@dataclass(frozen=True)
+class Capture:
+    """What one forward pass must keep.
+
+    Attributes:
+        layers: The modules whose outputs are kept, by the name under which attributions ask for them.
+        image_gradient: Whether the graph starts at the image.
+    """
+
+    layers: dict[OneLayer, nn.Module] = field(default_factory=dict)
+    image_gradient: bool = False
+
+    def __or__(self, other: Capture) -> Capture:
+        """What both ask for."""
+        return Capture(self.layers | other.layers, self.image_gradient or other.image_gradient)
+
+
+def capture_for(model: nn.Module, attributions: Iterable[Attribution], automatic: nn.Module | None = None) -> Capture:
+    """What a forward pass must keep so that all attributions can be computed from it.
+
+    Args:
+        model: The model that will run.
+        attributions: The methods.
+        automatic: The module to take where a method has ``layer=None``.
+
+    Returns:
+        The capture.
+
+    Raises:
+        ValueError: If a layer does not exist in the model.
+        TypeError: If a layer is neither a name nor a module.
+    """
+    methods = list(attributions)
+    wanted = [layer for method in methods for layer in layers_of(method)]
+    modules = {layer: automatic if layer is None and automatic else find_layer(model, layer) for layer in wanted}
+    return Capture(modules, any(method.needs_image_gradient for method in methods))
+
+
+class Trace:
+    """One forward pass of N images: logits, captured activations, and gradients, each computed once.
+
+    Made by :func:`run` or by a :class:`Listener`; handed to attributions.
+
+    Args:
+        model: The classifier.
+        capture: What the pass keeps.
+        images: What the model is given, (N,C,H,W).
+        context: Context in which later passes run.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> trace = run(model, torch.ones(1, 1, 4, 4), Capture({"1": model[1]}))
+        >>> trace.logits.shape, trace.activation("1").shape
+        (torch.Size([1, 2]), torch.Size([1, 2, 2, 2]))
+    """
+
+    def __init__(self, model: nn.Module, capture: Capture, images: Tensor, context: ForwardContext) -> None:
+        self._model = model
+        self._capture = capture
+        self._context = context
+        self._images = images
+        self._logits = images.new_empty(0)
+        self._activations: dict[nn.Module, Tensor] = {}
+        self._gradients: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
+
+    @property
+    def images(self) -> Tensor:
+        """What the model was given, (N,C,H,W), detached."""
+        return self._images.detach()
+
+    @property
+    def logits(self) -> Tensor:
+        """What the model returned, (N,K), detached."""
+        return self._logits.detach()
+
+    def activation(self, layer: OneLayer) -> Tensor:
+        """The output of a captured layer; where the layer was called several times, of its last call.
+
+        Args:
+            layer: As it was named in the capture.
+
+        Returns:
+            Activations (N,D,h,w), detached.
+
+        Raises:
+            ValueError: If the layer was not called, or its output is not spatial.
+        """
+        return self._source(layer).detach()
+
+    def gradient(self, score: Score, targets: Tensor, *, of: OneLayer) -> Tensor:
+        """The gradient of each image's score with respect to a captured layer, computed once.
+
+        Args:
+            score: The number per image that is explained.
+            targets: Class to explain for each image, (N,).
+            of: The layer, as it was named in the capture.
+
+        Returns:
+            Gradients (N,D,h,w), detached.
+
+        Raises:
+            ValueError: If the score does not give one number per image or does not depend on the layer.
+        """
+        return self._gradient(score, targets, self._source(of), guided_rule=False)
+
+    def image_gradient(self, score: Score, targets: Tensor, *, guided_rule: bool = False) -> Tensor:
+        """The gradient of each image's score with respect to the image, computed once.
+
+        Args:
+            score: The number per image that is explained.
+            targets: Class to explain for each image, (N,).
+            guided_rule: Clamp the gradient that enters each rectifier at zero (:func:`guided`).
+
+        Returns:
+            Gradients (N,C,H,W), detached.
+
+        Raises:
+            RuntimeError: If the capture did not ask for the image's gradient.
+            ValueError: If the score does not give one number per image, or for a guided gradient without enough
+                rectifiers.
+        """
+        if not self._images.requires_grad:
+            raise RuntimeError(
+                "`image_gradient` expected a trace whose graph starts at the image. "
+                "Set `needs_image_gradient = True` in the attribution that calls it."
+            )
+        return self._gradient(score, targets, self._images, guided_rule)
+
+    def rerun(self, images: Tensor) -> Trace:
+        """A new trace of other images, with the same model, layers and precision.
+
+        Args:
+            images: Images (N,C,H,W).
+
+        Returns:
+            The trace; it costs one forward pass.
+        """
+        return run(self._model, images, self._capture, self._context)
+
+    def predict(self, images: Tensor) -> Tensor:
+        """The logits of other images, without a graph.
+
+        Args:
+            images: Images (N,C,H,W).
+
+        Returns:
+            Logits (N,K).
+        """
+        return predict(self._model, images, self._context)
+
+    def _source(self, layer: OneLayer) -> Tensor:
+        if layer not in self._capture.layers:
+            raise RuntimeError(f"`layer` expected one of the captured layers, got {layer!r}.")
+        module = self._capture.layers[layer]
+        if module not in self._activations:
+            raise ValueError(f"`layer` {name_of(self._model, module)!r} was not called in the forward pass.")
+        return self._activations[module]
+
+    def _gradient(self, score: Score, targets: Tensor, source: Tensor, guided_rule: bool) -> Tensor:
+        key = (score, id(targets), id(source), guided_rule)
+        if key not in self._gradients:
+            with torch.inference_mode(False), torch.enable_grad():
+                scores = score(self._logits, targets)
+                _check_scores(scores, targets)
+                with guided(self._logits) if guided_rule else nullcontext():
+                    (gradient,) = torch.autograd.grad(scores.sum(), source, retain_graph=True, allow_unused=True)
+            if gradient is None:
+                raise ValueError("`score` does not depend on the layer asked for: choose a layer before the logits.")
+            self._gradients[key] = gradient.detach(), targets  # the targets are kept so that their id stays theirs
+        return self._gradients[key][0]
+
+    def _keep(self, module: nn.Module, args: Any, kwargs: Any, output: object) -> Tensor:
+        """Forward hook: keep a copy that later in-place operations cannot reach, and start the graph here."""
+        if not isinstance(output, Tensor) or output.ndim != 4:
+            shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise ValueError(
+                f"`layer` {name_of(self._model, module)!r} expected an output of shape (N, D, h, w), got {shape}. "
+                "Choose a layer before the pooling, or None for the last layer with a spatial output."
+            )
+        torch.set_grad_enabled(True)  # until the end of the shadowed forward, which restores the mode
+        activation = output.clone() if output.requires_grad else output.detach().clone().requires_grad_()
+        self._activations[module] = activation
+        return activation.clone()
+
+
+def run(model: nn.Module, images: Tensor, capture: Capture, context: ForwardContext = nullcontext) -> Trace:
+    """One forward pass in evaluation mode.
+
+    Args:
+        model: The classifier, images (N,C,H,W) -> logits (N,K).
+        images: Images (N,C,H,W).
+        capture: What to keep.
+        context: Context to run the model in, such as a precision plugin's autocast.
+
+    Returns:
+        The trace; the model is as before.
+
+    Raises:
+        ValueError: If the output is not (N,K).
+    """
+    with evaluation_mode(model), Listener(model, capture, context) as listener, torch.no_grad(), context():
+        output = model(images)
+    if not listener.traces:
+        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise ValueError(f"`model` expected to give logits (N, K) = ({len(images)}, K), got {shape}.")
+    return listener.traces[0]
+
+
+def predict(model: nn.Module, images: Tensor, context: ForwardContext = nullcontext) -> Tensor:
+    """The logits of images in evaluation mode, without a graph.
+
+    Args:
+        model: The classifier.
+        images: Images (N,C,H,W).
+        context: Context to run the model in.
+
+    Returns:
+        Logits (N,K).
+    """
+    with evaluation_mode(model), plain_tensors(), context():
+        return model(images)
+
+
+class Listener:
+    """Context in which every gradient-free call of a model leaves a trace, and callers notice nothing.
+
+    The model's ``forward`` is shadowed on the instance. The graph starts at the captured layer (before it the pass
+    is gradient-free) or at the image; the caller gets a detached copy of the logits. Calls made with gradients
+    enabled, without images or with other outputs than logits (N,K) pass unheard. Listeners nest: an inner one joins
+    the outer one, so that the forward runs once.
+
+    Args:
+        model: The classifier.
+        capture: What to keep.
+        context: Context in which later passes of the same trace run (:meth:`Trace.rerun`).
+
+    Attributes:
+        traces: One for each call heard, in order.
+        capture: What to keep.
+
+    Raises:
+        RuntimeError: If the model's parameters are inference tensors.
+
+    Example:
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+        >>> with Listener(model, Capture()) as listener, torch.no_grad():
+        ...     logits = model(torch.ones(3, 1, 2, 2))
+        >>> len(listener.traces), listener.traces[0].logits.shape
+        (1, torch.Size([3, 2]))
+    """
+
+    def __init__(self, model: nn.Module, capture: Capture, context: ForwardContext = nullcontext) -> None:
+        if any(parameter.is_inference() for parameter in model.parameters()):
+            raise RuntimeError(
+                "The model's parameters were made in inference mode and cannot take part in a gradient. "
+                "Create the model outside of it, for instance with Trainer(inference_mode=False)."
+            )
+        self.traces: list[Trace] = []
+        self.capture = capture
+        self._model = model
+        self._context = context
+        self._shadow: _Shadow | None = None
+
+    def __enter__(self) -> Listener:
+        shadow = self._model.__dict__.get("forward")
+        if not isinstance(shadow, _Shadow):
+            shadow = _Shadow(self._model, self._context)
+            shadow.install()
+        shadow.listeners.append(self)
+        self._shadow = shadow
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._shadow is None:
+            return
+        self._shadow.listeners.remove(self)
+        if not self._shadow.listeners:
+            self._shadow.remove()
+        self._shadow = None
+
+
+class _Shadow:
+    """Stands in for a model's ``forward`` and tells its listeners of each call."""
+
+    def __init__(self, model: nn.Module, context: ForwardContext) -> None:
+        self.listeners: list[Listener] = []
+        self._model = model
+        self._context = context
+        self._shadowed_before = "forward" in model.__dict__
+        self._original = model.forward
+        self._stack = ExitStack()
+
+    def install(self) -> None:
+        if "torch._dynamo" in sys.modules:  # compiled code would not see hooks that are added after compilation
+            self._stack.enter_context(torch.compiler.set_stance("force_eager"))
+        self._model.forward = self
+
+    def remove(self) -> None:
+        if self._shadowed_before:
+            self._model.forward = self._original
+        else:
+            del self._model.forward
+        self._stack.close()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.is_grad_enabled() or not any(is_image_batch(one) for one in (*args, *kwargs.values())):
+            return self._original(*args, **kwargs)
+        capture = Capture()
+        for listener in self.listeners:
+            capture |= listener.capture
+        with torch.inference_mode(False), torch.set_grad_enabled(capture.image_gradient):
+            args, kwargs, images = _own_copies(args, kwargs, capture.image_gradient)
+            trace = Trace(self._model, capture, images, self._context)
+            with forward_hooks(set(capture.layers.values()), trace._keep):
+                logits = self._original(*args, **kwargs)
+            if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
+                return logits
+            trace._logits = logits
+            for listener in self.listeners:
+                listener.traces.append(trace)
+            return logits.detach().clone()
+
+
+def _own_copies(args: Any, kwargs: Any, differentiate: bool) -> tuple[Any, Any, Tensor]:
+    """The arguments with the images replaced by a copy, a leaf if asked, and no inference tensor left."""
+    found: list[Tensor] = []
+
+    def copy(value: Any) -> Any:
+        if is_image_batch(value) and not found:
+            found.append(value.detach().clone().requires_grad_(differentiate))
+            return found[0]
+        return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
+
+    args, kwargs = tree_map(copy, (args, kwargs))
+    return args, kwargs, found[0]
+
+
+def _check_scores(scores: Tensor, targets: Tensor) -> None:
+    if scores.shape != targets.shape:
+        raise ValueError(
+            f"`score` expected to give one number per image, {tuple(targets.shape)}, got {tuple(scores.shape)}."
+        )
