@@ -1,0 +1,82 @@
+"""The LightningModule mixin that puts the guided-gradient term into a training step."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_xai.regularization.loss import Criterion, GuidedGradientLoss
+
+
+class GuidedGradientMixin:
+    """Gives a LightningModule the method ``guided_gradient_loss`` and overrides nothing.
+
+    Set ``self.interpretability`` in ``__init__`` and call the method in ``training_step``::
+
+        class Classifier(GuidedGradientMixin, L.LightningModule):
+            def __init__(self):
+                super().__init__()
+                self.model = torchvision.models.resnet18(num_classes=10)
+                self.interpretability = GuidedGradientLoss(weight=LinearWarmup(0.1, steps=500))
+
+            def training_step(self, batch, batch_idx):
+                loss, logits = self.guided_gradient_loss(*batch)
+                return loss
+
+    Logged in each step under ``train/guided_gradient/``: ``classification_loss`` (L_C), and in steps with the term
+    ``regularization_loss`` (L_R), ``weight`` (lambda, times ``every_n_steps``), ``cosine`` and ``norm_ratio`` between
+    the gradient and the guided gradient, and the share of ``saturated`` images.
+
+    Example:
+        >>> import pytorch_lightning as pl
+        >>> class Classifier(GuidedGradientMixin, pl.LightningModule):
+        ...     pass
+        >>> hasattr(Classifier(), "guided_gradient_loss")
+        True
+    """
+
+    interpretability: GuidedGradientLoss
+
+    if TYPE_CHECKING:  # what a LightningModule has
+        global_step: int
+
+        def log_dict(self, dictionary: Any, **kwargs: Any) -> None: ...  # noqa: D102
+
+    def guided_gradient_loss(
+        self, images: Tensor, targets: Tensor, criterion: Criterion = F.cross_entropy, *, model: nn.Module | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Run the forward pass, log the parts, and give the total loss and the logits.
+
+        Args:
+            images: Images (N,C,H,W).
+            targets: Targets of the criterion.
+            criterion: The classification loss ``(logits, targets)``, a mean over images or one value for each.
+            model: The classifier; None for the LightningModule's own ``forward``.
+
+        Returns:
+            The loss ``L_C + lambda * L_R``, (), and the logits (N,K).
+
+        Raises:
+            RuntimeError: If ``self.interpretability`` is not set, or the model cannot be differentiated twice.
+
+        """
+        if not isinstance(getattr(self, "interpretability", None), GuidedGradientLoss):
+            raise RuntimeError(
+                "`self.interpretability` expected a GuidedGradientLoss. "
+                "Set it in __init__: self.interpretability = GuidedGradientLoss(...)."
+            )
+        classifier: Any = self if model is None else model
+        terms = self.interpretability(classifier, images, targets, criterion, self.global_step)
+        parts = {
+            "classification_loss": terms.classification,
+            "regularization_loss": terms.regularization,
+            "weight": terms.weight if terms.regularization is not None else None,
+            "cosine": terms.cosine,
+            "norm_ratio": terms.norm_ratio,
+            "saturated": terms.saturated,
+        }
+        logged = {f"train/guided_gradient/{name}": value for name, value in parts.items() if value is not None}
+        self.log_dict(logged, batch_size=len(images))
+        return terms.loss, terms.logits
