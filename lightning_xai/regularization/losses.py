@@ -27,7 +27,7 @@ from torch import Tensor, nn
 def sigmoid_masking(gradients: Tensor, guided: Tensor, *, normalize: bool = True) -> Tensor:
     """Guided gradient masked by the sigmoid of the gradient (eq. 11).
 
-    Normalised (default): ``-mean_i u'_i * sigmoid(u_i)`` where ``u = d / rms(d)`` and ``u' = d' / rms(d')``, in [-1, 1],
+    Normalised (default): ``-mean_i u'_i * sigmoid(u_i)``, ``u = d / rms(d)`` and ``u' = d' / rms(d')``, in [-1, 1],
     no unit. Literal: ``-sum_i d'_i * sigmoid(d_i)``, in the units of the guided gradient, unbounded. To first order the
     latter is ``-sum(d') / 2 - <d, d'> / 4``: a constant, and an alignment that rewards larger gradients. At unit rms
     the sigmoid is used where it bends, and only the direction of the gradient counts.
