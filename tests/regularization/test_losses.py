@@ -340,6 +340,13 @@ def test_normalised_error_keeps_its_precision_at_extreme_sizes_in_float32(error:
     torch.testing.assert_close(slope * size, derivative(error, gradients, guided), rtol=1e-4, atol=1e-6)
 
 
+def test_literal_histogram_intersection_does_not_underflow_in_float32() -> None:
+    """The product of the norms of two small gradients is below the smallest float32, their quotients are not."""
+    gradients, guided = pair(dtype=torch.float32)
+    error = histogram_intersection(1e-25 * gradients, 1e-25 * guided, normalize=False)
+    torch.testing.assert_close(1e-25 * error, histogram_intersection(gradients, guided, normalize=False))
+
+
 @each_normalized
 def test_subnormal_gradient_counts_as_zero(error: Error) -> None:
     """The inverse of its size would overflow; value and derivative are those of a zero gradient."""

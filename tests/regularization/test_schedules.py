@@ -35,7 +35,7 @@ def test_schedule_gives_python_floats(schedule: Schedule, weights: dict[int, flo
     assert {type(schedule(step)) for step in weights} == {float}
 
 
-@pytest.mark.parametrize("schedule", [LinearWarmup(0.3, 7), CosineWeight(0.1, 0.3, 7), CosineWeight(0.0, 0.3, 49)])
+@pytest.mark.parametrize("schedule", [LinearWarmup(0.3, 7), CosineWeight(1.1, 0.3, 7), CosineWeight(0.0, 0.3, 49)])
 def test_end_of_the_way_is_exact(schedule: Schedule) -> None:
     """The last weight is the one that was asked for, not one rounding away from it."""
     assert schedule(49) == 0.3
