@@ -1,0 +1,105 @@
+"""What several test modules share: small networks, and the check that a model is as it was before."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class SmallNet(nn.Module):
+    """Two convolutions with batch normalisation, in-place and functional ReLU, dropout, pooling and a linear head."""
+
+    def __init__(self, classes: int = 3, channels: int = 3) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, 6, 3, padding=1)
+        self.bn1 = nn.BatchNorm2d(6)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(6, 8, 3, padding=1)
+        self.bn2 = nn.BatchNorm2d(8)
+        self.dropout = nn.Dropout(0.5)
+        self.head = nn.Linear(8, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = F.max_pool2d(self.relu(self.bn1(self.conv1(images))), 2)
+        hidden = F.relu(self.bn2(self.conv2(hidden)))
+        return self.head(self.dropout(hidden.mean((2, 3))))
+
+
+class OneConv(nn.Module):
+    """The network of captum's BasicModel_ConvNet_One_Conv (captum/testing/helpers/basic_models.py)."""
+
+    def __init__(self, inplace: bool = False) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 2, 3, 1)
+        self.relu1 = nn.ReLU(inplace=inplace)
+        self.fc1 = nn.Linear(8, 4)
+        self.conv1.weight.data = torch.ones(2, 1, 3, 3)
+        self.conv1.bias.data = torch.tensor([-50.0, -75.0])
+        self.fc1.weight.data = torch.cat([torch.ones(4, 5), -torch.ones(4, 3)], dim=1)
+        self.fc1.bias.data = torch.zeros(4)
+        self.relu2 = nn.ReLU(inplace=inplace)
+
+    def forward(self, images):
+        return self.relu2(self.fc1(self.relu1(self.conv1(images)).view(-1, 8)))
+
+
+def small_net(classes: int = 3, channels: int = 3) -> SmallNet:
+    """A seeded SmallNet in evaluation mode whose batch normalisation has seen data."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = SmallNet(classes, channels)
+        model(torch.randn(32, channels, 8, 8))
+        return model.eval()
+
+
+def random_images(n: int = 4, size: int = 8, channels: int = 3, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Seeded images, whatever the global random state."""
+    return torch.randn(n, channels, size, size, generator=torch.Generator().manual_seed(1), dtype=dtype)
+
+
+def state_of(model: nn.Module) -> dict[str, Any]:
+    """Everything about a model and the process that an explanation must leave alone."""
+    return {
+        "modes": [module.training for module in model.modules()],
+        "parameters": [id(parameter) for parameter in model.parameters()],
+        "requires_grad": [parameter.requires_grad for parameter in model.parameters()],
+        "grads": [parameter.grad for parameter in model.parameters()],
+        "grad values": [None if p.grad is None else p.grad.clone() for p in model.parameters()],
+        "values": copy.deepcopy({name: value.clone() for name, value in model.state_dict().items()}),
+        "hooks": [(len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks)) for m in model.modules()],
+        "own attributes": [sorted(module.__dict__) for module in model.modules()],
+        "random state": torch.get_rng_state(),
+        "grad mode": (torch.is_grad_enabled(), torch.is_inference_mode_enabled()),
+    }
+
+
+def assert_same_state(before: dict[str, Any], after: dict[str, Any]) -> None:
+    """Fail where the two states differ, naming what does."""
+    for name in before:
+        if name == "grads":
+            assert [id(grad) for grad in before[name]] == [id(grad) for grad in after[name]], name
+        elif name in ("values", "grad values", "random state"):
+            torch.testing.assert_close(after[name], before[name], rtol=0, atol=0, msg=name)
+        else:
+            assert after[name] == before[name], name
+
+
+class Unhappy(nn.Module):
+    """Raises in its forward when told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.happy = True
+
+    def forward(self, values: Tensor) -> Tensor:
+        if not self.happy:
+            raise ArithmeticError("unhappy")
+        return values
+
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

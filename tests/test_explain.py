@@ -1,0 +1,293 @@
+"""The front door: what explain() takes, gives, refuses, and leaves alone."""
+
+import pytest
+import torch
+from support import Unhappy, assert_same_state, random_images, small_net, state_of
+from torch import nn
+
+from lightning_xai import (
+    Attribution,
+    CenteredGaussian,
+    FakeCAM,
+    GradCAM,
+    GradCAMPlus,
+    GradCAMPlusPlus,
+    GuidedGradient,
+    InputGradient,
+    Random,
+    explain,
+    post_softmax,
+    pre_softmax,
+    second_best,
+)
+
+EVERY = {
+    "gradcam": GradCAM("conv2"),
+    "gradcam auto": GradCAM(),
+    "gradcam plus": GradCAMPlus("relu"),
+    "gradcam plus plus": GradCAMPlusPlus(("conv1", "conv2")),
+    "input gradient": InputGradient(),
+    "guided gradient": GuidedGradient(),
+    "random": Random(),
+    "gaussian": CenteredGaussian(),
+    "fake cam": FakeCAM(),
+}
+
+
+def every_kind_of_method(kind: type[Attribution] = Attribution) -> set[type[Attribution]]:
+    """All attributions of the package that can be created."""
+    below = {one for child in kind.__subclasses__() for one in every_kind_of_method(child) | {child}}
+    return {one for one in below if one.__module__.startswith("lightning_xai") and not one.__name__.startswith("_")}
+
+
+def test_the_invariants_are_checked_for_every_attribution():
+    """A new method cannot be forgotten in the table above."""
+    assert {type(method) for method in EVERY.values()} == every_kind_of_method()
+
+
+def frozen(model):
+    """All parameters frozen."""
+    return model.requires_grad_(False)
+
+
+def with_gradients(model):
+    """In the middle of accumulating training gradients."""
+    model(random_images()).sum().backward()
+    return model
+
+
+@pytest.mark.parametrize("prepare", [nn.Module.eval, nn.Module.train, frozen, with_gradients])
+@pytest.mark.parametrize("name", EVERY)
+def test_model_and_process_are_as_before(name, prepare):
+    """Modes, gradients, parameters, buffers, hooks, forward, random state; the images too; also a second time."""
+    model, images = prepare(small_net()), random_images()
+    before, copies = state_of(model), images.clone()
+    for _ in range(2):
+        explain(model, images, attributions=EVERY[name])
+        assert_same_state(before, state_of(model))
+    assert torch.equal(images, copies)
+    assert not images.requires_grad
+
+
+@pytest.mark.parametrize("where", ["before the layer", "after the layer"])
+@pytest.mark.parametrize("name", EVERY)
+def test_model_and_process_are_as_before_after_an_exception_midway(name, where):
+    """The model's own error comes out, and nothing stays behind."""
+    model, images, unhappy = small_net(), random_images(), Unhappy()
+    if where == "before the layer":
+        model.bn1 = nn.Sequential(unhappy, model.bn1)
+    else:
+        model.head = nn.Sequential(unhappy, model.head)
+    model.train()
+    unhappy.happy = False
+    before = state_of(model)
+    with pytest.raises(ArithmeticError, match="unhappy"):
+        explain(model, images, attributions=EVERY[name])
+    assert_same_state(before, state_of(model))
+
+
+def test_model_is_as_before_after_an_error_in_the_score():
+    """Errors on the way back leave no hooks on the graph or the modules either."""
+    model = small_net()
+    before = state_of(model)
+
+    def broken(logits, targets):
+        raise ArithmeticError("broken score")
+
+    with pytest.raises(ArithmeticError, match="broken score"):
+        explain(model, random_images(), attributions=EVERY | {"a": GuidedGradient(score=broken)})
+    assert_same_state(before, state_of(model))
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_maps_do_not_depend_on_the_batch(name):
+    """N images at once give what they give one by one, at image size, in float32, without a graph."""
+    model, images = small_net(), random_images(4, size=10)
+    together = explain(model, images, attributions=EVERY[name])
+    alone = torch.cat([explain(model, image[None], attributions=EVERY[name]) for image in images])
+    assert together.shape == (4, 10, 10)
+    assert together.dtype == torch.float32
+    assert not together.requires_grad
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+@pytest.mark.parametrize("name", EVERY)
+def test_maps_are_the_same_in_every_grad_mode(name, context):
+    """Trainer.validate runs in inference mode, fit's validation without gradients, notebooks with."""
+    model, images = small_net(), random_images()
+    expected = explain(model, images, attributions=EVERY[name])
+    with context():
+        found = explain(model, images.clone(), attributions=EVERY[name])
+        assert not found.is_inference()
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_all_methods_share_one_forward():
+    """Counted at the first convolution; a method with layer=None adds a look at one image."""
+    model, images, seen = small_net(), random_images(5), []
+    model.conv1.register_forward_hook(lambda module, args, output: seen.append(len(output)))
+    named = {name: method for name, method in EVERY.items() if name != "gradcam auto"}
+    explain(model, images, attributions=named)
+    assert seen == [5]
+    explain(model, images, attributions=EVERY)
+    assert seen == [5, 1, 5]
+
+
+def test_methods_with_one_score_share_one_backward():
+    """Three CAMs of one score and layer take one backward pass; another score takes another."""
+    model, images = small_net(), random_images()
+    passes = []
+
+    class Counted(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, values):
+            return values.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            passes.append(1)
+            return gradient
+
+    model.head.register_forward_hook(lambda module, args, output: Counted.apply(output))
+    methods = {str(kind): kind("conv2") for kind in (GradCAM, GradCAMPlus, GradCAMPlusPlus)}
+    explain(model, images, attributions=methods)
+    assert len(passes) == 1
+    explain(model, images, attributions=methods | {"raw": GradCAM("conv2", score=pre_softmax)})
+    assert len(passes) == 3
+
+
+def test_a_dict_gives_a_dict_with_what_each_method_gives_alone():
+    """In the order given."""
+    model, images = small_net(), random_images()
+    maps = explain(model, images, second_best, attributions=EVERY)
+    assert list(maps) == list(EVERY)
+    for name, method in EVERY.items():
+        alone = explain(model, images, second_best, attributions=method)
+        torch.testing.assert_close(maps[name], alone, rtol=1e-5, atol=1e-7)
+
+
+def test_score_replaces_that_of_every_method():
+    """And None leaves each its own."""
+    model, images = small_net(), random_images()
+    found = explain(model, images, attributions=GradCAM("conv2"), score=post_softmax)
+    expected = explain(model, images, attributions=GradCAM("conv2", score=post_softmax))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    assert not torch.allclose(found, explain(model, images, attributions=GradCAM("conv2")))
+
+
+def test_the_last_spatial_layer_is_found():
+    """conv2 is followed by bn2, whose output is the last with more than one position."""
+    model, images = small_net(), random_images()
+    found = explain(model, images, attributions=GradCAM())
+    torch.testing.assert_close(found, explain(model, images, attributions=GradCAM("bn2")))
+
+
+def test_a_layer_called_twice_counts_with_its_last_call():
+    """As in torchvision's BasicBlock, whose one ReLU also makes the block's output."""
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+            self.relu = nn.ReLU()
+            self.last = nn.Identity()
+
+        def forward(self, images):
+            hidden = self.relu(self.conv(self.relu(images)))
+            return self.last(hidden).mean((2, 3))
+
+    model, images = Twice(), random_images()
+    found, expected = (explain(model, images, 0, attributions=GradCAM(layer)) for layer in ("relu", "last"))
+    torch.testing.assert_close(found, expected)
+
+
+def test_bfloat16_models_give_float32_maps():
+    """Maps of a bfloat16 model resemble those of the float32 one."""
+    model, images = small_net(), random_images()
+    expected = explain(model, images, 1, attributions=GradCAM("conv2", relu=False))
+    found = explain(model.bfloat16(), images.bfloat16(), 1, attributions=GradCAM("conv2", relu=False))
+    assert found.dtype == torch.float32
+    assert torch.cosine_similarity(found.flatten(1), expected.flatten(1)).min() > 0.98
+
+
+def test_autocast_is_kept():
+    """Under autocast the pass runs in bfloat16 and the maps resemble those of float32."""
+    model, images = small_net(), random_images()
+    expected = explain(model, images, 1, attributions=GradCAM("conv2", relu=False))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = explain(model, images, 1, attributions=GradCAM("conv2", relu=False))
+    assert torch.cosine_similarity(found.flatten(1), expected.flatten(1)).min() > 0.98
+    assert not torch.equal(found, expected)
+
+
+def gives(values):
+    """A model that answers every batch with the same values."""
+
+    class Gives(nn.Module):
+        def forward(self, images):
+            return values
+
+    return Gives()
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"model": len}, TypeError, r"`model` expected a torch.nn.Module, got builtin"),
+        ({"images": [1]}, TypeError, r"`images` expected a tensor, got list"),
+        ({"images": torch.zeros(3, 8, 8)}, ValueError, r"`images` expected a batch \(N, C, H, W\).*\(3, 8, 8\)"),
+        ({"images": torch.zeros(0, 3, 8, 8)}, ValueError, r"at least one image, got torch.float32 of shape \(0,"),
+        ({"images": torch.zeros(1, 3, 8, 8).byte()}, ValueError, r"floating dtype.*torch.uint8"),
+        ({"images": torch.full((2, 3, 8, 8), torch.nan)}, ValueError, r"finite values.*in images \[0, 1\]"),
+        ({"model": gives(torch.zeros(4, 3, 2))}, ValueError, r"logits \(N, K\) = \(4, K\), got \(4, 3, 2\)"),
+        ({"model": gives((1, 2))}, ValueError, r"logits \(N, K\) = \(4, K\), got tuple"),
+        ({"model": gives(torch.tensor([[0.0, 1.0]] * 3 + [[torch.inf, 0.0]]))}, ValueError, r"finite.*images \[3\]"),
+        ({"targets": 3}, ValueError, r"classes in \[0, 2\], got 3"),
+        ({"targets": [0, 1]}, ValueError, r"each of the 4 images, got shape \(2,\)"),
+        ({"attributions": GradCAM("conv3")}, ValueError, r"got 'conv3'. Near names: conv2, conv1"),
+        ({"attributions": GradCAM("head")}, ValueError, r"`layer` 'head' expected.*\(N, D, h, w\), got \(4, 3\)"),
+        ({"attributions": GradCAM(nn.ReLU())}, ValueError, r"got a ReLU that is none of its own"),
+        ({"attributions": GradCAM(3)}, TypeError, r"int"),
+        ({"attributions": {}}, ValueError, r"at least one method, got an empty dict"),
+        ({"attributions": {"a": GradCAM}}, TypeError, r"`attributions\['a'\]` expected an Attribution.*Create it"),
+        ({"attributions": [GradCAM()]}, TypeError, r"an Attribution or a dict of them, got list"),
+        ({"attributions": FakeCAM(), "score": pre_softmax}, ValueError, r"\(FakeCAM\) has none"),
+        ({"score": lambda logits, targets: logits}, ValueError, r"one number per image, \(4,\), got \(4, 3\)"),
+    ],
+)
+def test_bad_input_gets_a_clear_error_and_changes_nothing(change, error, message):
+    """What was expected, what came, and the remedy."""
+    model = small_net()
+    before = state_of(model)
+    arguments = {"model": model, "images": random_images(), "targets": None, "attributions": InputGradient()} | change
+    with pytest.raises(error, match=message):
+        explain(**arguments)
+    assert_same_state(before, state_of(model))
+
+
+def test_a_layer_that_is_not_called_is_named():
+    """It exists, but this forward does not use it."""
+    model = small_net()
+    model.spare = nn.Conv2d(1, 1, 1)
+    with pytest.raises(ValueError, match="`layer` 'spare' was not called"):
+        explain(model, random_images(), attributions=GradCAM("spare"))
+
+
+def test_maps_of_a_wrong_shape_are_refused():
+    """A method of the user's own that forgets to upsample."""
+
+    class Coarse(Attribution):
+        def __call__(self, trace, targets):
+            return torch.zeros(len(targets), 2, 2)
+
+    with pytest.raises(ValueError, match=r"'map' expected to give maps \(N, H, W\) = \(4, 8, 8\), got \(4, 2, 2\)"):
+        explain(small_net(), random_images(), attributions=Coarse())
+
+
+def test_parameters_made_in_inference_mode_are_refused():
+    """They cannot take part in a gradient; the remedy is named."""
+    with torch.inference_mode():
+        model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten())
+    with pytest.raises(RuntimeError, match=r"inference_mode=False"):
+        explain(model, random_images(), attributions=InputGradient())
