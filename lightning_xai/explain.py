@@ -87,7 +87,9 @@ def explain(
     if not trace.logits.isfinite().all():
         wrong = _not_finite(trace.logits)
         raise ValueError(f"`model` expected to give finite logits, got NaN or infinity for images {wrong}.")
-    maps = attribute(trace, resolve_targets(targets, trace.logits), methods)
+    with plain_tensors():
+        classes = resolve_targets(targets, trace.logits)
+    maps = attribute(trace, classes, methods)
     return maps["map"] if isinstance(attributions, Attribution) else maps
 
 

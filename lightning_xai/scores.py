@@ -219,7 +219,7 @@ def resolve_targets(targets: Targets, logits: Tensor, labels: Tensor | None = No
         labels: Labels of the images, for functions that want them.
 
     Returns:
-        Targets (N,), int64, on the device of the logits, never an alias of an inference tensor.
+        Targets (N,), int64, on the device of the logits; a copy.
 
     Raises:
         TypeError: If the targets are of another type.
@@ -230,8 +230,7 @@ def resolve_targets(targets: Targets, logits: Tensor, labels: Tensor | None = No
         tensor([1, 1])
     """
     n, k = logits.shape
-    with torch.no_grad():
-        found = _as_tensor(targets, logits.detach(), labels)
+    found = _as_tensor(targets, logits.detach(), labels)
     if found.shape != (n,):
         raise ValueError(f"`targets` expected one class for each of the {n} images, got shape {tuple(found.shape)}.")
     classes = max(k, 2)

@@ -247,7 +247,7 @@ def gives(values):
         ({"targets": [0, 1]}, ValueError, r"each of the 4 images, got shape \(2,\)"),
         ({"attributions": GradCAM("conv3")}, ValueError, r"got 'conv3'. Near names: conv2, conv1"),
         ({"attributions": GradCAM("head")}, ValueError, r"`layer` 'head' expected.*\(N, D, h, w\), got \(4, 3\)"),
-        ({"attributions": GradCAM(nn.ReLU())}, ValueError, r"got a ReLU that is none of its own"),
+        ({"attributions": GradCAM(nn.ReLU())}, ValueError, r"got a ReLU that is not part of it"),
         ({"attributions": GradCAM(3)}, TypeError, r"int"),
         ({"attributions": {}}, ValueError, r"at least one method, got an empty dict"),
         ({"attributions": {"a": GradCAM}}, TypeError, r"`attributions\['a'\]` expected an Attribution.*Create it"),

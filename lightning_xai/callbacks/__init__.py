@@ -1,1 +1,6 @@
-"""Lightning callbacks."""
+"""Lightning callbacks, for users of ``pytorch_lightning`` and of ``lightning.pytorch`` alike."""
+
+from lightning_xai.callbacks.faithfulness import Faithfulness
+from lightning_xai.callbacks.saliency_maps import SaliencyMaps
+
+__all__ = ["Faithfulness", "SaliencyMaps"]

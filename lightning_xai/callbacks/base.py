@@ -1,0 +1,288 @@
+"""What the explaining callbacks share: finding the classifier, hearing its forward, taking this rank's share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import pytorch_lightning as pl
+from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, DistributedSampler
+
+from lightning_xai.explain import named_attributions
+from lightning_xai.trace import (
+    Capture,
+    Listener,
+    Observer,
+    Trace,
+    capture_for,
+    find_layer,
+    layers_of,
+    plain_tensors,
+    run,
+)
+from lightning_xai.types import Attribution
+
+Unpack: TypeAlias = Callable[[Any], "tuple[Tensor, Tensor | None]"]
+"""How a batch is taken apart: ``batch -> (images (N,C,H,W), labels (N,) or None)``."""
+
+
+def _callback_classes() -> tuple[type, ...]:
+    """Both packages ship Lightning with classes of their own, and each checks for its own."""
+    try:
+        from lightning.pytorch import Callback
+    except ImportError:
+        return (pl.Callback,)
+    return pl.Callback, Callback
+
+
+if TYPE_CHECKING:
+    LightningCallback = pl.Callback
+else:
+    LightningCallback = type("LightningCallback", _callback_classes(), {"__doc__": "A callback of either package."})
+
+
+def first_two(batch: Any) -> tuple[Tensor, Tensor | None]:
+    """Images and labels of a batch that is a sequence: its first two items.
+
+    Args:
+        batch: What the dataloader gives.
+
+    Returns:
+        Images and labels.
+
+    Raises:
+        TypeError: If the batch is no sequence.
+
+    Example:
+        >>> import torch
+        >>> first_two([torch.zeros(2, 3, 4, 4), torch.tensor([0, 1])])[1]
+        tensor([0, 1])
+    """
+    if isinstance(batch, Tensor):
+        return batch, None
+    if not isinstance(batch, (list, tuple)) or not batch:
+        raise TypeError(
+            f"The batch expected to be a sequence (images, labels, ...), got {type(batch).__name__}. "
+            "Say how to take it apart: `unpack=lambda batch: (batch['image'], batch['label'])`, say."
+        )
+    return batch[0], batch[1] if len(batch) > 1 else None
+
+
+def share_of(total: int, rank: int, world_size: int) -> int:
+    """How many of the first ``total`` items fall to a rank when they are dealt out in turn.
+
+    Args:
+        total: Number of items.
+        rank: The rank.
+        world_size: Number of ranks.
+
+    Returns:
+        The number.
+
+    Example:
+        >>> [share_of(5, rank, 2) for rank in range(2)]
+        [3, 2]
+    """
+    return max(0, (total - rank + world_size - 1) // world_size)
+
+
+class ExplainingCallback(LightningCallback):
+    """Hears the classifier's forward in validation and test batches, and hands over the trace.
+
+    Subclasses say which batches they want (:meth:`wants`), what the forward must keep (:meth:`capture`), and what is
+    done with it (:meth:`heard`).
+
+    Args:
+        attributions: Named methods.
+        classifier: Dotted name of the module that takes images and gives logits; None to find it in the first batch.
+        unpack: How a batch is taken apart.
+
+    Raises:
+        TypeError: If ``attributions`` holds anything else.
+        ValueError: If it is empty.
+    """
+
+    def __init__(
+        self, attributions: Mapping[str, Attribution], *, classifier: str | None = None, unpack: Unpack = first_two
+    ) -> None:
+        super().__init__()
+        self.attributions = named_attributions(attributions)
+        self.classifier = classifier
+        self.unpack = unpack
+        self._model: nn.Module | None = None
+        self._module: pl.LightningModule | None = None
+        self._automatic: nn.Module | None = None
+        self._observer: Observer | None = None
+        self._listener: Listener | None = None
+        self._said: set[str] = set()
+
+    def wants(self, trainer: pl.Trainer, dataloader_idx: int) -> bool:
+        """Whether the next batch of this dataloader is of interest."""
+        raise NotImplementedError
+
+    def capture(self) -> Capture:
+        """What the validation step's forward must keep."""
+        return self.full_capture()
+
+    def heard(self, trainer: pl.Trainer, trace: Trace, labels: Tensor | None, dataloader_idx: int) -> None:
+        """Work on the trace of one batch; called without gradients and outside inference mode."""
+        raise NotImplementedError
+
+    @property
+    def model(self) -> nn.Module:
+        """The classifier, once it was found."""
+        if self._model is None:
+            raise RuntimeError("The classifier is known only after the first validation or test batch.")
+        return self._model
+
+    def full_capture(self) -> Capture:
+        """What a forward must keep for all attributions."""
+        return capture_for(self.model, self.attributions.values(), self._automatic)
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Check that a named classifier and the layers named in it exist."""
+        if pl_module is not self._module:
+            self._module, self._model, self._automatic = pl_module, None, None
+        if self.classifier is not None:
+            self._model = find_layer(pl_module, self.classifier)
+            capture_for(self._model, self.attributions.values(), automatic=self._model)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Leave the classifier as it was."""
+        self._close()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Leave the classifier as it was."""
+        self._close()
+
+    def on_validation_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Begin to listen."""
+        self._start(trainer, pl_module, dataloader_idx)
+
+    def on_test_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Begin to listen."""
+        self._start(trainer, pl_module, dataloader_idx)
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Stop listening and work on what was heard."""
+        self._end(trainer, pl_module, batch, dataloader_idx)
+
+    def on_test_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Stop listening and work on what was heard."""
+        self._end(trainer, pl_module, batch, dataloader_idx)
+
+    def _start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, dataloader_idx: int) -> None:
+        self._close()
+        if not self._found():  # the sanity check is a good moment to look, too
+            self._observer = Observer(pl_module).__enter__()
+        elif not trainer.sanity_checking and self.wants(trainer, dataloader_idx):
+            self._listener = Listener(self.model, self.capture(), trainer.precision_plugin.forward_context).__enter__()
+
+    def _end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, dataloader_idx: int) -> None:
+        observer, listener = self._observer, self._listener
+        self._close()
+        if observer is not None:
+            self._model = self._model or observer.classifier()
+            if self._needs_automatic():
+                self._automatic = observer.last_spatial(self.model)
+            self.full_capture()  # layers are checked now, in the sanity check if there is one
+        if trainer.sanity_checking or not self.wants(trainer, dataloader_idx):
+            return
+        images, labels = self.unpack(batch)
+        with plain_tensors():
+            trace = next((one for one in listener.traces if len(one.images) == len(images)), None) if listener else None
+            if trace is None:
+                trace = self._own_trace(trainer, images, said=listener is not None)
+            if self._finite(trace):
+                self.heard(trainer, trace, labels, dataloader_idx)
+
+    def _own_trace(self, trainer: pl.Trainer, images: Tensor, *, said: bool) -> Trace:
+        if said:
+            self._say_once(
+                rank_zero_info,
+                f"{type(self).__name__}: the validation step did not call the classifier on the batch's images; it is "
+                "run once more for the explanations. To save that pass, call the module itself in the step.",
+            )
+        return run(self.model, images, self.capture(), trainer.precision_plugin.forward_context)
+
+    def _finite(self, trace: Trace) -> bool:
+        finite = bool(trace.logits.isfinite().all())
+        if not finite:
+            self._say_once(
+                rank_zero_warn,
+                f"{type(self).__name__}: batches with NaN or infinite logits are left out of its results.",
+            )
+        return finite
+
+    def _say_once(self, say: Callable[..., None], message: str) -> None:
+        if message not in self._said:
+            self._said.add(message)
+            say(message)
+
+    def _needs_automatic(self) -> bool:
+        return any(layer is None for method in self.attributions.values() for layer in layers_of(method))
+
+    def _found(self) -> bool:
+        return self._model is not None and (self._automatic is not None or not self._needs_automatic())
+
+    def _close(self) -> None:
+        for context in (self._observer, self._listener):
+            if context is not None:
+                context.__exit__(None, None, None)
+        self._observer = self._listener = None
+
+
+def stage_of(trainer: pl.Trainer) -> str:
+    """The first part of log keys: ``test`` while testing, else ``val``."""
+    return "test" if trainer.testing else "val"
+
+
+def loaders_of(trainer: pl.Trainer) -> list[Any]:
+    """The dataloaders of the running validation or test loop."""
+    loaders = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
+    if isinstance(loaders, Mapping):
+        return list(loaders.values())
+    return list(loaders) if isinstance(loaders, (list, tuple)) else [loaders]
+
+
+def images_of_rank(trainer: pl.Trainer, loader: Any, n_images: int | None) -> int | None:
+    """How many images of a dataloader this rank is to use, so that no image counts twice and ``n_images`` is global.
+
+    A ``DistributedSampler`` repeats images to give every rank equally many; the copies come last and are left out.
+
+    Args:
+        trainer: The trainer.
+        loader: One of its dataloaders.
+        n_images: Number of images over all ranks; None for all.
+
+    Returns:
+        The number of images from the start; None for all.
+    """
+    sampler = getattr(loader, "sampler", None) if isinstance(loader, DataLoader) else None
+    if isinstance(sampler, DistributedSampler):
+        length = len(sampler.dataset)  # type: ignore[arg-type]
+        n_images = length if n_images is None else min(n_images, length)
+        return share_of(n_images, sampler.rank, sampler.num_replicas)
+    return None if n_images is None else share_of(n_images, trainer.global_rank, trainer.world_size)
