@@ -268,9 +268,9 @@ class Panel:
         Example:
             >>> figure = Panel(torch.rand(2, 3, 8, 8)).figure("epoch 3")
             >>> [text.get_text() for text in figure.texts if text.get_text()]
-            ['epoch 3', 'input']
+            ['epoch 3', 'image']
         """
-        columns = [("input", self.images), *self.overlays.items()]
+        columns = [("image", self.images), *self.overlays.items()]
         names = [_wrapped([name], _TILE) for name, _ in columns]
         facts = [_wrapped(_phrases(facts), _TEXT) for facts in self._facts_by_image()]
         width = _MARGIN + _TEXT + len(columns) * (_TILE + _MARGIN)

@@ -260,7 +260,7 @@ def test_a_panel_that_does_not_fit_together_is_refused(images, overlays, facts, 
 
 
 def test_a_figure_shows_every_picture_once() -> None:
-    """Rows are images, columns the input and the attributions in their order."""
+    """Rows are images, columns the image and the attributions in their order."""
     shown = panel(3, ("a", "b"))
     figure = shown.figure("step 5")
     arrays = [axes.images[0].get_array() for axes in figure.axes]

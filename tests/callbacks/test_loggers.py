@@ -1,0 +1,342 @@
+"""Every logger gets its metrics' directions and pictures; no failure of one ends a run. Real loggers, read back."""
+
+import importlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from callbacks import wandb_reader
+from PIL import Image
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.loggers.logger import DummyLogger
+
+from lightning_xai.callbacks.loggers import declare_metrics, log_key, log_panel
+from lightning_xai.visualization import Panel, as_uint8, raster
+
+KEY = "val/xai/saliency"
+
+
+@pytest.fixture(params=["pytorch_lightning", "lightning.pytorch"])
+def loggers(request: pytest.FixtureRequest) -> ModuleType:
+    """The loggers of each of the two packages that ship Lightning."""
+    pytest.importorskip(request.param)
+    return importlib.import_module(f"{request.param}.loggers")
+
+
+@pytest.fixture
+def panel() -> Panel:
+    """Two images of noise, explained twice."""
+    torch.manual_seed(0)
+    facts = {"label": ["cat", "dog"], "prediction": ["dog", "dog"], "probability": [0.75, 0.5]}
+    return Panel(torch.rand(2, 3, 16, 16), {"gradcam": torch.rand(2, 3, 16, 16), "b": torch.rand(2, 3, 16, 16)}, facts)
+
+
+def figure(panel: Panel, step: int) -> np.ndarray:
+    """What loggers without tables should show."""
+    return raster(panel.figure(f"{KEY}, step {step}"))
+
+
+# Keys
+
+
+@pytest.mark.parametrize(
+    ("arguments", "key"),
+    [
+        (("val", "gradcam", "average_drop"), "val/xai/gradcam/average_drop"),
+        (("test", "my map", "maps", None), "test/xai/my map/maps"),
+        (("val", "saliency"), "val/xai/saliency"),
+        (("test", "saliency", None, 1), "test/xai/saliency/dataloader_idx_1"),
+        (("val", "gradcam", "average_drop", 0), "val/xai/gradcam/average_drop/dataloader_idx_0"),
+    ],
+)
+def test_keys_name_stage_attribution_and_metric(arguments: tuple[Any, ...], key: str) -> None:
+    """The index appears where there are several dataloaders, zero included."""
+    assert log_key(*arguments) == key
+
+
+def test_importing_loads_no_logger() -> None:
+    """The packages of loggers are optional, and slow to import."""
+    code = (
+        "import sys, lightning_xai.callbacks.loggers;"
+        "assert not {'wandb', 'mlflow', 'tensorboard', 'tensorboardX'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# Weights & Biases
+
+
+@pytest.fixture
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """W&B without a server, all of its files under the test's folder."""
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    for folder in ("WANDB_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
+        monkeypatch.setenv(folder, str(tmp_path))
+    yield wandb
+    wandb.finish()
+
+
+def test_wandb_shows_each_attribution_with_captions_at_the_global_step(
+    offline: ModuleType, loggers: ModuleType, panel: Panel, tmp_path: Path
+) -> None:
+    """One row of media at each step, also at a step below W&B's own; the pixels are those of the panel."""
+    logger = loggers.WandbLogger(save_dir=tmp_path)
+    for step in (7, 3):
+        log_panel([logger], KEY, panel, step)
+    offline.finish()
+
+    rows = [row for row in wandb_reader.history(tmp_path) if f"{KEY}/gradcam._type" in row]
+    assert [row["trainer/global_step"] for row in rows] == [7, 3]
+    assert rows[0][f"{KEY}/gradcam.captions"] == [
+        "step 7 | label cat | predicted dog (0.75)",
+        "step 7 | label dog | predicted dog (0.50)",
+    ]
+    (files,) = (path.parent for path in tmp_path.glob("wandb/offline-run-*/files/media"))
+    for name, pictures in {"image": panel.images, **panel.overlays}.items():
+        shown = [np.asarray(Image.open(files / file)) for file in rows[1][f"{KEY}/{name}.filenames"]]
+        assert np.array_equal(shown, as_uint8(pictures))
+
+
+def test_wandb_gets_one_table_with_facts_and_pictures(
+    offline: ModuleType, loggers: ModuleType, panel: Panel, tmp_path: Path
+) -> None:
+    """The table can be filtered by step and facts, and its cells are the pictures."""
+    log_panel([loggers.WandbLogger(save_dir=tmp_path)], KEY, panel, 7)
+    offline.finish()
+
+    (row,) = [row for row in wandb_reader.history(tmp_path) if f"{KEY}/table._type" in row]
+    assert row["trainer/global_step"] == 7
+    artifacts = [record.artifact for record in wandb_reader.records(tmp_path) if record.HasField("artifact")]
+    (manifest,) = [artifact.manifest for artifact in artifacts if artifact.type == "run_table"]
+    files = {entry.path: Path(entry.local_path) for entry in manifest.contents}
+    table = json.loads(files[f"{KEY}/table.table.json"].read_text())
+    assert table["columns"] == ["step", "label", "prediction", "probability", "image", "gradcam", "b"]
+    assert table["data"][0][:4] == [7, "cat", "dog", 0.75]
+    cells = [np.asarray(Image.open(files[row[5]["path"]])) for row in table["data"]]
+    assert np.array_equal(cells, as_uint8(panel.overlays["gradcam"]))
+
+
+def test_wandb_knows_the_direction_of_each_metric(offline: ModuleType, loggers: ModuleType, tmp_path: Path) -> None:
+    """A definition of our own keeps the step that the logger defines for all; no direction, no definition."""
+    logger = loggers.WandbLogger(save_dir=tmp_path, prefix="fold")
+    declare_metrics([logger], {"val/xai/a/gain": True, "val/xai/a/drop": False, "val/xai/a/peak": None})
+    logger.log_metrics({"val/xai/a/drop": 2.0}, step=1)
+    logger.log_metrics({"val/xai/a/drop": 3.0}, step=2)
+    offline.finish()
+
+    metrics = wandb_reader.metrics(tmp_path)
+    gain, drop = metrics["fold-val/xai/a/gain"], metrics["fold-val/xai/a/drop"]
+    assert (gain.summary.max, gain.summary.min) == (True, False)
+    assert (drop.summary.max, drop.summary.min) == (False, True)
+    assert gain.step_metric == drop.step_metric == "trainer/global_step"
+    assert "fold-val/xai/a/peak" not in metrics
+    summaries = [record.summary.update for record in wandb_reader.records(tmp_path) if record.HasField("summary")]
+    values = [json.loads(item.value_json) for update in summaries for item in update if "drop" in str(item)]
+    assert values[-1] == 2.0
+
+
+def test_wandb_switched_off_is_fine(
+    offline: ModuleType, panel: Panel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """WANDB_MODE=disabled takes everything and stores nothing."""
+    from pytorch_lightning.loggers import WandbLogger
+
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    logger = WandbLogger(save_dir=tmp_path)
+    declare_metrics([logger], {"val/xai/a/gain": True})
+    log_panel([logger], KEY, panel, 7)
+    assert not list(tmp_path.rglob("*.png"))
+
+
+@pytest.mark.parametrize("name", ["step", "table", "image", "label"])
+def test_wandb_columns_cannot_hide_one_another(offline: ModuleType, panel: Panel, tmp_path: Path, name: str) -> None:
+    """An attribution with the name of another column is told about, not drawn over it."""
+    from pytorch_lightning.loggers import WandbLogger
+
+    clash = Panel(panel.images, {name: panel.images}, panel.facts)
+    with pytest.warns(UserWarning, match=rf"expected to differ from step, table, image and .* got \['{name}'\]"):
+        log_panel([WandbLogger(save_dir=tmp_path)], KEY, clash, 7)
+
+
+# TensorBoard, MLflow, CSV
+
+
+def test_tensorboard_gets_the_figure_at_each_step(loggers: ModuleType, panel: Panel, tmp_path: Path) -> None:
+    """One image tag; its steps can be moved through."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logger = loggers.TensorBoardLogger(tmp_path)
+    for step in (3, 7):
+        log_panel([logger], KEY, panel, step)
+    logger.experiment.close()
+
+    events = EventAccumulator(logger.log_dir).Reload()
+    assert events.Tags()["images"] == [KEY]
+    images = events.Images(KEY)
+    assert [image.step for image in images] == [3, 7]
+    (tmp_path / "image.png").write_bytes(images[1].encoded_image_string)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "image.png")), figure(panel, 7))
+
+
+def test_mlflow_gets_the_figure_as_an_artefact_of_the_run(loggers: ModuleType, panel: Panel, tmp_path: Path) -> None:
+    """The step is in the file's name, padded so that names sort by step."""
+    mlflow = pytest.importorskip("mlflow")
+
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    logger = loggers.MLFlowLogger(tracking_uri=uri, artifact_location=str(tmp_path / "artefacts"))
+    log_panel([logger], KEY, panel, 100)
+
+    client = mlflow.MlflowClient(uri)
+    (listed,) = client.list_artifacts(logger.run_id, f"xai/{KEY}")
+    assert listed.path == f"xai/{KEY}/step=00000100.png"
+    file = client.download_artifacts(logger.run_id, listed.path, str(tmp_path))
+    assert np.array_equal(np.asarray(Image.open(file)), figure(panel, 100))
+
+
+def test_csv_gets_pictures_beside_its_metrics(loggers: ModuleType, panel: Panel, tmp_path: Path) -> None:
+    """Files are named by step; the scalars' file is written as ever."""
+    logger = loggers.CSVLogger(tmp_path)
+    log_panel([logger], KEY, panel, 100)
+    logger.log_metrics({"loss": 1.0}, step=100)
+    logger.save()
+
+    folder = Path(logger.log_dir)
+    assert sorted(path.name for path in folder.iterdir()) == ["metrics.csv", "xai"]
+    assert np.array_equal(np.asarray(Image.open(folder / f"xai/{KEY}/step=00000100.png")), figure(panel, 100))
+
+
+def test_csv_pictures_follow_the_logger_to_remote_folders(panel: Panel, tmp_path: Path) -> None:
+    """A log folder with a protocol is no local folder of that name."""
+    import fsspec
+
+    class Remote(CSVLogger):
+        log_dir = "memory://run"
+
+    log_panel([Remote(tmp_path)], KEY, panel, 1)
+    with fsspec.open(f"memory://run/xai/{KEY}/step=00000001.png") as file:
+        assert np.array_equal(np.asarray(Image.open(file)), figure(panel, 1))
+
+
+# Several, none, others, failing
+
+
+def test_several_loggers_share_one_drawing(
+    offline: ModuleType, panel: Panel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All are served; the figure, the dearest part, is drawn once."""
+    pytest.importorskip("tensorboard")
+    from pytorch_lightning.loggers import WandbLogger
+
+    drawn = []
+    draw = Panel.figure
+    monkeypatch.setattr(Panel, "figure", lambda *arguments: drawn.append(1) or draw(*arguments))
+    several = [WandbLogger(save_dir=tmp_path), TensorBoardLogger(tmp_path / "tb"), CSVLogger(tmp_path / "csv")]
+    log_panel(several, KEY, panel, 1)
+    several[1].experiment.close()
+    assert len(drawn) == 1
+    assert len(list(tmp_path.rglob("files/media/images/**/*.png"))) == 6
+    assert len(list((tmp_path / "csv").rglob("*.png"))) == 1
+    assert len(list((tmp_path / "tb").rglob("events*"))) == 1
+
+
+def test_subclasses_of_loggers_are_known(panel: Panel, tmp_path: Path) -> None:
+    """A user's own CSV logger is a CSV logger."""
+
+    class Mine(CSVLogger):
+        pass
+
+    log_panel([Mine(tmp_path)], KEY, panel, 1)
+    assert len(list(tmp_path.rglob("*.png"))) == 1
+
+
+def test_no_logger_and_unknown_ones_are_passed_over_in_silence(
+    panel: Panel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is drawn, said or written for nobody, for fast_dev_run's logger and for kinds we do not know."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Panel, "figure", None)
+    for several in ([], [DummyLogger()], [object()]):
+        declare_metrics(several, {"val/xai/a/gain": True})
+        log_panel(several, KEY, panel, 1)
+    assert not list(tmp_path.iterdir())
+
+
+def broken_logger(folder: Path) -> CSVLogger:
+    """A logger that cannot make its folder of pictures: a file is in the way."""
+    logger = CSVLogger(folder)
+    _ = logger.experiment
+    (Path(logger.log_dir) / "xai").touch()
+    return logger
+
+
+def test_a_failing_logger_warns_once_and_the_others_are_served(panel: Panel, tmp_path: Path) -> None:
+    """The warning names the logger, the cause and the loss; each broken logger has its own."""
+    several = [broken_logger(tmp_path / "a"), broken_logger(tmp_path / "b"), CSVLogger(tmp_path / "c")]
+    with pytest.warns(UserWarning, match=r"CSVLogger failed with \w+Error: .*Its pictures are lost") as caught:  # noqa: PT031
+        for step in range(3):
+            log_panel(several, KEY, panel, step)
+    assert len(caught) == 2
+    assert Path(caught[0].filename).name == "test_loggers.py"
+    assert len(list((tmp_path / "c").rglob("*.png"))) == 3
+
+
+def test_a_logger_that_recovers_is_served_again(panel: Panel, tmp_path: Path) -> None:
+    """Space that was made, or a connection that came back, is used."""
+    logger = broken_logger(tmp_path)
+    with pytest.warns(UserWarning, match="CSVLogger failed"):
+        log_panel([logger], KEY, panel, 1)
+    (Path(logger.log_dir) / "xai").unlink()
+    log_panel([logger], KEY, panel, 2)
+    assert [file.name for file in tmp_path.rglob("*.png")] == ["step=00000002.png"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_warns_and_goes_on(panel: Panel, tmp_path: Path) -> None:
+    """The file is opened and the first byte does not fit."""
+    logger = CSVLogger(tmp_path)
+    _ = logger.experiment
+    file = Path(logger.log_dir) / f"xai/{KEY}/step=00000001.png"
+    file.parent.mkdir(parents=True)
+    file.symlink_to("/dev/full")
+    with pytest.warns(UserWarning, match="No space left on device"):
+        log_panel([logger], KEY, panel, 1)
+
+
+def test_failing_directions_and_failing_pictures_are_told_apart(
+    offline: ModuleType, panel: Panel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They lose different things, so each is said, once."""
+    from pytorch_lightning.loggers import WandbLogger
+
+    def no_run(**_: Any) -> None:
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(offline, "init", no_run)
+    logger = WandbLogger(save_dir=tmp_path)
+    with pytest.warns(UserWarning, match="WandbLogger failed with ConnectionError: no route") as caught:  # noqa: PT031
+        for _ in range(2):
+            declare_metrics([logger], {"val/xai/a/gain": True})
+            log_panel([logger], KEY, panel, 1)
+    assert ["direction of metrics" in str(warning.message) for warning in caught] == [True, False]
+
+
+def test_interrupting_is_not_swallowed(panel: Panel, tmp_path: Path) -> None:
+    """Ctrl-C during a slow upload still ends the run."""
+
+    class Interrupted(CSVLogger):
+        @property
+        def log_dir(self) -> str:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        log_panel([Interrupted(tmp_path)], KEY, panel, 1)
