@@ -1,0 +1,260 @@
+"""Confidence metrics: what happens to the probability of a class when only what the map shows is left of the image.
+
+All work on log-probabilities in float64, so that neither a small ``p`` nor a small ``1 - p`` is rounded away. The class
+is fixed from the unmasked image and never predicted again; ``p`` is its probability on the image, ``o`` on the masked
+image. Controls belong beside every number: a map that hides one pixel (Fake-CAM) has next to no drop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from lightning_xai.metrics.masking import masked_images
+from lightning_xai.scores import log_softmax
+from lightning_xai.types import Score
+
+
+def masked_scores(
+    predict: Callable[[Tensor], Tensor],
+    images: Tensor,
+    maps: Tensor,
+    targets: Tensor,
+    *,
+    baseline: Tensor,
+    score: Score = log_softmax,
+) -> Tensor:
+    """Log-probability of each image's class when only what the map shows is left: one forward for all metrics.
+
+    The scores of the unmasked images, with which metrics compare these, are ``score(logits.double(), targets)``.
+
+    Args:
+        predict: The classifier, images (N,C,H,W) to logits (N,K).
+        images: Images (N,C,H,W).
+        maps: Maps (N,H,W), turned into masks by :func:`~lightning_xai.metrics.normalized_masks`.
+        targets: Class of each image, (N,), fixed from the unmasked image.
+        baseline: What stands where the map hides the image, as a :data:`~lightning_xai.metrics.Baseline` returns it.
+        score: The log-probability; ``log_sigmoid`` for one-logit and multi-label heads.
+
+    Returns:
+        Log-probabilities (N,) in [-inf, 0], float64, computed from the logits in float64.
+
+    Raises:
+        ValueError: If maps, targets or logits do not belong to the images.
+
+    Example:
+        >>> images, maps = torch.ones(1, 1, 1, 2), torch.tensor([[[0.0, 1.0]]])
+        >>> classifier = lambda images: images.sum((1, 3)) * torch.tensor([1.0, 0.0])
+        >>> masked_scores(classifier, images, maps, torch.tensor([0]), baseline=torch.tensor(0.0)).exp()
+        tensor([0.7311], dtype=torch.float64)
+    """
+    if targets.shape != (len(images),):
+        raise ValueError(f"`targets` expected one class for each image, ({len(images)},), got {tuple(targets.shape)}.")
+    logits = predict(masked_images(images, maps, baseline))
+    if logits.ndim != 2 or len(logits) != len(images):
+        raise ValueError(f"`predict` expected to return logits ({len(images)}, K), got {tuple(logits.shape)}.")
+    return score(logits.double(), targets)
+
+
+def average_drop(scores: Tensor, masked_scores: Tensor) -> Tensor:
+    """Share of the confidence that is lost, ``100 max(0, p - o) / p``; where p is 0 nothing can be lost.
+
+    Args:
+        scores: Log-probabilities of the class on the images, (N,).
+        masked_scores: Log-probabilities of the same class on the masked images, (N,), of the same dtype.
+
+    Returns:
+        Drop of each image (N,) in [0, 100] percent, float64; lower is better.
+
+    Raises:
+        ValueError: If the scores are no log-probabilities, or differ in shape or dtype.
+
+    Example:
+        >>> average_drop(torch.tensor([0.8, 0.5]).log(), torch.tensor([0.2, 0.6]).log())
+        tensor([75.0000,  0.0000], dtype=torch.float64)
+    """
+    before, after = _log_probabilities(scores, masked_scores)
+    return torch.where(after < before, -100.0 * torch.expm1(after - before), 0.0)
+
+
+def average_increase(scores: Tensor, masked_scores: Tensor) -> Tensor:
+    """Whether the confidence grows, ``100 [o > p]``.
+
+    Args:
+        scores: Log-probabilities of the class on the images, (N,).
+        masked_scores: Log-probabilities of the same class on the masked images, (N,), of the same dtype.
+
+    Returns:
+        100 or 0 percent for each image, (N,), float64; higher is better.
+
+    Raises:
+        ValueError: If the scores are no log-probabilities, or differ in shape or dtype.
+
+    Example:
+        >>> average_increase(torch.tensor([0.8, 0.5]).log(), torch.tensor([0.2, 0.6]).log())
+        tensor([  0., 100.], dtype=torch.float64)
+    """
+    before, after = _log_probabilities(scores, masked_scores)
+    return 100.0 * (after > before).double()
+
+
+def average_gain(scores: Tensor, masked_scores: Tensor) -> Tensor:
+    """Share of the missing confidence that is won, ``100 max(0, o - p) / (1 - p)``; where p is 1 nothing can be won.
+
+    Args:
+        scores: Log-probabilities of the class on the images, (N,).
+        masked_scores: Log-probabilities of the same class on the masked images, (N,), of the same dtype.
+
+    Returns:
+        Gain of each image (N,) in [0, 100] percent, float64; higher is better.
+
+    Raises:
+        ValueError: If the scores are no log-probabilities, or differ in shape or dtype.
+
+    Example:
+        >>> average_gain(torch.tensor([0.8, 0.5]).log(), torch.tensor([0.2, 0.6]).log())
+        tensor([ 0.0000, 20.0000], dtype=torch.float64)
+    """
+    before, after = _log_probabilities(scores, masked_scores)
+    # (o - p) / (1 - p) = 1 - (1 - o) / (1 - p), where each 1 - p is exact in log space.
+    return torch.where(after > before, 100.0 * (1.0 - torch.expm1(after) / torch.expm1(before)), 0.0)
+
+
+class _ConfidenceMetric(Metric):
+    """The sums of all three metrics of the family.
+
+    A MetricCollection lets metrics whose states have equal names and values after its first batch share one state from
+    then on. Sums of their own under one name would be merged whenever the first batch happens to agree (no image drops
+    and none gains); sums of everything are equal for a reason, and a collection computes them once.
+    """
+
+    full_state_update = False
+    is_differentiable = False
+    plot_lower_bound = 0.0
+    plot_upper_bound = 100.0
+
+    drop: Tensor
+    increase: Tensor
+    gain: Tensor
+    n_images: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        for name in ("drop", "increase", "gain"):
+            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("n_images", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, scores: Tensor, masked_scores: Tensor) -> None:
+        """Add one batch of log-probabilities (N,) of the images and of the masked images."""
+        # Not in place: a module's `.to(torch.bfloat16)` casts states too, and this brings them back to float64.
+        self.drop = self.drop + average_drop(scores, masked_scores).sum()
+        self.increase = self.increase + average_increase(scores, masked_scores).sum()
+        self.gain = self.gain + average_gain(scores, masked_scores).sum()
+        self.n_images = self.n_images + len(scores)
+
+
+class AverageDrop(_ConfidenceMetric):
+    """Average Drop, ``100/N sum_i max(0, p_i - o_i) / p_i``, in percent of each image's confidence; lower is better.
+
+    From Chattopadhay et al., "Grad-CAM++", WACV 2018; paper 004 eq. 15, which omits 1/N. Range [0, 100]. A map that
+    shows nothing (constant, all-zero or not finite) counts with the drop to the baseline alone, near 100. Alone it
+    rewards showing nearly everything; read it beside a Fake-CAM.
+
+    ``update(scores, masked_scores)`` takes log-probabilities (N,) as :func:`masked_scores` returns them. Without
+    images the result is NaN.
+
+    Args:
+        kwargs: Options of :class:`torchmetrics.Metric`.
+
+    Example:
+        >>> metric = AverageDrop()
+        >>> metric.update(torch.tensor([0.8, 0.5]).log(), torch.tensor([0.2, 0.6]).log())
+        >>> metric.compute()
+        tensor(37.5000, dtype=torch.float64)
+    """
+
+    higher_is_better = False
+
+    def compute(self) -> Tensor:
+        """Average over all images, percent, float64."""
+        return self.drop / self.n_images
+
+
+class AverageIncrease(_ConfidenceMetric):
+    """Average Increase, ``100/N sum_i [o_i > p_i]``, in percent of the images; higher is better.
+
+    From Chattopadhay et al., "Grad-CAM++", WACV 2018, there "increase in confidence"; paper 004 eq. 16. Range [0, 100].
+    A map that shows nothing (constant, all-zero or not finite) counts with the baseline alone, which seldom increases
+    anything. It counts increases and does not weigh them; a Fake-CAM reached 52 % in a trial.
+
+    ``update(scores, masked_scores)`` takes log-probabilities (N,) as :func:`masked_scores` returns them. Without
+    images the result is NaN.
+
+    Args:
+        kwargs: Options of :class:`torchmetrics.Metric`.
+
+    Example:
+        >>> metric = AverageIncrease()
+        >>> metric.update(torch.tensor([0.8, 0.5]).log(), torch.tensor([0.2, 0.6]).log())
+        >>> metric.compute()
+        tensor(50., dtype=torch.float64)
+    """
+
+    higher_is_better = True
+
+    def compute(self) -> Tensor:
+        """Average over all images, percent, float64."""
+        return self.increase / self.n_images
+
+
+class AverageGain(_ConfidenceMetric):
+    """Average Gain, ``100/N sum_i max(0, o_i - p_i) / (1 - p_i)``, in percent of what was missing; higher is better.
+
+    From Zhang et al., "Opti-CAM", CVIU 248:104101, 2024; paper 004 eq. 17 divides by p_i instead. Range [0, 100]. A map
+    that shows nothing (constant, all-zero or not finite) counts with the baseline alone, which seldom gains anything.
+    Images with p = 1 gain 0; in log space that takes a margin of more than 700 between the logits.
+
+    ``update(scores, masked_scores)`` takes log-probabilities (N,) as :func:`masked_scores` returns them. Without
+    images the result is NaN.
+
+    Args:
+        kwargs: Options of :class:`torchmetrics.Metric`.
+
+    Example:
+        >>> metric = AverageGain()
+        >>> metric.update(torch.tensor([0.8, 0.5]).log(), torch.tensor([0.2, 0.6]).log())
+        >>> metric.compute()
+        tensor(10.0000, dtype=torch.float64)
+    """
+
+    higher_is_better = True
+
+    def compute(self) -> Tensor:
+        """Average over all images, percent, float64."""
+        return self.gain / self.n_images
+
+
+def _log_probabilities(scores: Tensor, masked_scores: Tensor) -> tuple[Tensor, Tensor]:
+    if scores.ndim != 1 or scores.shape != masked_scores.shape:
+        raise ValueError(
+            "`scores` and `masked_scores` expected one number for each image, (N,) and (N,), "
+            f"got {tuple(scores.shape)} and {tuple(masked_scores.shape)}."
+        )
+    if scores.dtype != masked_scores.dtype:
+        raise ValueError(
+            "`scores` and `masked_scores` expected one dtype, since rounding alone would look like an increase, "
+            f"got {scores.dtype} and {masked_scores.dtype}. Compute both from `logits.double()`."
+        )
+    for name, values in (("scores", scores), ("masked_scores", masked_scores)):
+        wrong = values[~(values <= 0)]
+        if len(wrong):
+            raise ValueError(
+                f"`{name}` expected log-probabilities in [-inf, 0], got {wrong[0].item():.4g}. A share of a logit "
+                "means nothing, and a probability has lost 1 - p where it rounds to 1. Use "
+                "`lightning_xai.scores.log_softmax`, or `log_sigmoid` for one-logit and multi-label heads."
+            )
+    return scores.double(), masked_scores.double()
