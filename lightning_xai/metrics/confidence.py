@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
 
 from lightning_xai.metrics.masking import masked_images
 from lightning_xai.scores import log_softmax
@@ -141,20 +142,35 @@ class _ConfidenceMetric(Metric):
     increase: Tensor
     gain: Tensor
     n_images: Tensor
+    kept: list[Tensor]
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, *, keep_values: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.values: Tensor | None = None
+        self.keep_values = keep_values
+        if keep_values:
+            self.add_state("kept", [], dist_reduce_fx="cat")
         for name in ("drop", "increase", "gain"):
             self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("n_images", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, scores: Tensor, masked_scores: Tensor) -> None:
         """Add one batch of log-probabilities (N,) of the images and of the masked images."""
+        functions = (average_drop, average_increase, average_gain)
+        values = torch.stack([function(scores, masked_scores) for function in functions], dim=1)
         # Not in place: a module's `.to(torch.bfloat16)` casts states too, and this brings them back to float64.
-        self.drop = self.drop + average_drop(scores, masked_scores).sum()
-        self.increase = self.increase + average_increase(scores, masked_scores).sum()
-        self.gain = self.gain + average_gain(scores, masked_scores).sum()
+        self.drop, self.increase, self.gain = (
+            state + value for state, value in zip((self.drop, self.increase, self.gain), values.sum(0), strict=True)
+        )
         self.n_images = self.n_images + len(scores)
+        if self.keep_values:
+            self.kept.append(values)
+
+    def _mean(self, total: Tensor, column: int) -> Tensor:
+        if self.keep_values:
+            kept = dim_zero_cat(self.kept) if len(self.kept) else total.new_zeros(0, 3)
+            self.values = kept[:, column]
+        return total / self.n_images
 
 
 class AverageDrop(_ConfidenceMetric):
@@ -168,7 +184,11 @@ class AverageDrop(_ConfidenceMetric):
     images the result is NaN.
 
     Args:
+        keep_values: Whether to keep the value of each image, over all processes, for ``values``.
         kwargs: Options of :class:`torchmetrics.Metric`.
+
+    Attributes:
+        values: After ``compute()``, the value of each image, (N,), percent, float64; None unless kept.
 
     Example:
         >>> metric = AverageDrop()
@@ -181,7 +201,7 @@ class AverageDrop(_ConfidenceMetric):
 
     def compute(self) -> Tensor:
         """Average over all images, percent, float64."""
-        return self.drop / self.n_images
+        return self._mean(self.drop, 0)
 
 
 class AverageIncrease(_ConfidenceMetric):
@@ -195,7 +215,11 @@ class AverageIncrease(_ConfidenceMetric):
     images the result is NaN.
 
     Args:
+        keep_values: Whether to keep the value of each image, over all processes, for ``values``.
         kwargs: Options of :class:`torchmetrics.Metric`.
+
+    Attributes:
+        values: After ``compute()``, the value of each image, (N,), percent, float64; None unless kept.
 
     Example:
         >>> metric = AverageIncrease()
@@ -208,7 +232,7 @@ class AverageIncrease(_ConfidenceMetric):
 
     def compute(self) -> Tensor:
         """Average over all images, percent, float64."""
-        return self.increase / self.n_images
+        return self._mean(self.increase, 1)
 
 
 class AverageGain(_ConfidenceMetric):
@@ -222,7 +246,11 @@ class AverageGain(_ConfidenceMetric):
     images the result is NaN.
 
     Args:
+        keep_values: Whether to keep the value of each image, over all processes, for ``values``.
         kwargs: Options of :class:`torchmetrics.Metric`.
+
+    Attributes:
+        values: After ``compute()``, the value of each image, (N,), percent, float64; None unless kept.
 
     Example:
         >>> metric = AverageGain()
@@ -235,7 +263,7 @@ class AverageGain(_ConfidenceMetric):
 
     def compute(self) -> Tensor:
         """Average over all images, percent, float64."""
-        return self.gain / self.n_images
+        return self._mean(self.gain, 2)
 
 
 def _log_probabilities(scores: Tensor, masked_scores: Tensor) -> tuple[Tensor, Tensor]:

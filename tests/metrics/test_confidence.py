@@ -11,7 +11,7 @@ import torch
 from metrics.contract import Batch, MetricContract, alone_and_collected, values_on_two_ranks
 from support import random_images, small_net
 from torch import Tensor
-from torchmetrics import Metric
+from torchmetrics import Metric, MetricCollection
 
 from lightning_xai.metrics import (
     AverageDrop,
@@ -279,3 +279,21 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     assert ranks[0] == ranks[1]
     for found, value in zip(ranks[0], expected, strict=True):
         assert found == pytest.approx(value, rel=1e-12)
+
+
+def test_kept_values_are_those_of_the_images():
+    """In the order of the updates; the average is their mean, in a collection too."""
+    scores, masked = torch.tensor([0.8, 0.5, 1.0]).double().log(), torch.tensor([0.2, 0.6, 0.5]).double().log()
+    collection = MetricCollection([kind(keep_values=True) for kind in (AverageDrop, AverageIncrease, AverageGain)])
+    collection.update(scores[:2], masked[:2])
+    collection.update(scores[2:], masked[2:])
+    averages = collection.compute()
+    for (name, metric), function in zip(
+        collection.items(), (average_drop, average_increase, average_gain), strict=True
+    ):
+        torch.testing.assert_close(metric.values, function(scores, masked))
+        torch.testing.assert_close(averages[name], metric.values.mean())
+    alone = AverageDrop()
+    alone.update(scores, masked)
+    alone.compute()
+    assert alone.values is None
