@@ -1,0 +1,507 @@
+"""Train a classifier with the guided-gradient term beside one without it, and compare how they explain themselves.
+
+    python recipes/imagenet_interp.py                                    # generated images, 2 CPU cores, 4 minutes
+    python recipes/imagenet_interp.py --data DIR --model resnet50 --pretrained --preset paper
+    python recipes/imagenet_interp.py --data DIR --model resnet50 --weights FILE --epochs 0       # evaluation only
+
+Data: nothing (images generated from a seed), a folder ``train/<class>/*``, ``val/<class>/*`` as of ImageNet,
+``cifar10`` or ``imagenette`` (downloaded by torchvision), or WebDataset shards.
+Output: a table on the screen, and a run folder with ``results.json``, ``maps.png``, ``curves.png``, checkpoints and
+logs. ``--help`` explains the options; what to expect is in the README.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import csv
+import json
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import timm
+import torch
+import torch.nn.functional as F
+import torchmetrics
+import torchvision
+from classifiers import create_classifier, load_weights, model_options
+from image_data import Batch, ImageData, image_data
+from matplotlib.figure import Figure
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from rich.console import Console
+from rich.table import Table
+from safetensors.torch import save_file
+from scipy.stats import bootstrap
+from torch import Tensor, nn
+from torchmetrics import CatMetric
+from torchmetrics.classification import MulticlassAccuracy
+
+import lightning_xai as xai
+from lightning_xai.visualization import Panel, overlay, to_pixels
+
+ERRORS = {
+    "cosine": xai.CosineLoss,
+    "sigmoid_masking": xai.SigmoidMaskingLoss,
+    "centered_sigmoid_masking": xai.CenteredSigmoidMaskingLoss,
+    "histogram_intersection": xai.HistogramIntersectionLoss,
+    "l1": xai.L1DistanceLoss,
+    "l2": xai.L2DistanceLoss,
+}
+TEACHERS = {
+    "negative_loss": xai.negative_loss_teacher,
+    "loss": xai.loss_teacher,
+    "class_score": xai.class_score_teacher,
+}
+SCHEDULES: dict[str, Callable[[float, int], Callable[[int], float]]] = {
+    "constant": lambda weight, steps: xai.ConstantWeight(weight),
+    "warmup": lambda weight, steps: xai.LinearWarmup(weight, max(1, steps // 5)),
+    "cosine": lambda weight, steps: xai.CosineWeight(0.0, weight, steps),
+    "step": lambda weight, steps: xai.StepWeight(weight, (max(1, steps // 2),), 0.1),
+}
+ATTRIBUTIONS = {
+    "gradcam": lambda layer: xai.GradCAM(layer),
+    "gradcam_plus": lambda layer: xai.GradCAMPlus(layer),
+    "gradcam_plus_plus": lambda layer: xai.GradCAMPlusPlus(layer),
+    "input_gradient": lambda layer: xai.InputGradient(),
+    "guided_gradient": lambda layer: xai.GuidedGradient(),
+}
+LOGGERS = {
+    # a resumed run gets a folder of its own: the logger deletes what it finds in one that it uses again
+    "csv": lambda folder, name: CSVLogger(folder, name="", version=f"csv_{len(list(folder.glob('csv_*')))}"),
+    "tensorboard": lambda folder, name: TensorBoardLogger(folder, name="", version="tensorboard"),
+    "wandb": lambda folder, name: WandbLogger(name=name, project="lightning_xai", save_dir=folder),
+    "mlflow": lambda folder, name: MLFlowLogger("lightning_xai", run_name=name, save_dir=str(folder / "mlflow")),
+}
+PRESETS: dict[str, dict[str, Any]] = {
+    # small enough for 4 minutes on 2 CPU cores, large enough for maps that can be right or wrong
+    "generated": {
+        "model": "test_resnet",
+        "optimizer": "adamw",
+        "lr": 3e-3,
+        "batch_size": 64,
+        "epochs": 6,
+        "lambda_": 0.3,
+        "schedule": "warmup",
+        "n_explained": 256,
+        "image_size": 64,
+    },
+    # fine-tuning of a network that is already good
+    "finetune": {
+        "model": "resnet50",
+        "optimizer": "adam",
+        "lr": 1e-5,
+        "batch_size": 64,
+        "epochs": 1,
+        "lambda_": 7.5e-3,
+        "schedule": "constant",
+        "n_explained": 1000,
+        "image_size": 224,
+    },
+    # "A Learning Paradigm for Interpretable Gradients", section 6.3.1; lambda as reported for the published version
+    "paper": {
+        "model": "resnet50",
+        "optimizer": "adam",
+        "lr": 1e-5,
+        "batch_size": 100,
+        "epochs": 5,
+        "plateau": True,
+        "teacher": "loss",
+        "lambda_": 7.5e-3,
+        "schedule": "constant",
+        "n_explained": 1000,
+        "image_size": 224,
+    },
+}
+
+
+class Classifier(xai.GuidedGradientMixin, pl.LightningModule):
+    """A network trained with the guided-gradient term."""
+
+    def __init__(self, model: nn.Module, loss: xai.GuidedGradientLoss, num_classes: int, args: argparse.Namespace):
+        super().__init__()
+        self.model = model
+        self.interpretability = loss
+        self.args = args
+        self.accuracy = MulticlassAccuracy(num_classes, average="micro")
+        self.hits = CatMetric()
+        self.skipped: set[str] = set()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (N,C,H,W) to logits (N,K)."""
+        return self.model(images)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Classification loss plus lambda times the term."""
+        images, labels, skipped = batch
+        self.skipped.update(skipped)
+        loss, _ = self.guided_gradient_loss(images, labels)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Accuracy and loss; the explanations are the callbacks' business."""
+        images, labels, skipped = batch
+        self.skipped.update(skipped)
+        logits = self(images)
+        self.accuracy(logits, labels)
+        self.log("val/accuracy", self.accuracy, prog_bar=True, batch_size=len(images))
+        self.log("val/loss", F.cross_entropy(logits, labels), sync_dist=True, batch_size=len(images))
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Whether each image is classified rightly."""
+        images, labels, skipped = batch
+        self.skipped.update(skipped)
+        self.hits((self(images).argmax(1) == labels).float())
+
+    def configure_optimizers(self) -> Any:
+        """As the command line says."""
+        kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+        options = {"momentum": 0.9} if self.args.optimizer == "sgd" else {}
+        optimizer = kinds[self.args.optimizer](self.parameters(), self.args.lr, **options)
+        if not self.args.plateau:
+            return optimizer
+        scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=1)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val/loss"}}
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line; a preset gives what is not said there."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    data = parser.add_argument_group("data")
+    data.add_argument("--data", help="folder, cifar10, imagenette, or shards; nothing: generated images")
+    data.add_argument("--val-data", help="validation shards, where --data names training shards")
+    data.add_argument("--image-size", type=int, help="side of the images in pixels")
+    data.add_argument("--mean", type=float, nargs=3, help="mean of the channels; default: the model's, else ImageNet's")
+    data.add_argument("--std", type=float, nargs=3, help="standard deviation of the channels; default as for --mean")
+    data.add_argument("--batch-size", type=int, help="images in a batch of one device")
+    data.add_argument("--workers", type=int, default=0, help="processes that load images")
+    model = parser.add_argument_group("model")
+    model.add_argument("--model", help="name in timm or torchvision, or package.module:function")
+    model.add_argument("--model-options", nargs="*", default=[], metavar="NAME=VALUE", help="for the constructor")
+    model.add_argument("--weights", type=Path, help="safetensors file or checkpoint; pickled code is not executed")
+    model.add_argument("--pretrained", action="store_true", help="download the library's weights")
+    term = parser.add_argument_group("training term")
+    term.add_argument("--lambda", dest="lambda_", type=float, help="weight of the term")
+    term.add_argument("--schedule", choices=SCHEDULES, help="how the weight comes in")
+    term.add_argument("--error", choices=ERRORS, default="cosine", help="how gradients are compared")
+    term.add_argument("--teacher", choices=TEACHERS, default="negative_loss", help="whose guided gradient teaches")
+    term.add_argument("--batch-norm", choices=["training", "evaluation"], default="training", help="under the term")
+    term.add_argument("--every-n-steps", type=int, default=1, help="compute the term in every n-th step only")
+    train = parser.add_argument_group("training")
+    train.add_argument("--preset", choices=PRESETS, help="settings to start from; default: generated or finetune")
+    train.add_argument("--optimizer", choices=["adam", "adamw", "sgd"], help="sgd has momentum 0.9")
+    train.add_argument("--lr", type=float, help="learning rate")
+    train.add_argument("--plateau", action="store_true", help="lower the learning rate when the loss stalls")
+    train.add_argument("--epochs", type=int, help="0: evaluate only")
+    train.add_argument("--max-steps", type=int, default=-1, help="stop after so many steps")
+    train.add_argument("--seed", type=int, default=0, help="of weights, data order and generated images")
+    train.add_argument("--compare", action=argparse.BooleanOptionalAction, default=True, help="with lambda = 0 too")
+    explain = parser.add_argument_group("explanations")
+    explain.add_argument("--attributions", nargs="+", choices=ATTRIBUTIONS, default=list(ATTRIBUTIONS), help="methods")
+    explain.add_argument("--layer", help="dotted name of the layer for CAM methods; default: the last spatial one")
+    explain.add_argument("--n-explained", type=int, help="images in the final table")
+    explain.add_argument("--n-followed", type=int, default=8, help="images drawn")
+    run = parser.add_argument_group("run")
+    run.add_argument("--run", type=Path, default=Path("runs/imagenet_interp"), help="folder of the results")
+    run.add_argument("--resume", action="store_true", help="go on with the run in that folder")
+    run.add_argument("--logger", nargs="*", choices=LOGGERS, default=["csv"], help="where to log; several are fine")
+    run.add_argument("--precision", default="32-true", help="as of the Trainer, bf16-mixed say")
+    run.add_argument("--accelerator", default="auto", help="as of the Trainer")
+    run.add_argument("--strategy", default="auto", help="as of the Trainer, ddp say")
+    run.add_argument("--devices", default="auto", help="as of the Trainer")
+    run.add_argument("--num-nodes", type=int, default=1, help="as of the Trainer")
+    run.add_argument("--fast-dev-run", action="store_true", help="two small batches of everything, to try the script")
+    known, _ = parser.parse_known_args(argv)
+    preset = known.preset or ("finetune" if known.data else "generated")
+    parser.set_defaults(preset=preset, **PRESETS[preset])
+    return parser.parse_args(argv)
+
+
+def attributions_of(args: argparse.Namespace, data: ImageData, model: nn.Module) -> dict[str, xai.Attribution]:
+    """The methods asked for; guided gradients are left out, and said so, where the network has no rectifiers."""
+    methods = {name: ATTRIBUTIONS[name](args.layer) for name in args.attributions}
+    if "guided_gradient" in methods:
+        try:
+            xai.explain(model, torch.zeros(1, 3, data.image_size, data.image_size), attributions=xai.GuidedGradient())
+        except ValueError as error:
+            if args.lambda_ and args.epochs:
+                raise
+            print(f"guided_gradient is left out: {error}")
+            del methods["guided_gradient"]
+    return methods
+
+
+def train_and_test(
+    args: argparse.Namespace, data: ImageData, model: nn.Module, weight: float, folder: Path
+) -> dict[str, Any]:
+    """Train one network and measure it.
+
+    Returns:
+        For each image whether it is right; the values of each metric, by attribution; names of unreadable files.
+    """
+    pl.seed_everything(args.seed, workers=True, verbose=False)
+    methods = attributions_of(args, data, model)
+    steps = args.max_steps if args.max_steps > 0 else max(1, args.epochs * (data.steps_per_epoch or 0))
+    loss = xai.GuidedGradientLoss(
+        ERRORS[args.error](),
+        SCHEDULES[args.schedule](weight, steps),
+        teacher=TEACHERS[args.teacher],
+        batch_norm=args.batch_norm,
+        every_n_steps=args.every_n_steps,
+    )
+    module = Classifier(model, loss, len(data.classes), args)
+    standard: dict[str, Any] = {"mean": data.mean, "std": data.std}
+    metrics = [kind(keep_values=True) for kind in (xai.AverageDrop, xai.AverageIncrease, xai.AverageGain)]
+    loggers: list[Logger] = [LOGGERS[name](folder, f"{args.run.name}-{folder.name}") for name in args.logger]
+    if args.epochs:
+        watching: list[Callback] = [
+            xai.SaliencyMaps(methods, n_images=args.n_followed, class_names=data.classes, **standard),
+            xai.Faithfulness(methods, metrics, n_images=min(64, args.n_explained), controls={}, **standard),
+            ModelCheckpoint(folder, filename="{epoch}", save_last=True),
+        ]
+        last = folder / "last.ckpt"
+        trainer_of(args, loggers, watching).fit(module, data, ckpt_path=last if args.resume and last.exists() else None)
+    faithfulness = xai.Faithfulness(methods, metrics, n_images=args.n_explained, **standard)
+    trainer_of(args, loggers, [faithfulness]).test(module, data, verbose=False)
+    values = {
+        name: {metric: one.values.tolist() for metric, one in states.items()}
+        for name, states in faithfulness.states[0].items()
+    }
+    correct = module.hits.compute().flatten().tolist()
+    return {"correct": correct, "values": values, "skipped": sorted(module.skipped)}
+
+
+def trainer_of(args: argparse.Namespace, loggers: list[Logger], callbacks: list[Callback]) -> pl.Trainer:
+    """A Trainer as the command line says."""
+    few = 2 if args.fast_dev_run else None
+    return pl.Trainer(
+        accelerator=args.accelerator,
+        strategy=args.strategy,
+        devices=args.devices,
+        num_nodes=args.num_nodes,
+        precision=args.precision,
+        max_epochs=1 if args.fast_dev_run else args.epochs,
+        max_steps=args.max_steps,
+        logger=loggers,
+        callbacks=callbacks,
+        enable_checkpointing=any(isinstance(one, ModelCheckpoint) for one in callbacks),
+        enable_model_summary=False,
+        log_every_n_steps=10,
+        limit_train_batches=few,
+        limit_val_batches=few,
+        limit_test_batches=few,
+    )
+
+
+def arm(args: argparse.Namespace, data: ImageData, initial: nn.Module, weight: float, name: str) -> dict[str, Any]:
+    """One network from the common start to its results, or what an earlier run left of it."""
+    folder = args.run / name
+    done = folder / "results.json"
+    weights = folder / "model.safetensors"
+    if done.exists():
+        load_weights(initial, weights)
+        return json.loads(done.read_text())
+    folder.mkdir(parents=True, exist_ok=True)
+    print(f"\n{name}: lambda = {weight:g}")
+    results = train_and_test(args, data, initial, weight, folder)
+    save_file(initial.state_dict(), weights)
+    done.write_text(json.dumps(results))
+    return results
+
+
+def interval(values: np.ndarray, seed: int) -> dict[str, float]:
+    """Mean and bootstrap 95 % interval over images."""
+    mean = float(values.mean())
+    if len(values) < 2 or np.ptp(values) == 0:
+        return {"mean": mean, "low": mean, "high": mean}
+    found = bootstrap((values,), np.mean, method="percentile", n_resamples=2000, rng=np.random.default_rng(seed))
+    return {"mean": mean, "low": float(found.confidence_interval.low), "high": float(found.confidence_interval.high)}
+
+
+def summary(arms: dict[str, dict[str, Any]], seed: int) -> dict[str, Any]:
+    """Means of each network, and the paired difference of the second to the first, image by image."""
+    tables = {
+        name: {
+            ("accuracy", ""): 100 * np.array(one["correct"]),
+            **{(m, a): np.array(v) for a, values in one["values"].items() for m, v in values.items()},
+        }
+        for name, one in arms.items()
+    }
+    rows = []
+    for key in next(iter(tables.values())):
+        row: dict[str, Any] = {"metric": key[0], "attribution": key[1]}
+        row["networks"] = {name: interval(table[key], seed) for name, table in tables.items()}
+        if len(tables) == 2:
+            first, second = (table[key] for table in tables.values())
+            row["difference"] = interval(second - first, seed)
+        rows.append(row)
+    return {"rows": rows}
+
+
+def show(results: dict[str, Any]) -> None:
+    """Print a table for each metric."""
+    networks = list(results["rows"][0]["networks"])
+    note = ", generated images" if results["generated"] else ""
+    console = Console()
+    console.print(
+        f"Mean over {results['images']} test images{note}, with bootstrap 95 % intervals over images. A difference is"
+    )
+    console.print("paired, image by image, and speaks of these two networks, not of training in general.")
+    for metric, title in METRICS.items():
+        table = Table(title=title, title_justify="left")
+        for column in ("", *networks, *([f"{networks[1]} - {networks[0]}"] if len(networks) == 2 else [])):
+            table.add_column(column)
+        for row in results["rows"]:
+            if row["metric"] == metric:
+                cells = [_cell(row["networks"][name]) for name in networks]
+                cells += [_cell(row["difference"], sign=True)] if "difference" in row else []
+                table.add_row(row["attribution"], *cells)
+        console.print(table)
+
+
+METRICS = {
+    "accuracy": "Accuracy in percent, higher is better",
+    "AverageDrop": "Average drop in percent, lower is better",
+    "AverageIncrease": "Average increase in percent, higher is better",
+    "AverageGain": "Average gain in percent, higher is better",
+}
+
+
+def _cell(values: dict[str, float], sign: bool = False) -> str:
+    form = "+.1f" if sign else ".1f"
+    return f"{values['mean']:{form}} [{values['low']:{form}}, {values['high']:{form}}]"
+
+
+def draw_maps(args: argparse.Namespace, data: ImageData, networks: dict[str, nn.Module], path: Path) -> None:
+    """The same images under every network, side by side."""
+    images, labels = _first_images(data.test_dataloader(), args.n_followed)
+    pixels = to_pixels(images, data.mean, data.std)
+    overlays, facts = {}, {"label": [data.classes[label] for label in labels.tolist()]}
+    for name, network in networks.items():
+        methods = attributions_of(args, data, network)
+        with torch.no_grad():
+            probabilities = network.eval()(images).softmax(1)
+        best = probabilities.max(1)
+        facts[name] = [f"{data.classes[c]} ({p:.2f})" for p, c in zip(best[0].tolist(), best[1].tolist(), strict=True)]
+        for method, maps in xai.explain(network, images, attributions=methods).items():
+            overlays[f"{method}\n{name}"] = overlay(pixels, maps)
+    ordered = {key: overlays[key] for method in args.attributions for key in overlays if key.split("\n")[0] == method}
+    title = "Maps of the predicted class" + ("; generated images" if data.generated else "")
+    Panel(pixels, ordered, facts).figure(title).savefig(path)
+
+
+def _first_images(loader: Any, n: int) -> tuple[Tensor, Tensor]:
+    found: list[tuple[Tensor, Tensor]] = []
+    for images, labels, _ in loader:
+        found.append((images, labels))
+        if sum(len(one) for one, _ in found) >= n:
+            break
+    images, labels = (torch.cat(parts)[:n] for parts in zip(*found, strict=True))
+    return images, labels
+
+
+CURVES = {
+    "train/guided_gradient/classification_loss": "classification loss L_C",
+    "train/guided_gradient/cosine": "cosine of gradient and guided gradient",
+    "val/accuracy": "validation accuracy",
+    "val/xai/gradcam/AverageDrop": "average drop of Grad-CAM, percent",
+}
+
+
+def draw_curves(folders: dict[str, Path], generated: bool, path: Path) -> None:
+    """Losses, alignment, accuracy and faithfulness over the steps of training, as the CSV logger kept them."""
+    figure = Figure(figsize=(10, 6), layout="constrained")
+    figure.suptitle("Training" + (" on generated images" if generated else ""))
+    for axes, (key, title) in zip(figure.subplots(2, 2).flat, CURVES.items(), strict=True):
+        axes.set(title=title, xlabel="step")
+        for name, folder in folders.items():
+            points = [(int(row["step"]), float(row[key])) for row in _logged(folder) if row.get(key)]
+            if points:
+                axes.plot(*zip(*points, strict=True), label=name, marker="." if len(points) < 20 else "")
+                axes.legend()
+    figure.savefig(path, dpi=100)
+
+
+def _logged(folder: Path) -> Iterator[dict[str, str]]:
+    for path in sorted(folder.glob("csv_*/metrics.csv")):
+        with path.open() as file:
+            yield from csv.DictReader(file)
+
+
+def prepare_run(args: argparse.Namespace) -> None:
+    """Make the run folder; never touch one that holds a run, unless asked to go on with it."""
+    settings = args.run / "settings.json"
+    current = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+    if settings.exists():
+        if not args.resume:
+            raise SystemExit(f"{args.run} already holds a run. Go on with it: --resume; or name another folder: --run.")
+        earlier = json.loads(settings.read_text())
+        changed = {key for key in current if key not in _FREE and current[key] != earlier.get(key)}
+        if changed:
+            raise SystemExit(
+                f"--resume expected the settings of the run in {args.run}; these differ: {sorted(changed)}."
+            )
+    elif args.resume:
+        raise SystemExit(f"--resume expected a run in {args.run}, found none.")
+    args.run.mkdir(parents=True, exist_ok=True)
+    settings.write_text(json.dumps(current, indent=1))
+
+
+_FREE = {"resume", "devices", "accelerator", "num_nodes", "strategy", "workers"}  # may change when a run is resumed
+
+
+def versions() -> dict[str, str]:
+    """What the numbers were made with."""
+    modules = (torch, torchvision, timm, pl, torchmetrics)
+    found = {module.__name__: str(module.__version__) for module in modules}
+    return found | {"python": platform.python_version(), "machine": platform.machine()}
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Run the experiment; returns what ``results.json`` holds."""
+    args = parse(argv)
+    started = time.monotonic()
+    data = image_data(args)
+    if not data.trainable:
+        args.epochs = 0
+    prepare_run(args)
+    pl.seed_everything(args.seed, workers=True, verbose=False)
+    start = create_classifier(
+        args.model,
+        len(data.classes),
+        pretrained=args.pretrained,
+        weights=args.weights,
+        **model_options(args.model_options),
+    )
+    weights = {"plain": 0.0, "guided": args.lambda_} if args.compare else {"guided": args.lambda_}
+    if not args.epochs:
+        weights = {"given": 0.0}
+    networks = {name: copy.deepcopy(start) for name in weights}
+    arms = {name: arm(args, data, networks[name], weight, name) for name, weight in weights.items()}
+    results = {
+        **summary(arms, args.seed),
+        "images": len(next(iter(arms.values()))["correct"]),
+        "generated": data.generated,
+        "skipped": sorted({name for one in arms.values() for name in one["skipped"]}),
+        "settings": json.loads((args.run / "settings.json").read_text()),
+        "versions": versions(),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    (args.run / "results.json").write_text(json.dumps(results, indent=1))
+    show(results)
+    draw_maps(args, data, networks, args.run / "maps.png")
+    if args.epochs and "csv" in args.logger:
+        draw_curves({name: args.run / name for name in networks}, data.generated, args.run / "curves.png")
+    if results["skipped"]:
+        print(f"{len(results['skipped'])} files could not be read: {', '.join(results['skipped'][:5])}")
+    print(f"{results['seconds']:.0f} s; results, figures and checkpoints are in {args.run}")
+    return results
+
+
+if __name__ == "__main__":
+    main()
