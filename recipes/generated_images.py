@@ -90,7 +90,7 @@ def generated_image(
     Example:
         >>> image, label, box = generated_image(0)
         >>> image.shape, CLASSES[label]
-        ((64, 64, 3), 'striped disc')
+        ((64, 64, 3), 'striped cross')
     """
     if size < 32:
         raise ValueError(f"`size` expected at least 32 pixels, got {size}: textures would not be seen.")
