@@ -61,7 +61,7 @@ def declare_metrics(loggers: Iterable[Any], directions: Mapping[str, bool | None
     """
     for logger in loggers:
         if "WandbLogger" in _class_names(logger):
-            with _guard(logger, "The direction of metrics in its summaries is lost"):
+            with _guard(logger, "the direction of metrics in its summaries is lost"):
                 _define_metrics(logger, directions)
 
 
@@ -94,7 +94,7 @@ def log_panel(loggers: Iterable[Any], key: str, panel: Panel, step: int) -> None
     for logger in loggers:
         store = next((_STORES[name] for name in _class_names(logger) if name in _STORES), None)
         if store is not None:
-            with _guard(logger, "Its pictures are lost"):
+            with _guard(logger, "its pictures are lost"):
                 store(logger, report)
 
 
@@ -107,8 +107,8 @@ def _guard(logger: Any, loss: str) -> Iterator[None]:
         if loss not in said:
             said.add(loss)
             warnings.warn(
-                f"{type(logger).__name__} failed with {type(error).__name__}: {error}. {loss} as long as it fails; "
-                "training goes on, and this is said once.",
+                f"{type(logger).__name__} failed: {loss} as long as it does, training goes on, and this is said once. "
+                f"{type(error).__name__}: {error}",
                 stacklevel=4,
             )
 

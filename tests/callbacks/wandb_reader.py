@@ -10,14 +10,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import wandb
 from wandb.proto import wandb_internal_pb2
 
 _HEADER, _HEAD, _BLOCK = 7, 7, 32768
 _WHOLE, _LAST = 1, 4
 
 
+def end_run() -> None:
+    """Finish the run and stop W&B's service: only then is the file complete, finishing alone does not wait for it."""
+    wandb.finish()
+    wandb.teardown()
+
+
 def records(folder: Path) -> Iterator[Any]:
-    """All records of the one finished run that lies under a folder (WANDB_DIR), in their order."""
+    """All records of the one ended run that lies under a folder (WANDB_DIR), in their order."""
     (file,) = folder.rglob("*.wandb")
     data, position, parts = file.read_bytes(), _HEADER, b""
     while position < len(data):
