@@ -170,12 +170,15 @@ def test_wandb_columns_cannot_hide_one_another(offline: None, panel: Panel, tmp_
 # TensorBoard, MLflow, CSV
 
 
-def test_tensorboard_gets_the_figure_at_each_step(loggers: ModuleType, panel: Panel, tmp_path: Path) -> None:
+def test_tensorboard_gets_the_figure_at_each_step(
+    loggers: ModuleType, panel: Panel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One image tag; its steps can be moved through."""
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     logger = loggers.TensorBoardLogger(tmp_path)
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # importing it would choose a backend
     for step in (3, 7):
         log_panel([logger], KEY, panel, step)
     logger.experiment.close()
