@@ -1,6 +1,8 @@
 """The words shared by every module: what a score and an attribution are, and the letters used for shapes.
 
 Shapes in all docstrings: N images, C channels, H x W pixels, K classes, D feature channels, h x w feature positions.
+
+The types are no strings: LightningCLI reads them when the program runs, to make arguments out of YAML.
 """
 
 from __future__ import annotations
@@ -8,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torch import Tensor, nn
 
@@ -18,15 +20,14 @@ if TYPE_CHECKING:
 Score: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """The number per image that is explained: ``(logits (N,K), targets (N,)) -> (N,)``."""
 
-TargetRule: TypeAlias = Callable[[Tensor, "Tensor | None"], Tensor]
+TargetRule: TypeAlias = Callable[[Tensor, Tensor | None], Tensor]
 """A rule that names the class to explain: ``(logits (N,K), labels (N,) or None) -> targets (N,)``."""
 
-Targets: TypeAlias = "int | Sequence[int] | Tensor | TargetRule | None"
+Targets: TypeAlias = int | Sequence[int] | TargetRule | Tensor | None
 """What a user may say about the classes to explain; None means the predicted class."""
 
-Layer: TypeAlias = "str | nn.Module | Sequence[str | nn.Module] | None"
+Layer: TypeAlias = str | nn.Module | Sequence[str | nn.Module] | None
 """Where a method looks: a dotted name, a module, several of them, or None for the last layer with a spatial output."""
-
 
 ForwardContext: TypeAlias = Callable[[], AbstractContextManager[Any]]
 """Makes the context in which a model is to be run, such as a precision plugin's autocast."""
@@ -40,7 +41,7 @@ class Attribution(ABC):
     ``needs_image_gradient``, so that the forward pass builds its graph from the image on.
     """
 
-    needs_image_gradient: ClassVar[bool] = False
+    needs_image_gradient = False  # no annotation: LightningCLI evaluates it in modules that may not know ClassVar
 
     @abstractmethod
     def __call__(self, trace: Trace, targets: Tensor) -> Tensor:

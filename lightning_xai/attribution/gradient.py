@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
@@ -71,7 +70,7 @@ class InputGradient(Attribution):
 
     score: Score = centered
     reduce: Callable[[Tensor], Tensor] = channel_sum
-    needs_image_gradient: ClassVar[bool] = True
+    needs_image_gradient = True
 
     def __call__(self, trace: Trace, targets: Tensor) -> Tensor:
         """Compute the maps (N,H,W), signed where ``reduce`` is."""
@@ -103,7 +102,7 @@ class GuidedGradient(Attribution):
 
     score: Score = centered
     reduce: Callable[[Tensor], Tensor] = channel_sum
-    needs_image_gradient: ClassVar[bool] = True
+    needs_image_gradient = True
 
     def __call__(self, trace: Trace, targets: Tensor) -> Tensor:
         """Compute the maps (N,H,W), signed where ``reduce`` is."""

@@ -22,7 +22,7 @@ from lightning_xai.trace import batch_norm_evaluation, guided
 Criterion: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """A classification loss: ``(logits (N,K), targets) -> ()``, the mean over images, or ``(N,)``, one for each image."""
 
-Teacher: TypeAlias = Callable[[Tensor, Tensor, Tensor], "tuple[Tensor, Tensor]"]
+Teacher: TypeAlias = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """What is compared: ``(summed loss (), logits (N,K), targets) -> (student (), teacher ())``.
 
 The gradient of the student is taught to resemble the guided gradient of the teacher.
