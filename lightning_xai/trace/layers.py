@@ -5,11 +5,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
-from lightning_xai.trace.modes import evaluation_mode, plain_tensors
+from lightning_xai.trace.modes import eager, evaluation_mode, plain_tensors
 from lightning_xai.types import Attribution, ForwardContext, Layer
 
 OneLayer: TypeAlias = "str | nn.Module | None"
@@ -30,12 +31,13 @@ def layers_of(attribution: Attribution) -> list[OneLayer]:
     return [layer] if layer is None or isinstance(layer, (str, nn.Module)) else list(layer)
 
 
-def find_layer(model: nn.Module, layer: OneLayer) -> nn.Module:
+def find_layer(model: nn.Module, layer: OneLayer, *, argument: str = "layer") -> nn.Module:
     """The module meant by a dotted name or by itself.
 
     Args:
         model: The model that contains it.
         layer: Dotted name or module.
+        argument: What the caller's argument is called, for errors.
 
     Returns:
         The module.
@@ -53,13 +55,13 @@ def find_layer(model: nn.Module, layer: OneLayer) -> nn.Module:
         if any(module is layer for module in modules.values()):
             return layer
         raise ValueError(
-            f"`layer` expected a module of the model, got a {type(layer).__name__} that is not part of it."
+            f"`{argument}` expected a module of the model, got a {type(layer).__name__} that is not part of it."
         )
     if not isinstance(layer, str):
-        raise TypeError(f"`layer` expected a dotted name or a module, got {type(layer).__name__}.")
+        raise TypeError(f"`{argument}` expected a dotted name or a module, got {type(layer).__name__}.")
     if layer not in modules:
         near = difflib.get_close_matches(layer, modules, n=5, cutoff=0.4) or list(modules)[-5:]
-        raise ValueError(f"`layer` expected the name of a module, got {layer!r}. Near names: {', '.join(near)}.")
+        raise ValueError(f"`{argument}` expected the name of a module, got {layer!r}. Near names: {', '.join(near)}.")
     return modules[layer]
 
 
@@ -101,6 +103,15 @@ def last_spatial_layer(model: nn.Module, images: Tensor, context: ForwardContext
     return observer.last_spatial(model)
 
 
+@dataclass(frozen=True)
+class _Call:
+    """A module that took images (N,C,H,W) and gave something like logits (N,K)."""
+
+    module: nn.Module
+    images: Tensor
+    logits: Tensor
+
+
 class Observer:
     """Context that watches which modules of a model take images, give logits, or give spatial outputs.
 
@@ -113,10 +124,15 @@ class Observer:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._stack = ExitStack()
-        self._classifiers: list[nn.Module] = []
+        self._channels: int | None = None
+        self._calls: list[_Call] = []
+        self._features: list[Tensor] = []
         self._spatial: list[nn.Module] = []
 
     def __enter__(self) -> Observer:
+        self._stack.enter_context(eager())
+        for module in self._model.modules():
+            self._stack.callback(module.register_forward_pre_hook(self._begin, with_kwargs=True).remove)
         self._stack.enter_context(forward_hooks(self._model.modules(), self._note))
         return self
 
@@ -129,16 +145,24 @@ class Observer:
         Raises:
             RuntimeError: If there is none, or several that do not contain one another.
         """
-        found = list(dict.fromkeys(self._classifiers))
+        calls = [call for call in self._calls if not any(call.logits is one for one in self._features)]
+        beyond = {call.module for call in calls if not _in_unit_interval(call.logits)}
+        # What lies in [0, 1] around what does not is a sigmoid of it.
+        calls = [call for call in calls if call.module in beyond or beyond.isdisjoint(call.module.modules())]
+        found = list(dict.fromkeys(call.module for call in calls))
         inner = {part for one in found for part in one.modules() if part is not one}
         outer = [one for one in found if one not in inner]
         if len(outer) != 1:
             names = ", ".join(repr(name_of(self._model, module)) for module in outer) or "none"
             raise RuntimeError(
-                "Expected one module that takes images (N, C, H, W) and gives logits (N, K) in the validation step, "
-                f"found {names}. Name the right one, `classifier='model'` say."
+                "Expected one module that takes images (N, C, H, W) and gives logits (N, K), not probabilities, in the "
+                f"validation step, found {names}. Name the right one, `classifier='model'` say."
             )
         return outer[0]
+
+    def images_of(self, module: nn.Module) -> Tensor | None:
+        """What the module was given in its first call as a classifier, (N,C,H,W); None if there was no such call."""
+        return next((call.images for call in self._calls if call.module is module), None)
 
     def last_spatial(self, model: nn.Module) -> nn.Module:
         """The submodule of ``model`` that was the last to give an output (N,D,h,w) of more than one position.
@@ -155,14 +179,25 @@ class Observer:
             )
         return found[-1]
 
+    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        # What the first module is given are images; a head that takes feature maps later is no classifier.
+        if self._channels is None:
+            self._channels = next((one.shape[1] for one in (*args, *kwargs.values()) if is_image_batch(one)), None)
+
     def _note(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> None:
         if not isinstance(output, Tensor):
             return
         if output.ndim == 4 and output.shape[2] * output.shape[3] > 1:
             self._spatial.append(module)
-        images = [one for one in (*args, *kwargs.values()) if is_image_batch(one)]
-        if images and output.ndim == 2 and len(output) == len(images[0]) and not _looks_like_probabilities(output):
-            self._classifiers.append(module)
+        if output.ndim != 2 or not output.is_floating_point() or _looks_like_probabilities(output):
+            return
+        tensors = [one for one in (*args, *kwargs.values()) if isinstance(one, Tensor)]
+        given = [one for one in tensors if one.shape[:1] == output.shape[:1]]
+        # What another module turns into another number of columns was no logits.
+        self._features += [one for one in given if one.ndim == 2 and one.shape[1] != output.shape[1]]
+        images = [one for one in given if is_image_batch(one) and one.shape[1] == self._channels]
+        if images:
+            self._calls.append(_Call(module, images[0], output))
 
 
 @contextmanager
@@ -196,7 +231,11 @@ def is_image_batch(value: object) -> bool:
 
 
 def _looks_like_probabilities(output: Tensor) -> bool:
-    if output.shape[1] < 2 or not output.is_floating_point():
+    if output.shape[1] < 2:
         return False
     output = output.detach().float()
     return bool((output >= 0).all() and ((output.sum(1) - 1).abs() < 1e-2).all())
+
+
+def _in_unit_interval(output: Tensor) -> bool:
+    return bool(((output >= 0) & (output <= 1)).all())

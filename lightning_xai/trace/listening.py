@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable
-from contextlib import ExitStack, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch.utils._pytree import tree_map
 
 from lightning_xai.trace.guided import guided
 from lightning_xai.trace.layers import OneLayer, find_layer, forward_hooks, is_image_batch, layers_of, name_of
-from lightning_xai.trace.modes import evaluation_mode, plain_tensors
+from lightning_xai.trace.modes import eager, evaluation_mode, plain_tensors
 from lightning_xai.types import Attribution, ForwardContext, Score
 
 
@@ -34,6 +33,11 @@ class Capture:
         """What both ask for."""
         return Capture(self.layers | other.layers, self.image_gradient or other.image_gradient)
 
+    @property
+    def needs_graph(self) -> bool:
+        """Whether gradients will be asked for."""
+        return self.image_gradient or bool(self.layers)
+
 
 def capture_for(model: nn.Module, attributions: Iterable[Attribution], automatic: nn.Module | None = None) -> Capture:
     """What a forward pass must keep so that all attributions can be computed from it.
@@ -52,7 +56,9 @@ def capture_for(model: nn.Module, attributions: Iterable[Attribution], automatic
     """
     methods = list(attributions)
     wanted = [layer for method in methods for layer in layers_of(method)]
-    modules = {layer: automatic if layer is None and automatic else find_layer(model, layer) for layer in wanted}
+    modules = {
+        layer: automatic if layer is None and automatic is not None else find_layer(model, layer) for layer in wanted
+    }
     return Capture(modules, any(method.needs_image_gradient for method in methods))
 
 
@@ -92,6 +98,11 @@ class Trace:
     def logits(self) -> Tensor:
         """What the model returned, (N,K), detached."""
         return self._logits.detach()
+
+    @property
+    def has_graph(self) -> bool:
+        """Whether gradients can be asked of it: not where the logits were detached on their way."""
+        return self._logits.requires_grad
 
     def activation(self, layer: OneLayer) -> Tensor:
         """The output of a captured layer; where the layer was called several times, of its last call.
@@ -182,10 +193,15 @@ class Trace:
             with torch.inference_mode(False), torch.enable_grad():
                 scores = score(self._logits, targets)
                 _check_scores(scores, targets)
-                with guided(self._logits) if guided_rule else nullcontext():
-                    (gradient,) = torch.autograd.grad(scores.sum(), source, retain_graph=True, allow_unused=True)
+                gradient = None
+                if scores.requires_grad:
+                    with guided(self._logits) if guided_rule else nullcontext():
+                        (gradient,) = torch.autograd.grad(scores.sum(), source, retain_graph=True, allow_unused=True)
             if gradient is None:
-                raise ValueError("`score` does not depend on the layer asked for: choose a layer before the logits.")
+                raise ValueError(
+                    "`score` does not depend on the layer or image asked for: choose a layer before the logits, in a "
+                    "model that neither detaches them nor computes them under torch.no_grad()."
+                )
             self._gradients[key] = gradient.detach(), targets  # the targets are kept so that their id stays theirs
         return self._gradients[key][0]
 
@@ -218,7 +234,8 @@ def run(model: nn.Module, images: Tensor, capture: Capture, context: ForwardCont
     Raises:
         ValueError: If the output is not (N,K).
     """
-    with evaluation_mode(model), Listener(model, capture, context) as listener, torch.no_grad(), context():
+    listener = Listener(model, capture, context)
+    with _unheard(model), evaluation_mode(model), listener, torch.no_grad(), context():
         output = model(images)
     if not listener.traces:
         shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
@@ -237,8 +254,22 @@ def predict(model: nn.Module, images: Tensor, context: ForwardContext = nullcont
     Returns:
         Logits (N,K).
     """
-    with evaluation_mode(model), plain_tensors(), context():
+    with _unheard(model), evaluation_mode(model), plain_tensors(), context():
         return model(images)
+
+
+@contextmanager
+def _unheard(model: nn.Module) -> Iterator[None]:
+    """Passes of our own inside do not reach listeners, who would take them for passes of the one they listen to."""
+    candidates = [module.__dict__.get("forward") for module in model.modules()]
+    shadows = [one for one in candidates if isinstance(one, _Shadow)]
+    for shadow in shadows:
+        shadow.remove()
+    try:
+        yield
+    finally:
+        for shadow in shadows:
+            shadow.install()
 
 
 class Listener:
@@ -246,8 +277,8 @@ class Listener:
 
     The model's ``forward`` is shadowed on the instance. The graph starts at the captured layer (before it the pass
     is gradient-free) or at the image; the caller gets a detached copy of the logits. Calls made with gradients
-    enabled, without images or with other outputs than logits (N,K) pass unheard. Listeners nest: an inner one joins
-    the outer one, so that the forward runs once.
+    enabled, without images or with other outputs than logits (N,K) pass unheard, and so do :func:`run` and
+    :func:`predict`. Several listeners to one model share each forward and its trace.
 
     Args:
         model: The classifier.
@@ -311,8 +342,7 @@ class _Shadow:
         self._stack = ExitStack()
 
     def install(self) -> None:
-        if "torch._dynamo" in sys.modules:  # compiled code would not see hooks that are added after compilation
-            self._stack.enter_context(torch.compiler.set_stance("force_eager"))
+        self._stack.enter_context(eager())
         self._model.forward = self
 
     def remove(self) -> None:
@@ -332,13 +362,12 @@ class _Shadow:
             args, kwargs, images = _own_copies(args, kwargs, capture.image_gradient)
             trace = Trace(self._model, capture, images, self._context)
             with forward_hooks(set(capture.layers.values()), trace._keep):
-                logits = self._original(*args, **kwargs)
-            if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
-                return logits
-            trace._logits = logits
-            for listener in self.listeners:
-                listener.traces.append(trace)
-            return logits.detach().clone()
+                output = self._original(*args, **kwargs)
+            if isinstance(output, Tensor) and output.ndim == 2 and len(output) == len(images):
+                trace._logits = output
+                for listener in self.listeners:
+                    listener.traces.append(trace)
+            return tree_map(lambda value: value.detach().clone() if isinstance(value, Tensor) else value, output)
 
 
 def _own_copies(args: Any, kwargs: Any, differentiate: bool) -> tuple[Any, Any, Tensor]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import nn
@@ -62,3 +63,28 @@ def plain_tensors() -> Iterator[None]:
     """
     with torch.inference_mode(False), torch.no_grad():
         yield
+
+
+class _Stance:
+    """How many contexts want compiled code to run eagerly, and what restores the stance after the last of them."""
+
+    users = 0
+    restore = ExitStack()
+
+
+@contextmanager
+def eager() -> Iterator[None]:
+    """Compiled code runs eagerly inside, where it would not see hooks that are added after compilation.
+
+    Callbacks end in the order in which they began: their contexts overlap without nesting. A stance restored by each
+    would stay behind for ever, so the last one to end restores it.
+    """
+    if _Stance.users == 0 and "torch._dynamo" in sys.modules:  # else nothing is compiled, and importing it is slow
+        _Stance.restore.enter_context(torch.compiler.set_stance("force_eager"))
+    _Stance.users += 1
+    try:
+        yield
+    finally:
+        _Stance.users -= 1
+        if _Stance.users == 0:
+            _Stance.restore.close()
