@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytorch_lightning as pl
-from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from pytorch_lightning.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler
 
@@ -24,7 +24,7 @@ from lightning_xai.trace import (
 )
 from lightning_xai.types import Attribution
 
-Unpack: TypeAlias = Callable[[Any], "tuple[Tensor, Tensor | None]"]
+Unpack: TypeAlias = Callable[[Any], tuple[Tensor, Tensor | None]]
 """How a batch is taken apart: ``batch -> (images (N,C,H,W), labels (N,) or None)``."""
 
 
@@ -92,7 +92,8 @@ class ExplainingCallback(LightningCallback):
     """Hears the classifier's forward in validation and test batches, and hands over the trace.
 
     Subclasses say which batches they want (:meth:`wants`), what the forward must keep (:meth:`capture`), and what is
-    done with it (:meth:`heard`).
+    done with it (:meth:`heard`). The sanity check is a rehearsal: they work as ever, so that whatever is wrong shows
+    before the first epoch, and leave nothing behind.
 
     Args:
         attributions: Named methods.
@@ -112,7 +113,6 @@ class ExplainingCallback(LightningCallback):
         self.classifier = classifier
         self.unpack = unpack
         self._model: nn.Module | None = None
-        self._module: pl.LightningModule | None = None
         self._automatic: nn.Module | None = None
         self._observer: Observer | None = None
         self._listener: Listener | None = None
@@ -134,28 +134,42 @@ class ExplainingCallback(LightningCallback):
     def model(self) -> nn.Module:
         """The classifier, once it was found."""
         if self._model is None:
-            raise RuntimeError("The classifier is known only after the first validation or test batch.")
+            raise RuntimeError("The classifier is known only from the first validation or test batch on.")
         return self._model
 
     def full_capture(self) -> Capture:
         """What a forward must keep for all attributions."""
         return capture_for(self.model, self.attributions.values(), self._automatic)
 
+    def say_once(self, say: Callable[..., None], message: str) -> None:
+        """Inform or warn, the first time."""
+        if message not in self._said:
+            self._said.add(message)
+            say(f"{type(self).__name__}: {message}")
+
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Check that a named classifier and the layers named in it exist."""
-        if pl_module is not self._module:
-            self._module, self._model, self._automatic = pl_module, None, None
-        if self.classifier is not None:
-            self._model = find_layer(pl_module, self.classifier)
-            capture_for(self._model, self.attributions.values(), automatic=self._model)
+        """Begin anew: the classifier may be another one."""
+        self._forget()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Leave the classifier as it was."""
-        self._close()
+        """Keep no model, so that the callback can be copied and pickled without one."""
+        self._forget()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Leave the classifier as it was."""
-        self._close()
+        self._forget()
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Check that a named classifier and the layers named in it exist."""
+        self._look_up(pl_module)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Check that a named classifier and the layers named in it exist."""
+        self._look_up(pl_module)
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Check that a named classifier and the layers named in it exist."""
+        self._look_up(pl_module)
 
     def on_validation_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -179,7 +193,7 @@ class ExplainingCallback(LightningCallback):
         dataloader_idx: int = 0,
     ) -> None:
         """Stop listening and work on what was heard."""
-        self._end(trainer, pl_module, batch, dataloader_idx)
+        self._end(trainer, batch, dataloader_idx)
 
     def on_test_batch_end(
         self,
@@ -191,55 +205,63 @@ class ExplainingCallback(LightningCallback):
         dataloader_idx: int = 0,
     ) -> None:
         """Stop listening and work on what was heard."""
-        self._end(trainer, pl_module, batch, dataloader_idx)
+        self._end(trainer, batch, dataloader_idx)
+
+    def _look_up(self, pl_module: pl.LightningModule) -> None:
+        # Not in `setup`, which comes before the LightningModule's own, where models are made, too.
+        if self.classifier is not None:
+            self._model = find_layer(pl_module, self.classifier, argument="classifier")
+            capture_for(self._model, self.attributions.values(), automatic=self._model)
 
     def _start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, dataloader_idx: int) -> None:
         self._close()
-        if not self._found():  # the sanity check is a good moment to look, too
+        if not self._found():
             self._observer = Observer(pl_module).__enter__()
-        elif not trainer.sanity_checking and self.wants(trainer, dataloader_idx):
+        elif self.wants(trainer, dataloader_idx):
             self._listener = Listener(self.model, self.capture(), trainer.precision_plugin.forward_context).__enter__()
 
-    def _end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, dataloader_idx: int) -> None:
+    def _end(self, trainer: pl.Trainer, batch: Any, dataloader_idx: int) -> None:
         observer, listener = self._observer, self._listener
         self._close()
         if observer is not None:
-            self._model = self._model or observer.classifier()
-            if self._needs_automatic():
-                self._automatic = observer.last_spatial(self.model)
-            self.full_capture()  # layers are checked now, in the sanity check if there is one
-        if trainer.sanity_checking or not self.wants(trainer, dataloader_idx):
-            return
-        images, labels = self.unpack(batch)
-        with plain_tensors():
-            trace = next((one for one in listener.traces if len(one.images) == len(images)), None) if listener else None
-            if trace is None:
-                trace = self._own_trace(trainer, images, said=listener is not None)
-            if self._finite(trace):
+            self._find(observer)
+        if self.wants(trainer, dataloader_idx):
+            images, labels = self._unpacked(batch)
+            with plain_tensors():
+                trace = self._shared_trace(listener, len(images)) or self._own_trace(trainer, images, observer)
                 self.heard(trainer, trace, labels, dataloader_idx)
 
-    def _own_trace(self, trainer: pl.Trainer, images: Tensor, *, said: bool) -> Trace:
-        if said:
-            self._say_once(
+    def _find(self, observer: Observer) -> None:
+        self._model = self._model or observer.classifier()
+        if self._needs_automatic():
+            self._automatic = observer.last_spatial(self.model)
+        self.full_capture()  # raises where a layer does not exist
+
+    def _unpacked(self, batch: Any) -> tuple[Tensor, Tensor | None]:
+        images, labels = self.unpack(batch)
+        if not isinstance(images, Tensor) or images.ndim != 4:
+            found = f"shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+            raise TypeError(f"`unpack` expected to give images (N, C, H, W) and labels, got images of {found}.")
+        return images, labels
+
+    def _shared_trace(self, listener: Listener | None, n_images: int) -> Trace | None:
+        """The trace of the validation step's own pass, of its first one if there were several."""
+        if listener is None:
+            return None
+        usable = (one for one in listener.traces if one.has_graph or not listener.capture.needs_graph)
+        return next((one for one in usable if len(one.images) == n_images), None)
+
+    def _own_trace(self, trainer: pl.Trainer, images: Tensor, observer: Observer | None) -> Trace:
+        if observer is not None:  # nobody could have listened yet; the step may have changed the batch's images
+            given = observer.images_of(self.model)
+            images = images if given is None or len(given) != len(images) else given
+        else:
+            self.say_once(
                 rank_zero_info,
-                f"{type(self).__name__}: the validation step did not call the classifier on the batch's images; it is "
-                "run once more for the explanations. To save that pass, call the module itself in the step.",
+                "the validation step was not heard calling the classifier on the batch's images; it is run once more "
+                "for the explanations. To save that pass, call the module itself in the step.",
             )
         return run(self.model, images, self.capture(), trainer.precision_plugin.forward_context)
-
-    def _finite(self, trace: Trace) -> bool:
-        finite = bool(trace.logits.isfinite().all())
-        if not finite:
-            self._say_once(
-                rank_zero_warn,
-                f"{type(self).__name__}: batches with NaN or infinite logits are left out of its results.",
-            )
-        return finite
-
-    def _say_once(self, say: Callable[..., None], message: str) -> None:
-        if message not in self._said:
-            self._said.add(message)
-            say(message)
 
     def _needs_automatic(self) -> bool:
         return any(layer is None for method in self.attributions.values() for layer in layers_of(method))
@@ -252,6 +274,10 @@ class ExplainingCallback(LightningCallback):
             if context is not None:
                 context.__exit__(None, None, None)
         self._observer = self._listener = None
+
+    def _forget(self) -> None:
+        self._close()
+        self._model = self._automatic = None
 
 
 def stage_of(trainer: pl.Trainer) -> str:

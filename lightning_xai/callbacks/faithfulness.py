@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
+from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torchmetrics import MeanMetric, Metric, MetricCollection
 
@@ -99,26 +100,32 @@ class Faithfulness(ExplainingCallback):
         self._degenerate: list[dict[str, MeanMetric]] = []
         self._left: list[int | None] = []
 
+    @property
+    def states(self) -> list[dict[str, MetricCollection]]:
+        """The metrics of the last epoch, by dataloader and attribution: per-image values where they were kept."""
+        return self._states
+
     def wants(self, trainer: pl.Trainer, dataloader_idx: int) -> bool:
         """Whether this rank's share of the images is not yet complete."""
         return self._left[dataloader_idx] != 0
 
     def heard(self, trainer: pl.Trainer, trace: Trace, labels: Tensor | None, dataloader_idx: int) -> None:
         """Update every metric of every attribution with one batch."""
-        keep = slice(self._left[dataloader_idx])
-        check_standardized(trace.images, self.mean, self.std)
+        left = self._left[dataloader_idx]
+        images = trace.images[:left]
+        check_standardized(images, self.mean, self.std)
         targets = resolve_targets(self.targets, trace.logits, labels)
         maps = attribute(trace, targets, self.attributions)
-        images, targets = trace.images[keep], targets[keep]
-        scores = self.log_probability(trace.logits[keep].double(), targets)
+        targets = targets[:left]
+        scores = self.log_probability(trace.logits[:left].double(), targets)
         baseline = self.baseline(images, self.mean, self.std)
         for name, values in maps.items():
             masked = masked_scores(
-                trace.predict, images, values[keep], targets, baseline=baseline, score=self.log_probability
+                trace.predict, images, values[:left], targets, baseline=baseline, score=self.log_probability
             )
-            self._states[dataloader_idx][name].update(scores, masked)
-            self._degenerate[dataloader_idx][name].update(100.0 * degenerate(values[keep]))
-        left = self._left[dataloader_idx]
+            known = self._known(scores, masked)
+            self._states[dataloader_idx][name].update(scores[known], masked[known])
+            self._degenerate[dataloader_idx][name].update(100.0 * degenerate(values[:left])[known])
         self._left[dataloader_idx] = None if left is None else left - len(images)
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -158,6 +165,12 @@ class Faithfulness(ExplainingCallback):
                 for metric, value in {**state.compute(), CONSTANT_MAPS: self._degenerate[i][name].compute()}.items()
             }
         pl_module.log_dict(values, sync_dist=trainer.world_size > 1)  # equal on every rank already
+
+    def _known(self, scores: Tensor, masked: Tensor) -> Tensor:
+        known = ~(scores.isnan() | masked.isnan())
+        if not known.all():
+            self.say_once(rank_zero_warn, "images for which the classifier gives NaN are left out of the metrics.")
+        return known
 
     def _directions(self, trainer: pl.Trainer) -> dict[str, bool | None]:
         directions = {name: metric.higher_is_better for name, metric in self.metrics.items(keep_base=True)}

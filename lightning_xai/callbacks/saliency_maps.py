@@ -104,13 +104,18 @@ class SaliencyMaps(ExplainingCallback):
         if not followed.complete:
             check_standardized(trace.images, self.mean, self.std)
             missing = self.n_images - followed.count
-            followed.images.append(trace.images[:missing].cpu())
+            followed.images.append(trace.images[:missing].to("cpu", copy=True))  # a view would keep the batch
             if labels is not None and labels.ndim == 1:  # multi-hot labels are no caption
                 followed.labels.append(labels[:missing].clone().cpu())
         first = 0 if followed.complete else -1
         images = torch.cat(followed.images[first:]).to(trace.images.device)
         known = torch.cat(followed.labels[first:]).to(images.device) if followed.labels else None
         followed.panels.append(self._panel(trainer, images, known))
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Begin anew: images are followed through one run, since the next one may have other data."""
+        super().setup(trainer, pl_module, stage)
+        self._followed = {}
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Forget the panels of an epoch that was not finished."""
@@ -136,6 +141,8 @@ class SaliencyMaps(ExplainingCallback):
                 followed.labels.clear()
 
     def _finish(self, trainer: pl.Trainer) -> None:
+        if trainer.sanity_checking:
+            return
         several = len(loaders_of(trainer)) > 1
         for (stage, i), followed in self._followed.items():
             if stage != stage_of(trainer) or not followed.panels:
@@ -144,6 +151,7 @@ class SaliencyMaps(ExplainingCallback):
             if not trainer.fast_dev_run:  # type: ignore[attr-defined]
                 key = log_key(stage, self.name, dataloader_idx=i if several else None)
                 log_panel(trainer.loggers, key, _joined(followed.panels), trainer.global_step)
+            followed.panels.clear()
 
     def _of(self, trainer: pl.Trainer, dataloader_idx: int) -> _Followed:
         return self._followed.setdefault((stage_of(trainer), dataloader_idx), _Followed())
