@@ -140,7 +140,7 @@ class Observer:
         self._stack.close()
 
     def classifier(self) -> nn.Module:
-        """The outermost module that took images (N,C,H,W) and gave logits (N,K).
+        """The outermost module that took images (N,C,H,W) and made logits (N,K) that nothing around it changes.
 
         Raises:
             RuntimeError: If there is none, or several that do not contain one another.
@@ -158,7 +158,9 @@ class Observer:
                 "Expected one module that takes images (N, C, H, W) and gives logits (N, K), not probabilities, in the "
                 f"validation step, found {names}. Name the right one, `classifier='model'` say."
             )
-        return outer[0]
+        logits = next(call.logits for call in self._calls if call.module is outer[0])
+        # A wrapper that hands on what a module inside gave adds nothing but a prefix to the names of layers.
+        return next(call.module for call in self._calls if call.logits is logits)
 
     def images_of(self, module: nn.Module) -> Tensor | None:
         """What the module was given in its first call as a classifier, (N,C,H,W); None if there was no such call."""

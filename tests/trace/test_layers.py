@@ -34,10 +34,16 @@ def test_a_step_that_calls_the_classifier_names_it():
     assert observer.last_spatial(wrapper.model) is wrapper.model.bn2
 
 
-def test_the_outermost_module_is_taken():
-    """validation_step calls self(images): the LightningModule itself is the classifier."""
-    wrapper, observer = observe(lambda self, images: self.model(images))
+def test_the_outermost_module_that_changes_the_logits_is_taken():
+    """validation_step calls self(images): a temperature is part of the classifier."""
+    wrapper, observer = observe(lambda self, images: self.model(images) / 2)
     assert observer.classifier() is wrapper
+
+
+def test_a_wrapper_that_hands_the_logits_on_is_passed_over():
+    """A LightningModule whose forward is self.model(images): layers are named as in the model."""
+    wrapper, observer = observe(lambda self, images: self.model(images))
+    assert observer.classifier() is wrapper.model
 
 
 def test_a_module_that_gives_probabilities_is_passed_over():
