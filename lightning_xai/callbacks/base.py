@@ -152,7 +152,7 @@ class ExplainingCallback(LightningCallback):
         self._forget()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Keep no model, so that the callback can be copied and pickled without one."""
+        """Keep no model beyond the run."""
         self._forget()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
@@ -210,7 +210,8 @@ class ExplainingCallback(LightningCallback):
     def _look_up(self, pl_module: pl.LightningModule) -> None:
         # Not in `setup`, which comes before the LightningModule's own, where models are made, too.
         if self.classifier is not None:
-            self._model = find_layer(pl_module, self.classifier, argument="classifier")
+            named = find_layer(pl_module, self.classifier, argument="classifier")
+            self._model = getattr(named, "_orig_mod", named)  # what torch.compile wraps: layers keep their names
             capture_for(self._model, self.attributions.values(), automatic=self._model)
 
     def _start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, dataloader_idx: int) -> None:

@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor, nn
 
 from lightning_xai.trace.modes import eager, evaluation_mode, plain_tensors
@@ -111,6 +112,11 @@ class _Call:
     images: Tensor
     logits: Tensor
 
+    def is_sigmoid_of(self, other: _Call) -> bool:
+        """Whether these are the other's logits, turned into probabilities by a module around it."""
+        same_shape = self.logits.shape == other.logits.shape
+        return same_shape and torch.allclose(self.logits.float(), other.logits.float().sigmoid(), atol=1e-2)
+
 
 class Observer:
     """Context that watches which modules of a model take images, give logits, or give spatial outputs.
@@ -146,10 +152,7 @@ class Observer:
             RuntimeError: If there is none, or several that do not contain one another.
         """
         calls = [call for call in self._calls if not any(call.logits is one for one in self._features)]
-        beyond = {call.module for call in calls if not _in_unit_interval(call.logits)}
-        # What lies in [0, 1] around what does not is a sigmoid of it.
-        calls = [call for call in calls if call.module in beyond or beyond.isdisjoint(call.module.modules())]
-        found = list(dict.fromkeys(call.module for call in calls))
+        found = list(dict.fromkeys(call.module for call in calls if not any(map(call.is_sigmoid_of, calls))))
         inner = {part for one in found for part in one.modules() if part is not one}
         outer = [one for one in found if one not in inner]
         if len(outer) != 1:
@@ -237,7 +240,3 @@ def _looks_like_probabilities(output: Tensor) -> bool:
         return False
     output = output.detach().float()
     return bool((output >= 0).all() and ((output.sum(1) - 1).abs() < 1e-2).all())
-
-
-def _in_unit_interval(output: Tensor) -> bool:
-    return bool(((output >= 0) & (output <= 1)).all())
