@@ -123,7 +123,7 @@ class Faithfulness(ExplainingCallback):
             masked = masked_scores(
                 trace.predict, images, values[:left], targets, baseline=baseline, score=self.log_probability
             )
-            known = self._known(scores, masked)
+            known = self._known(trace.logits[:left], masked)
             self._states[dataloader_idx][name].update(scores[known], masked[known])
             self._degenerate[dataloader_idx][name].update(100.0 * degenerate(values[:left])[known])
         self._left[dataloader_idx] = None if left is None else left - len(images)
@@ -164,12 +164,13 @@ class Faithfulness(ExplainingCallback):
                 for name, state in states.items()
                 for metric, value in {**state.compute(), CONSTANT_MAPS: self._degenerate[i][name].compute()}.items()
             }
-        pl_module.log_dict(values, sync_dist=trainer.world_size > 1)  # equal on every rank already
+        # The values are equal on every rank already; Lightning warns where it is not asked to see to that.
+        pl_module.log_dict(values, sync_dist=trainer.world_size > 1, add_dataloader_idx=False)
 
-    def _known(self, scores: Tensor, masked: Tensor) -> Tensor:
-        known = ~(scores.isnan() | masked.isnan())
+    def _known(self, logits: Tensor, masked: Tensor) -> Tensor:
+        known = logits.isfinite().all(1) & ~masked.isnan()
         if not known.all():
-            self.say_once(rank_zero_warn, "images for which the classifier gives NaN are left out of the metrics.")
+            self.say_once(rank_zero_warn, "images whose logits are NaN or infinite are left out of the metrics.")
         return known
 
     def _directions(self, trainer: pl.Trainer) -> dict[str, bool | None]:
