@@ -179,8 +179,8 @@ class GuidedGradientLoss(nn.Module):
     forward pass. For rectifier networks.
 
     Args:
-        error: Error function of gradients and guided gradients (N,C,H,W) -> (N,). The cosine (default) is the paper's
-            choice and does not see scales.
+        error: Error function of gradients and guided gradients (N,C,H,W) -> (N,), a module or a function. The cosine
+            (default) is the paper's choice and does not see scales.
         weight: lambda, as a function of the optimizer step. The default, 7.5e-3, is the value the paper is reported
             to have used.
         teacher: What is compared: :func:`negative_loss_teacher` (default, see there why), :func:`loss_teacher`
@@ -209,7 +209,7 @@ class GuidedGradientLoss(nn.Module):
 
     def __init__(
         self,
-        error: Callable[[Tensor, Tensor], Tensor] | None = None,
+        error: nn.Module | Callable[[Tensor, Tensor], Tensor] | None = None,
         weight: Schedule | None = None,
         *,
         teacher: Teacher = negative_loss_teacher,
