@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import pytorch_lightning as pl
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_xai.regularization.loss import Criterion, GuidedGradientLoss
 
+if TYPE_CHECKING:  # it is mixed into a LightningModule, of either package
+    _LightningModule = pl.LightningModule
+else:
+    _LightningModule = object
 
-class GuidedGradientMixin:
+
+class GuidedGradientMixin(_LightningModule):
     """Gives a LightningModule the method ``guided_gradient_loss`` and overrides nothing.
 
     Set ``self.interpretability`` in ``__init__`` and call the method in ``training_step``::
@@ -39,11 +45,6 @@ class GuidedGradientMixin:
 
     interpretability: GuidedGradientLoss
 
-    if TYPE_CHECKING:  # what a LightningModule has
-        global_step: int
-
-        def log_dict(self, dictionary: Any, **kwargs: Any) -> None: ...  # noqa: D102
-
     def guided_gradient_loss(
         self, images: Tensor, targets: Tensor, criterion: Criterion = F.cross_entropy, *, model: nn.Module | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -60,14 +61,13 @@ class GuidedGradientMixin:
 
         Raises:
             RuntimeError: If ``self.interpretability`` is not set, or the model cannot be differentiated twice.
-
         """
         if not isinstance(getattr(self, "interpretability", None), GuidedGradientLoss):
             raise RuntimeError(
                 "`self.interpretability` expected a GuidedGradientLoss. "
                 "Set it in __init__: self.interpretability = GuidedGradientLoss(...)."
             )
-        classifier: Any = self if model is None else model
+        classifier = self if model is None else model
         terms = self.interpretability(classifier, images, targets, criterion, self.global_step)
         parts = {
             "classification_loss": terms.classification,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -25,14 +25,8 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
         >>> layer.training
         True
     """
-    training = [module for module in model.modules() if module.training]
-    try:
-        for module in training:
-            module.training = False
+    with _switched_off(module for module in model.modules() if module.training):
         yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 @contextmanager
@@ -42,13 +36,20 @@ def batch_norm_evaluation(model: nn.Module) -> Iterator[None]:
     Args:
         model: The model.
     """
-    training = [one for one in model.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm) and one.training]
+    kinds = nn.modules.batchnorm._BatchNorm
+    with _switched_off(module for module in model.modules() if isinstance(module, kinds) and module.training):
+        yield
+
+
+@contextmanager
+def _switched_off(training: Iterable[nn.Module]) -> Iterator[None]:
+    modules = list(training)
     try:
-        for module in training:
+        for module in modules:
             module.training = False
         yield
     finally:
-        for module in training:
+        for module in modules:
             module.training = True
 
 
