@@ -8,6 +8,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from callbacks import wandb_reader
+from callbacks.definitions import by_hand
 from callbacks.trainers import (
     MEAN,
     QUIET,
@@ -33,7 +34,6 @@ from lightning_xai import (
     GradCAM,
     InputGradient,
     blurred,
-    explain,
     label,
     log_sigmoid,
     mean_color,
@@ -52,33 +52,6 @@ def measured(methods: dict[str, Attribution] | None = None, **options: Any) -> F
     """All three metrics, without controls."""
     metrics = [AverageDrop(), AverageIncrease(), AverageGain()]
     return Faithfulness(methods or METHODS, metrics, **{"mean": MEAN, "std": STD, "controls": {}, **options})
-
-
-def by_hand(
-    model: nn.Module,
-    images: Tensor,
-    method: Attribution,
-    targets: Tensor | None = None,
-    probability: Callable[[Tensor], Tensor] = lambda logits: logits.softmax(1),
-    baseline: Tensor | float = -MEAN[0] / STD[0],
-) -> dict[str, float]:
-    """Average Drop, Increase and Gain from their definitions, one image after the other."""
-    model.eval()
-    drops, increases, gains = [], [], []
-    for i, image in enumerate(images[:, None]):
-        with torch.no_grad():
-            before = probability(model(image).double())[0]
-        target = int(before.argmax()) if targets is None else int(targets[i])
-        shown = explain(model, image, target, attributions=method).relu()
-        mask = (shown - shown.min()) / (shown.max() - shown.min())
-        with torch.no_grad():
-            after = probability(model(image * mask + baseline * (1 - mask)).double())[0]
-        p, o = before[target].item(), after[target].item()
-        drops.append(max(0, p - o) / p)
-        increases.append(o > p)
-        gains.append(max(0, o - p) / (1 - p))
-    values = {"AverageDrop": drops, "AverageIncrease": increases, "AverageGain": gains}
-    return {name: 100 * sum(one) / len(one) for name, one in values.items()}
 
 
 def close_to(expected: Any) -> Any:

@@ -1,0 +1,105 @@
+"""A program that `test_ddp.py` runs: Lightning starts it a second time, and both processes work on the same cases.
+
+Usage: python two_processes.py FOLDER. Each process writes FOLDER/rank_<i>.json with what it logged in each case.
+"""
+
+import json
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from callbacks.trainers import MEAN, STD, Forwards, classifier, loader, trainer
+from pytorch_lightning import LightningModule
+from pytorch_lightning.loggers import CSVLogger
+from support import random_images
+from torch import Tensor
+
+from lightning_xai import (
+    AverageDrop,
+    AverageGain,
+    AverageIncrease,
+    ConstantWeight,
+    Faithfulness,
+    GradCAM,
+    GuidedGradientLoss,
+    GuidedGradientMixin,
+    SaliencyMaps,
+)
+
+METHODS = {"gradcam": GradCAM("conv2")}
+PARALLEL = {"strategy": "ddp", "devices": 2, "precision": "64-true"}
+
+
+def images_with_nan() -> Tensor:
+    """Seven images; the second process gets 1, 3, 5 and a copy of 0, and its first batch is lost."""
+    images = random_images(7)
+    images[[1, 3]] = torch.nan
+    return images
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "all": {"n_images": None, "images": random_images(7)},
+    "first 3": {"n_images": 3, "images": random_images(7)},
+    "first 1": {"n_images": 1, "images": random_images(7)},
+    "nan": {"n_images": None, "images": images_with_nan()},
+}
+
+
+def measured(n_images: int | None) -> Faithfulness:
+    """All three metrics of one method."""
+    metrics = [AverageDrop(), AverageIncrease(), AverageGain()]
+    return Faithfulness(METHODS, metrics, mean=MEAN, std=STD, controls={}, n_images=n_images, classifier="model")
+
+
+def validated(n_images: int | None, images: Tensor) -> dict[str, Any]:
+    """What one case logs, and the sizes of all passes that this process made."""
+    module = classifier()
+    forwards = Forwards(module.model)
+    running = trainer(callbacks=[measured(n_images)], **PARALLEL)
+    running.validate(module, loader(batch_size=2, images=images), verbose=False)
+    return {"logged": {key: value.item() for key, value in running.callback_metrics.items()}, "passes": forwards.sizes}
+
+
+class Regularized(GuidedGradientMixin, LightningModule):
+    """Trains with the guided-gradient term."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = classifier().model
+        self.interpretability = GuidedGradientLoss(weight=ConstantWeight(0.1))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self.guided_gradient_loss(*batch, model=self.model)[0]
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("loss", F.cross_entropy(self.model(batch[0]), batch[1]), sync_dist=True)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.01)
+
+
+def fitted(folder: Path) -> dict[str, Any]:
+    """Two epochs with both callbacks, pictures and the term."""
+    module = Regularized()
+    drawn = SaliencyMaps(METHODS, mean=MEAN, std=STD, n_images=3)
+    logger = CSVLogger(folder, name="", version="run")
+    running = trainer(callbacks=[measured(None), drawn], logger=logger, max_epochs=2, **PARALLEL)
+    running.fit(module, loader(8, 2), loader(7, 2))
+    if running.is_global_zero:
+        torch.save(module.model.state_dict(), folder / "model.pt")
+    weights = sum(parameter.double().sum().item() for parameter in module.parameters())
+    logged = {key: value.item() for key, value in running.callback_metrics.items()}
+    return {"logged": logged, "weights": weights, "rank": running.global_rank}
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    warnings.filterwarnings("ignore", message=".*(LeafSpec|many workers|DistributedSampler).*")
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    results = {name: validated(**case) for name, case in CASES.items()}
+    results["fit"] = fitted(folder)
+    (folder / f"rank_{results['fit']['rank']}.json").write_text(json.dumps(results))
