@@ -33,7 +33,8 @@ class GuidedGradientMixin(_LightningModule):
 
     Logged in each step under ``train/guided_gradient/``: ``classification_loss`` (L_C), and in steps with the term
     ``regularization_loss`` (L_R), ``weight`` (lambda, times ``every_n_steps``), ``cosine`` and ``norm_ratio`` between
-    the gradient and the guided gradient, and the share of ``saturated`` images.
+    the gradient and the guided gradient, and the share of ``saturated`` images. In steps without the term Lightning
+    logs the last values of the epoch again.
 
     Example:
         >>> import pytorch_lightning as pl
@@ -61,14 +62,16 @@ class GuidedGradientMixin(_LightningModule):
 
         Raises:
             RuntimeError: If ``self.interpretability`` is not set, or the model cannot be differentiated twice.
+            ValueError: If the criterion gives something else, or the model has too few rectifiers.
         """
-        if not isinstance(getattr(self, "interpretability", None), GuidedGradientLoss):
+        term = getattr(self, "interpretability", None)
+        if not isinstance(term, GuidedGradientLoss):
             raise RuntimeError(
-                "`self.interpretability` expected a GuidedGradientLoss. "
+                f"`self.interpretability` expected a GuidedGradientLoss, got {term!r}. "
                 "Set it in __init__: self.interpretability = GuidedGradientLoss(...)."
             )
         classifier = self if model is None else model
-        terms = self.interpretability(classifier, images, targets, criterion, self.global_step)
+        terms = term(classifier, images, targets, criterion, self.global_step)
         parts = {
             "classification_loss": terms.classification,
             "regularization_loss": terms.regularization,
