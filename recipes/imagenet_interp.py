@@ -16,6 +16,7 @@ import argparse
 import copy
 import csv
 import json
+import pickle
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +27,7 @@ import numpy as np
 import pytorch_lightning as pl
 import timm
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 import torchmetrics
 import torchvision
@@ -34,12 +36,13 @@ from image_data import Batch, ImageData, image_data
 from matplotlib.figure import Figure
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save_file
 from scipy.stats import bootstrap
 from torch import Tensor, nn
-from torchmetrics import CatMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 import lightning_xai as xai
@@ -81,12 +84,14 @@ LOGGERS = {
 PRESETS: dict[str, dict[str, Any]] = {
     # small enough for 4 minutes on 2 CPU cores, large enough for maps that can be right or wrong
     "generated": {
-        "model": "test_resnet",
+        "model": "resnet10t",
+        "model_options": ["channels=(16, 32, 48, 64)", "stem_width=8", "output_stride=8"],
         "optimizer": "adamw",
-        "lr": 3e-3,
-        "batch_size": 64,
+        "lr": 5e-3,
+        "lr_schedule": "onecycle",
+        "batch_size": 32,
         "epochs": 6,
-        "lambda_": 0.3,
+        "lambda_": 0.1,
         "schedule": "warmup",
         "n_explained": 256,
         "image_size": 64,
@@ -97,6 +102,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "optimizer": "adam",
         "lr": 1e-5,
         "batch_size": 64,
+        "lr_schedule": "constant",
         "epochs": 1,
         "lambda_": 7.5e-3,
         "schedule": "constant",
@@ -110,7 +116,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "lr": 1e-5,
         "batch_size": 100,
         "epochs": 5,
-        "plateau": True,
+        "lr_schedule": "plateau",
         "teacher": "loss",
         "lambda_": 7.5e-3,
         "schedule": "constant",
@@ -121,20 +127,28 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 class Classifier(xai.GuidedGradientMixin, pl.LightningModule):
-    """A network trained with the guided-gradient term."""
+    """A network trained with the guided-gradient term of the given weight."""
 
-    def __init__(self, model: nn.Module, loss: xai.GuidedGradientLoss, num_classes: int, args: argparse.Namespace):
+    def __init__(
+        self, model: nn.Module, loss: xai.GuidedGradientLoss, weight: float, num_classes: int, args: argparse.Namespace
+    ) -> None:
         super().__init__()
         self.model = model
         self.interpretability = loss
+        self.weight = weight
         self.args = args
         self.accuracy = MulticlassAccuracy(num_classes, average="micro")
-        self.hits = CatMetric()
+        self.hits: list[bool] = []
         self.skipped: set[str] = set()
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N,C,H,W) to logits (N,K)."""
         return self.model(images)
+
+    def on_fit_start(self) -> None:
+        """Schedule the term; only the Trainer knows the number of steps."""
+        steps = int(self.trainer.estimated_stepping_batches)
+        self.interpretability.weight = SCHEDULES[self.args.schedule](self.weight, steps)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Classification loss plus lambda times the term."""
@@ -156,17 +170,21 @@ class Classifier(xai.GuidedGradientMixin, pl.LightningModule):
         """Whether each image is classified rightly."""
         images, labels, skipped = batch
         self.skipped.update(skipped)
-        self.hits((self(images).argmax(1) == labels).float())
+        self.hits += (self(images).argmax(1) == labels).tolist()
 
     def configure_optimizers(self) -> Any:
         """As the command line says."""
         kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
         options = {"momentum": 0.9} if self.args.optimizer == "sgd" else {}
         optimizer = kinds[self.args.optimizer](self.parameters(), self.args.lr, **options)
-        if not self.args.plateau:
+        if self.args.lr_schedule == "constant":
             return optimizer
-        scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=1)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val/loss"}}
+        if self.args.lr_schedule == "plateau":
+            plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=1)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "val/loss"}}
+        steps = int(self.trainer.estimated_stepping_batches)
+        onecycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.args.lr, total_steps=steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": onecycle, "interval": "step"}}
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -196,7 +214,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     train.add_argument("--preset", choices=PRESETS, help="settings to start from; default: generated or finetune")
     train.add_argument("--optimizer", choices=["adam", "adamw", "sgd"], help="sgd has momentum 0.9")
     train.add_argument("--lr", type=float, help="learning rate")
-    train.add_argument("--plateau", action="store_true", help="lower the learning rate when the loss stalls")
+    train.add_argument("--lr-schedule", choices=["constant", "onecycle", "plateau"], help="plateau: of the loss")
     train.add_argument("--epochs", type=int, help="0: evaluate only")
     train.add_argument("--max-steps", type=int, default=-1, help="stop after so many steps")
     train.add_argument("--seed", type=int, default=0, help="of weights, data order and generated images")
@@ -218,26 +236,50 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     run.add_argument("--fast-dev-run", action="store_true", help="two small batches of everything, to try the script")
     known, _ = parser.parse_known_args(argv)
     preset = known.preset or ("finetune" if known.data else "generated")
-    parser.set_defaults(preset=preset, **PRESETS[preset])
+    defaults = dict(PRESETS[preset])
+    if known.model:
+        defaults.pop("model_options", None)  # they are those of the preset's own model
+    parser.set_defaults(preset=preset, **defaults)
     return parser.parse_args(argv)
 
 
 def attributions_of(args: argparse.Namespace, data: ImageData, model: nn.Module) -> dict[str, xai.Attribution]:
-    """The methods asked for; guided gradients are left out, and said so, where the network has no rectifiers."""
+    """The methods asked for, tried once; guided gradients are left out, and said so, without rectifiers."""
+    image = torch.zeros(1, 3, data.image_size, data.image_size)
     methods = {name: ATTRIBUTIONS[name](args.layer) for name in args.attributions}
-    if "guided_gradient" in methods:
+    needed = bool(args.lambda_ and args.epochs)
+    if needed or "guided_gradient" in methods:
         try:
-            xai.explain(model, torch.zeros(1, 3, data.image_size, data.image_size), attributions=xai.GuidedGradient())
+            xai.explain(model, image, attributions=xai.GuidedGradient())
         except ValueError as error:
-            if args.lambda_ and args.epochs:
+            if needed:
                 raise
-            print(f"guided_gradient is left out: {error}")
+            say(f"guided_gradient is left out: {error}")
             del methods["guided_gradient"]
+    if not methods:
+        raise ValueError("`--attributions` expected a method besides guided_gradient for this network.")
+    xai.explain(model, image, attributions=methods)
     return methods
 
 
+def is_first_process() -> bool:
+    """Whether this process writes and speaks for all; known before the Trainer starts the others."""
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
+@rank_zero_only
+def say(text: str) -> None:
+    """Print, once for all processes."""
+    print(text, flush=True)
+
+
 def train_and_test(
-    args: argparse.Namespace, data: ImageData, model: nn.Module, weight: float, folder: Path
+    args: argparse.Namespace,
+    data: ImageData,
+    model: nn.Module,
+    methods: dict[str, xai.Attribution],
+    weight: float,
+    folder: Path,
 ) -> dict[str, Any]:
     """Train one network and measure it.
 
@@ -245,16 +287,13 @@ def train_and_test(
         For each image whether it is right; the values of each metric, by attribution; names of unreadable files.
     """
     pl.seed_everything(args.seed, workers=True, verbose=False)
-    methods = attributions_of(args, data, model)
-    steps = args.max_steps if args.max_steps > 0 else max(1, args.epochs * (data.steps_per_epoch or 0))
     loss = xai.GuidedGradientLoss(
         ERRORS[args.error](),
-        SCHEDULES[args.schedule](weight, steps),
         teacher=TEACHERS[args.teacher],
         batch_norm=args.batch_norm,
         every_n_steps=args.every_n_steps,
     )
-    module = Classifier(model, loss, len(data.classes), args)
+    module = Classifier(model, loss, weight, len(data.classes), args)
     standard: dict[str, Any] = {"mean": data.mean, "std": data.std}
     metrics = [kind(keep_values=True) for kind in (xai.AverageDrop, xai.AverageIncrease, xai.AverageGain)]
     loggers: list[Logger] = [LOGGERS[name](folder, f"{args.run.name}-{folder.name}") for name in args.logger]
@@ -262,18 +301,26 @@ def train_and_test(
         watching: list[Callback] = [
             xai.SaliencyMaps(methods, n_images=args.n_followed, class_names=data.classes, **standard),
             xai.Faithfulness(methods, metrics, n_images=min(64, args.n_explained), controls={}, **standard),
-            ModelCheckpoint(folder, filename="{epoch}", save_last=True),
+            ModelCheckpoint(folder / "checkpoints", filename="{epoch}", save_last=True),
         ]
-        last = folder / "last.ckpt"
+        last = folder / "checkpoints" / "last.ckpt"
         trainer_of(args, loggers, watching).fit(module, data, ckpt_path=last if args.resume and last.exists() else None)
     faithfulness = xai.Faithfulness(methods, metrics, n_images=args.n_explained, **standard)
     trainer_of(args, loggers, [faithfulness]).test(module, data, verbose=False)
-    values = {
-        name: {metric: one.values.tolist() for metric, one in states.items()}
-        for name, states in faithfulness.states[0].items()
-    }
-    correct = module.hits.compute().flatten().tolist()
-    return {"correct": correct, "values": values, "skipped": sorted(module.skipped)}
+    found: dict[str, Any] = {**faithfulness.states[0]}
+    values = {name: {metric: one.values.tolist() for metric, one in states.items()} for name, states in found.items()}
+    parts = of_all_processes((module.hits, module.skipped))
+    correct = [hit for hits, _ in parts for hit in hits]
+    return {"correct": correct, "values": values, "skipped": sorted(set().union(*(names for _, names in parts)))}
+
+
+def of_all_processes(mine: Any) -> list[Any]:
+    """What each process has, by rank."""
+    if not dist.is_initialized():
+        return [mine]
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, mine)
+    return found
 
 
 def trainer_of(args: argparse.Namespace, loggers: list[Logger], callbacks: list[Callback]) -> pl.Trainer:
@@ -298,19 +345,27 @@ def trainer_of(args: argparse.Namespace, loggers: list[Logger], callbacks: list[
     )
 
 
-def arm(args: argparse.Namespace, data: ImageData, initial: nn.Module, weight: float, name: str) -> dict[str, Any]:
+def arm(
+    args: argparse.Namespace,
+    data: ImageData,
+    network: nn.Module,
+    methods: dict[str, xai.Attribution],
+    weight: float,
+    name: str,
+) -> dict[str, Any]:
     """One network from the common start to its results, or what an earlier run left of it."""
     folder = args.run / name
     done = folder / "results.json"
     weights = folder / "model.safetensors"
     if done.exists():
-        load_weights(initial, weights)
+        load_weights(network, weights)
         return json.loads(done.read_text())
-    folder.mkdir(parents=True, exist_ok=True)
-    print(f"\n{name}: lambda = {weight:g}")
-    results = train_and_test(args, data, initial, weight, folder)
-    save_file(initial.state_dict(), weights)
-    done.write_text(json.dumps(results))
+    say(f"\n{name}: lambda = {weight:g}")
+    results = train_and_test(args, data, network, methods, weight, folder)
+    if is_first_process():
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(network.state_dict(), weights)
+        done.write_text(json.dumps(results))
     return results
 
 
@@ -346,14 +401,16 @@ def summary(arms: dict[str, dict[str, Any]], seed: int) -> dict[str, Any]:
 def show(results: dict[str, Any]) -> None:
     """Print a table for each metric."""
     networks = list(results["rows"][0]["networks"])
-    note = ", generated images" if results["generated"] else ""
+    note = " generated" if results["generated"] else ""
     console = Console()
     console.print(
-        f"Mean over {results['images']} test images{note}, with bootstrap 95 % intervals over images. A difference is"
+        f"Means over {results['images']}{note} test images, of which {results['explained']} were explained, with "
+        "bootstrap 95 % intervals over images. A difference is paired, image by image, and speaks of these two "
+        "networks, not of training in general.",
+        highlight=False,
     )
-    console.print("paired, image by image, and speaks of these two networks, not of training in general.")
     for metric, title in METRICS.items():
-        table = Table(title=title, title_justify="left")
+        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
         for column in ("", *networks, *([f"{networks[1]} - {networks[0]}"] if len(networks) == 2 else [])):
             table.add_column(column)
         for row in results["rows"]:
@@ -377,13 +434,18 @@ def _cell(values: dict[str, float], sign: bool = False) -> str:
     return f"{values['mean']:{form}} [{values['low']:{form}}, {values['high']:{form}}]"
 
 
-def draw_maps(args: argparse.Namespace, data: ImageData, networks: dict[str, nn.Module], path: Path) -> None:
+def draw_maps(
+    args: argparse.Namespace,
+    data: ImageData,
+    networks: dict[str, nn.Module],
+    methods: dict[str, xai.Attribution],
+    path: Path,
+) -> None:
     """The same images under every network, side by side."""
     images, labels = _first_images(data.test_dataloader(), args.n_followed)
     pixels = to_pixels(images, data.mean, data.std)
     overlays, facts = {}, {"label": [data.classes[label] for label in labels.tolist()]}
     for name, network in networks.items():
-        methods = attributions_of(args, data, network)
         with torch.no_grad():
             probabilities = network.eval()(images).softmax(1)
         best = probabilities.max(1)
@@ -419,10 +481,10 @@ def draw_curves(folders: dict[str, Path], generated: bool, path: Path) -> None:
     figure.suptitle("Training" + (" on generated images" if generated else ""))
     for axes, (key, title) in zip(figure.subplots(2, 2).flat, CURVES.items(), strict=True):
         axes.set(title=title, xlabel="step")
-        for name, folder in folders.items():
+        for i, (name, folder) in enumerate(folders.items()):
             points = [(int(row["step"]), float(row[key])) for row in _logged(folder) if row.get(key)]
             if points:
-                axes.plot(*zip(*points, strict=True), label=name, marker="." if len(points) < 20 else "")
+                axes.plot(*zip(*points, strict=True), color=f"C{i}", label=name, marker="." if len(points) < 20 else "")
                 axes.legend()
     figure.savefig(path, dpi=100)
 
@@ -433,6 +495,7 @@ def _logged(folder: Path) -> Iterator[dict[str, str]]:
             yield from csv.DictReader(file)
 
 
+@rank_zero_only
 def prepare_run(args: argparse.Namespace) -> None:
     """Make the run folder; never touch one that holds a run, unless asked to go on with it."""
     settings = args.run / "settings.json"
@@ -462,30 +525,54 @@ def versions() -> dict[str, str]:
     return found | {"python": platform.python_version(), "machine": platform.machine()}
 
 
+BAD_COMMAND_LINE = (ValueError, TypeError, LookupError, AttributeError, OSError, ImportError, RuntimeError)
+
+
+def prepared(args: argparse.Namespace) -> tuple[ImageData, nn.Module, dict[str, xai.Attribution]]:
+    """Data, the initial network and the methods, so that a bad command line fails before anything is written."""
+    try:
+        data = image_data(args)
+        if not data.trainable and args.epochs:
+            say("There are no training images: the network is evaluated only.")
+            args.epochs = 0
+        pl.seed_everything(args.seed, workers=True, verbose=False)
+        options = model_options(args.model_options)
+        network = create_classifier(
+            args.model, len(data.classes), pretrained=args.pretrained, weights=args.weights, **options
+        )
+        return data, network, attributions_of(args, data, network)
+    except (*BAD_COMMAND_LINE, pickle.UnpicklingError) as error:
+        raise SystemExit(f"{type(error).__name__}: {error}") from error
+
+
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Run the experiment; returns what ``results.json`` holds."""
+    """Run the experiment; returns what ``results.json`` holds (nothing on ranks other than zero)."""
     args = parse(argv)
     started = time.monotonic()
-    data = image_data(args)
-    if not data.trainable:
-        args.epochs = 0
+    data, start, methods = prepared(args)
     prepare_run(args)
-    pl.seed_everything(args.seed, workers=True, verbose=False)
-    start = create_classifier(
-        args.model,
-        len(data.classes),
-        pretrained=args.pretrained,
-        weights=args.weights,
-        **model_options(args.model_options),
-    )
     weights = {"plain": 0.0, "guided": args.lambda_} if args.compare else {"guided": args.lambda_}
     if not args.epochs:
         weights = {"given": 0.0}
     networks = {name: copy.deepcopy(start) for name in weights}
-    arms = {name: arm(args, data, networks[name], weight, name) for name, weight in weights.items()}
+    arms = {name: arm(args, data, networks[name], methods, weight, name) for name, weight in weights.items()}
+    return report(args, data, networks, methods, arms, started) if is_first_process() else {}
+
+
+def report(
+    args: argparse.Namespace,
+    data: ImageData,
+    networks: dict[str, nn.Module],
+    methods: dict[str, xai.Attribution],
+    arms: dict[str, dict[str, Any]],
+    started: float,
+) -> dict[str, Any]:
+    """Write and show what was found; ``started`` is when, on the monotonic clock."""
+    first = next(iter(arms.values()))
     results = {
         **summary(arms, args.seed),
-        "images": len(next(iter(arms.values()))["correct"]),
+        "images": len(first["correct"]),
+        "explained": max(len(v) for values in first["values"].values() for v in values.values()),
         "generated": data.generated,
         "skipped": sorted({name for one in arms.values() for name in one["skipped"]}),
         "settings": json.loads((args.run / "settings.json").read_text()),
@@ -494,7 +581,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     }
     (args.run / "results.json").write_text(json.dumps(results, indent=1))
     show(results)
-    draw_maps(args, data, networks, args.run / "maps.png")
+    draw_maps(args, data, networks, methods, args.run / "maps.png")
     if args.epochs and "csv" in args.logger:
         draw_curves({name: args.run / name for name in networks}, data.generated, args.run / "curves.png")
     if results["skipped"]:
