@@ -39,8 +39,10 @@ def image_data(args: argparse.Namespace) -> ImageData:
 
     Raises:
         FileNotFoundError: If a folder or shard does not exist, or holds no images.
-        ValueError: If class folders are unknown, or shards lack what they need.
+        ValueError: If class folders are unknown, shards lack what they need, or mean and deviation are those of bytes.
     """
+    if max(*(args.mean or [0]), *(args.std or [0])) > 1:
+        raise ValueError("`--mean` and `--std` expected values of pixels in [0, 1], got larger ones: divide by 255.")
     make = partial(
         ImageData, image_size=args.image_size, batch_size=args.batch_size, workers=args.workers, seed=args.seed
     )

@@ -136,6 +136,7 @@ def test_validation_images_of_imagenet_are_evaluated_with_1000_classes(tmp_path,
         (["--model-options", "depth"], "ValueError: `--model-options` expected name=value"),
         (["--model-options", "depth=3"], "TypeError: .*'depth'"),
         (["--model", "no.package:network"], "ModuleNotFoundError: No module named 'no'"),
+        (["--mean", "123.7", "116.3", "103.5"], r"ValueError: `--mean` and `--std` expected .*divide by 255"),
         (["--model", "tf_efficientnet_b0", "--lambda", "0.1"], "ValueError: .*rectif"),
     ],
 )
