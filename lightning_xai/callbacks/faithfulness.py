@@ -155,8 +155,6 @@ class Faithfulness(ExplainingCallback):
             declare_metrics(trainer.loggers, self._directions(trainer))
 
     def _finish(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.sanity_checking:
-            return
         with plain_tensors():
             values = {
                 self._key(trainer, name, metric, i): float(value)
@@ -164,7 +162,8 @@ class Faithfulness(ExplainingCallback):
                 for name, state in states.items()
                 for metric, value in {**state.compute(), CONSTANT_MAPS: self._degenerate[i][name].compute()}.items()
             }
-        # The values are equal on every rank already; Lightning warns where it is not asked to see to that.
+        # The values are equal on every rank already; Lightning warns where it is not asked to see to that. What is
+        # logged in the sanity check it throws away.
         pl_module.log_dict(values, sync_dist=trainer.world_size > 1, add_dataloader_idx=False)
 
     def _known(self, logits: Tensor, masked: Tensor) -> Tensor:

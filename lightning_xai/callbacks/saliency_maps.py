@@ -148,9 +148,8 @@ class SaliencyMaps(ExplainingCallback):
             if stage != stage_of(trainer) or not followed.panels:
                 continue
             followed.complete = True
-            if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-                key = log_key(stage, self.name, dataloader_idx=i if several else None)
-                log_panel(trainer.loggers, key, _joined(followed.panels), trainer.global_step)
+            key = log_key(stage, self.name, dataloader_idx=i if several else None)
+            log_panel(trainer.loggers, key, _joined(followed.panels), trainer.global_step)
             followed.panels.clear()
 
     def _of(self, trainer: pl.Trainer, dataloader_idx: int) -> _Followed:

@@ -11,7 +11,6 @@ import pytorch_lightning as pl
 import torch
 from callbacks.trainers import (
     MEAN,
-    QUIET,
     STD,
     Forwards,
     calls_model,
@@ -29,8 +28,6 @@ from lightning_xai import AverageDrop, Faithfulness, GradCAM, GuidedGradient, In
 from lightning_xai.callbacks import base
 from lightning_xai.callbacks.base import ExplainingCallback, first_two
 from lightning_xai.trace import Trace, capture_for, plain_tensors, run
-
-pytestmark = QUIET
 
 METHODS = {"gradcam": GradCAM("conv2"), "gradient": InputGradient()}
 
@@ -328,7 +325,7 @@ def test_an_unknown_classifier_is_told_about_before_any_batch(stage: str) -> Non
     with pytest.raises(
         ValueError, match=r"`classifier` expected the name of a module, got 'modle'\. Near names: model"
     ):
-        run_stage(stage, trainer(callbacks=[Probe(classifier="modle")]), module, loader())
+        run_stage(stage, trainer(callbacks=[Probe(classifier="modle")], num_sanity_val_steps=0), module, loader())
     assert module.trained == len(forwards.sizes) == 0
 
 
@@ -339,7 +336,7 @@ def test_an_unknown_layer_of_a_named_classifier_is_told_about_before_any_batch()
     with pytest.raises(
         ValueError, match=r"`layer` expected the name of a module, got 'con2'\. Near names: conv2, conv1"
     ):
-        trainer(callbacks=[probe]).fit(module, loader(), loader())
+        trainer(callbacks=[probe], num_sanity_val_steps=0).fit(module, loader(), loader())
     assert module.trained == len(forwards.sizes) == 0
 
 

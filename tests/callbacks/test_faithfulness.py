@@ -11,7 +11,6 @@ from callbacks import wandb_reader
 from callbacks.definitions import by_hand
 from callbacks.trainers import (
     MEAN,
-    QUIET,
     STD,
     Forwards,
     classifier,
@@ -42,8 +41,6 @@ from lightning_xai import (
 )
 from lightning_xai.callbacks import faithfulness as module_under_test
 from lightning_xai.trace import Trace
-
-pytestmark = QUIET
 
 METHODS = {"gradcam": GradCAM("conv2"), "gradient": InputGradient()}
 

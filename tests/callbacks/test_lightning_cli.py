@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from callbacks.trainers import QUIET, confident_net, imported, loader, packages
+from callbacks.trainers import confident_net, imported, loader, packages
 
 from lightning_xai import (
     AverageDrop,
@@ -28,8 +28,6 @@ from lightning_xai import (
     post_softmax,
     second_best,
 )
-
-pytestmark = QUIET
 
 CONFIG = """
 trainer:

@@ -8,7 +8,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from callbacks import wandb_reader
-from callbacks.trainers import MEAN, QUIET, STD, Forwards, classifier, imported, loader, packages, run_stage, trainer
+from callbacks.trainers import MEAN, STD, Forwards, classifier, imported, loader, packages, run_stage, trainer
 from PIL import Image
 from support import random_images
 from torch import Tensor, nn
@@ -17,8 +17,6 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_xai import GradCAM, InputGradient, SaliencyMaps, explain, label, log_sigmoid, sigmoid
 from lightning_xai.callbacks import saliency_maps as module_under_test
 from lightning_xai.visualization import Panel, overlay, to_pixels
-
-pytestmark = QUIET
 
 METHODS = {"gradcam": GradCAM("conv2"), "gradient": InputGradient()}
 

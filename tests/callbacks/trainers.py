@@ -17,13 +17,6 @@ from torch.utils.data import DataLoader, TensorDataset
 
 MEAN, STD = (0.5,) * 3, (0.25,) * 3
 
-QUIET = [
-    # torch 2.13 deprecates what Lightning 2.6 still calls, once in each entry of a Trainer
-    pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated:FutureWarning"),
-    # good advice for real data, which four images do not need
-    pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
-]
-
 
 def packages() -> list[Any]:
     """Both packages that ship Lightning, as parameters."""

@@ -9,12 +9,10 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from callbacks.trainers import QUIET, confident_net, imported, loader, packages, trainer
+from callbacks.trainers import confident_net, imported, loader, packages, trainer
 from torch import Tensor
 
 from lightning_xai import ConstantWeight, GuidedGradientLoss, GuidedGradientMixin, LinearWarmup
-
-pytestmark = QUIET
 
 ALWAYS = {"train/guided_gradient/classification_loss"}
 WITH_TERM = ALWAYS | {
