@@ -85,6 +85,7 @@ class Regularized(GuidedGradientMixin, LightningModule):
 def fitted(folder: Path) -> dict[str, Any]:
     """Two epochs with both callbacks, pictures and the term."""
     module = Regularized()
+    forwards = Forwards(module.model)
     drawn = SaliencyMaps(METHODS, mean=MEAN, std=STD, n_images=3)
     logger = CSVLogger(folder, name="", version="run")
     running = trainer(callbacks=[measured(None), drawn], logger=logger, max_epochs=2, **PARALLEL)
@@ -93,7 +94,7 @@ def fitted(folder: Path) -> dict[str, Any]:
         torch.save(module.model.state_dict(), folder / "model.pt")
     weights = sum(parameter.double().sum().item() for parameter in module.parameters())
     logged = {key: value.item() for key, value in running.callback_metrics.items()}
-    return {"logged": logged, "weights": weights, "rank": running.global_rank}
+    return {"logged": logged, "weights": weights, "rank": running.global_rank, "passes": forwards.sizes}
 
 
 if __name__ == "__main__":
