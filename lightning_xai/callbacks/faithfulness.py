@@ -99,6 +99,12 @@ class Faithfulness(ExplainingCallback):
         self._states: list[dict[str, MetricCollection]] = []
         self._degenerate: list[dict[str, MeanMetric]] = []
         self._left: list[int | None] = []
+        self._checked: set[int] = set()
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Begin anew: the data may be other ones."""
+        super().setup(trainer, pl_module, stage)
+        self._checked = set()
 
     @property
     def states(self) -> list[dict[str, MetricCollection]]:
@@ -113,7 +119,9 @@ class Faithfulness(ExplainingCallback):
         """Update every metric of every attribution with one batch."""
         left = self._left[dataloader_idx]
         images = trace.images[:left]
-        check_standardized(images, self.mean, self.std)
+        if dataloader_idx not in self._checked:  # once a run: a later batch may hold a single odd image
+            check_standardized(trace.images, self.mean, self.std)
+            self._checked.add(dataloader_idx)
         targets = resolve_targets(self.targets, trace.logits, labels)
         maps = attribute(trace, targets, self.attributions)
         targets = targets[:left]

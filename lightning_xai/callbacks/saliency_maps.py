@@ -102,7 +102,8 @@ class SaliencyMaps(ExplainingCallback):
         """Take images until there are enough; draw those just taken, in later epochs all of them."""
         followed = self._of(trainer, dataloader_idx)
         if not followed.complete:
-            check_standardized(trace.images, self.mean, self.std)
+            if not followed.images:  # a later batch may hold a single odd image
+                check_standardized(trace.images, self.mean, self.std)
             missing = self.n_images - followed.count
             followed.images.append(trace.images[:missing].to("cpu", copy=True))  # a view would keep the batch
             if labels is not None and labels.ndim == 1:  # multi-hot labels are no caption

@@ -410,6 +410,16 @@ def test_what_is_wrong_shows_in_the_sanity_check(callback: Any, error: str, tmp_
     assert module.trained == 0
 
 
+@pytest.mark.parametrize("make", BOTH)
+def test_a_single_odd_image_ends_no_run(make: Callable[..., Any]) -> None:
+    """Alone in the last batch it looks like one that was never standardised: its values fill [0, 1]."""
+    odd = torch.linspace(0, 1, 192).view(1, 3, 8, 8)
+    data = loader(images=torch.cat([random_images(8), odd]))
+    trainer(callbacks=[make(n_images=9)], logger=NoLogs()).validate(classifier(), data, verbose=False)
+    with pytest.raises(ValueError, match="standardised with mean"):
+        trainer(callbacks=[make()], logger=NoLogs()).validate(classifier(), loader(images=odd), verbose=False)
+
+
 # Everything is as it was
 
 
