@@ -147,9 +147,25 @@ class ExplainingCallback(LightningCallback):
             self._said.add(message)
             say(f"{type(self).__name__}: {message}")
 
+    def names(self) -> set[str]:
+        """The names under which this callback logs; those of two callbacks of a kind must differ."""
+        raise NotImplementedError
+
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Begin anew: the classifier may be another one."""
+        """Begin anew: the classifier may be another one.
+
+        Raises:
+            ValueError: If another callback of this kind logs under the same name: Lightning would log the mean of both.
+        """
         self._forget()
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        others = [one for one in callbacks if type(one) is type(self) and one is not self]
+        twice = sorted({name for one in others for name in one.names() & self.names()})
+        if twice:
+            raise ValueError(
+                f"Two callbacks {type(self).__name__} expected to log under different names, got {twice} in both. "
+                "Give one of the two other names; controls have names, too."
+            )
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Keep no model beyond the run."""

@@ -111,6 +111,10 @@ class Faithfulness(ExplainingCallback):
         """The metrics of the last epoch, by dataloader and attribution: per-image values where they were kept."""
         return self._states
 
+    def names(self) -> set[str]:
+        """The names of the attributions and controls."""
+        return set(self.attributions)
+
     def wants(self, trainer: pl.Trainer, dataloader_idx: int) -> bool:
         """Whether this rank's share of the images is not yet complete."""
         return self._left[dataloader_idx] != 0

@@ -87,6 +87,10 @@ class SaliencyMaps(ExplainingCallback):
         self.name = name
         self._followed: dict[tuple[str, int], _Followed] = {}
 
+    def names(self) -> set[str]:
+        """The last part of the key."""
+        return {self.name}
+
     def wants(self, trainer: pl.Trainer, dataloader_idx: int) -> bool:
         """Whether this is rank zero, somebody looks, and images of this epoch are still to be drawn."""
         if not (trainer.is_global_zero and trainer.loggers):

@@ -137,9 +137,10 @@ class Observer:
 
     def __enter__(self) -> Observer:
         self._stack.enter_context(eager())
-        for module in self._model.modules():
+        modules = [one for one in self._model.modules() if not isinstance(one, torch.jit.ScriptModule)]  # take no hooks
+        for module in modules:
             self._stack.callback(module.register_forward_pre_hook(self._begin, with_kwargs=True).remove)
-        self._stack.enter_context(forward_hooks(self._model.modules(), self._note))
+        self._stack.enter_context(forward_hooks(modules, self._note))
         return self
 
     def __exit__(self, *exception: object) -> None:

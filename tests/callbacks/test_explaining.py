@@ -41,6 +41,9 @@ class Probe(ExplainingCallback):
         self.labels: list[Tensor | None] = []
         self.found: nn.Module | None = None
 
+    def names(self) -> set[str]:
+        return set()
+
     def wants(self, trainer: Any, dataloader_idx: int) -> bool:
         return True
 
@@ -306,6 +309,15 @@ def test_a_backbone_is_no_classifier() -> None:
         trainer(callbacks=[Probe()]).validate(module, loader(), verbose=False)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+def test_scripted_modules_beside_the_classifier_are_passed_over() -> None:
+    """A frozen network of a metric, say; hooks cannot be put on it."""
+    probe, module = Probe({"gradcam": GradCAM()}), classifier()
+    module.other = torch.jit.script(nn.Conv2d(3, 3, 1))
+    trainer(callbacks=[probe]).validate(module, loader(), verbose=False)
+    assert probe.found is module.model
+
+
 def test_student_and_teacher_must_be_told_apart() -> None:
     """Both take the images and give logits; both are named in the error."""
     model = nn.ModuleDict({"student": small_net(), "teacher": small_net()})
@@ -383,6 +395,31 @@ def test_a_wrong_unpack_is_told_about_in_the_sanity_check(unpack: Any, message: 
     with pytest.raises(TypeError, match=message):
         trainer(callbacks=[Probe(unpack=unpack)]).fit(module, loader(), torch.utils.data.DataLoader(samples, 4))
     assert module.trained == 0
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    ("make", "other", "names"),
+    [
+        (faithfulness, {"n_images": 4}, r"\['gradcam'\]"),
+        (saliency_maps, {"n_images": 8}, r"\['maps'\]"),
+    ],
+)
+def test_two_callbacks_of_a_kind_need_different_names(make: Callable[..., Any], other: Any, names: str) -> None:
+    """Lightning would log the mean of both values, and pictures would overwrite one another."""
+    with pytest.raises(ValueError, match=f"expected to log under different names, got {names} in both"):
+        trainer(callbacks=[make(), make(**other)]).validate(classifier(), loader(), verbose=False)
+
+
+def test_two_callbacks_of_a_kind_with_different_names_stand_side_by_side() -> None:
+    """Two baselines, say."""
+    second = Faithfulness({"other": GradCAM("conv2")}, [AverageDrop()], mean=MEAN, std=STD, controls={})
+    running = trainer(callbacks=[faithfulness(), second, saliency_maps()], logger=NoLogs())
+    running.validate(classifier(), loader(), verbose=False)
+    values = running.callback_metrics
+    assert values["val/xai/other/AverageDrop"] == values["val/xai/gradcam/AverageDrop"]
 
 
 # The sanity check

@@ -1,5 +1,6 @@
 """Faithfulness logs what one computes by hand from the definitions, under every habit of a Trainer."""
 
+import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -284,6 +285,30 @@ def test_one_callback_serves_validate_fit_and_test_in_turn() -> None:
         run_stage(stage, running, module.train(), data)
         expected = by_hand(module.model, data.dataset.tensors[0], METHODS["gradcam"])
         assert logged(running, "gradcam", "test" if stage == "test" else "val") == close_to(expected)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_averaged_weights_are_explained_where_they_are_validated(first: bool) -> None:
+    """Lightning's own average takes the place of the weights during validation only."""
+    average = pl.callbacks.WeightAveraging()
+    callbacks = [average, measured()] if first else [measured(), average]
+    module, data = classifier(), loader()
+    kept: dict[str, Any] = {}
+
+    class Keep(pl.Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *batch: Any) -> None:
+            kept["trained"] = copy.deepcopy(pl_module.model)
+
+        def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+            kept["averaged"] = copy.deepcopy(average._average_model.module.model)
+
+    running = trainer(callbacks=[*callbacks, Keep()], max_epochs=2)
+    running.fit(module, data, data)
+    averaged, trained = (
+        by_hand(kept[name], data.dataset.tensors[0], METHODS["gradcam"]) for name in ("averaged", "trained")
+    )
+    assert logged(running, "gradcam") == close_to(averaged)
+    assert trained != close_to(averaged)
 
 
 # Numbers that are none
