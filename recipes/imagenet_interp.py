@@ -227,7 +227,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     explain.add_argument("--attributions", nargs="+", choices=ATTRIBUTIONS, default=list(ATTRIBUTIONS), help="methods")
     explain.add_argument("--layer", help="dotted name of the layer for CAM methods; default: the last spatial one")
     explain.add_argument("--n-explained", type=int, help="images in the final table")
-    explain.add_argument("--n-followed", type=int, default=8, help="images drawn")
+    explain.add_argument("--n-followed", type=int, default=8, help="images drawn; four of them in each epoch")
     run = parser.add_argument_group("run")
     run.add_argument("--run", type=Path, default=Path("runs/imagenet_interp"), help="folder of the results")
     run.add_argument("--resume", action="store_true", help="go on with the run in that folder")
@@ -303,7 +303,7 @@ def train_and_test(
     loggers: list[Logger] = [LOGGERS[name](folder, f"{args.run.name}-{folder.name}") for name in args.logger]
     if args.epochs:
         watching: list[Callback] = [
-            xai.SaliencyMaps(methods, n_images=args.n_followed, class_names=data.classes, **standard),
+            xai.SaliencyMaps(methods, n_images=min(4, args.n_followed), class_names=data.classes, **standard),
             xai.Faithfulness(methods, metrics, n_images=min(64, args.n_explained), controls={}, **standard),
             ModelCheckpoint(folder / "checkpoints", filename="{epoch}", save_last=True),
         ]
