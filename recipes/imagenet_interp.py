@@ -483,10 +483,11 @@ def draw_curves(folders: dict[str, Path], generated: bool, path: Path) -> None:
     """Losses, alignment, accuracy and faithfulness over the steps of training, as the CSV logger kept them."""
     figure = Figure(figsize=(10, 6), layout="constrained")
     figure.suptitle("Training" + (" on generated images" if generated else ""))
+    logged = {name: list(_logged(folder)) for name, folder in folders.items()}
     for axes, (key, title) in zip(figure.subplots(2, 2).flat, CURVES.items(), strict=True):
         axes.set(title=title, xlabel="step")
-        for i, (name, folder) in enumerate(folders.items()):
-            points = [(int(row["step"]), float(row[key])) for row in _logged(folder) if row.get(key)]
+        for i, (name, rows) in enumerate(logged.items()):
+            points = [(int(row["step"]), float(row[key])) for row in rows if row.get(key)]
             if points:
                 axes.plot(*zip(*points, strict=True), color=f"C{i}", label=name, marker="." if len(points) < 20 else "")
                 axes.legend()

@@ -193,11 +193,7 @@ class ExplainingCallback(LightningCallback):
         """Begin to listen."""
         self._start(trainer, pl_module, dataloader_idx)
 
-    def on_test_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Begin to listen."""
-        self._start(trainer, pl_module, dataloader_idx)
+    on_test_batch_start = on_validation_batch_start
 
     def on_validation_batch_end(
         self,
@@ -211,17 +207,7 @@ class ExplainingCallback(LightningCallback):
         """Stop listening and work on what was heard."""
         self._end(trainer, batch, dataloader_idx)
 
-    def on_test_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Stop listening and work on what was heard."""
-        self._end(trainer, batch, dataloader_idx)
+    on_test_batch_end = on_validation_batch_end
 
     def _look_up(self, pl_module: pl.LightningModule) -> None:
         # Not in `setup`, which comes before the LightningModule's own, where models are made, too.

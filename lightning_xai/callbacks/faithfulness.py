@@ -142,21 +142,6 @@ class Faithfulness(ExplainingCallback):
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin with empty metrics on the module's device."""
-        self._begin(trainer, pl_module)
-
-    def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin with empty metrics on the module's device."""
-        self._begin(trainer, pl_module)
-
-    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Compute and log."""
-        self._finish(trainer, pl_module)
-
-    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Compute and log."""
-        self._finish(trainer, pl_module)
-
-    def _begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         loaders = loaders_of(trainer)
         with plain_tensors():
             device = pl_module.device
@@ -166,7 +151,8 @@ class Faithfulness(ExplainingCallback):
         if trainer.is_global_zero and not trainer.sanity_checking:
             declare_metrics(trainer.loggers, self._directions(trainer))
 
-    def _finish(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Compute and log."""
         with plain_tensors():
             values = {
                 self._key(trainer, name, metric, i): float(value)
@@ -177,6 +163,9 @@ class Faithfulness(ExplainingCallback):
         # The values are equal on every rank already; Lightning warns where it is not asked to see to that. What is
         # logged in the sanity check it throws away.
         pl_module.log_dict(values, sync_dist=trainer.world_size > 1, add_dataloader_idx=False)
+
+    on_test_epoch_start = on_validation_epoch_start
+    on_test_epoch_end = on_validation_epoch_end
 
     def _known(self, logits: Tensor, masked: Tensor) -> Tensor:
         known = logits.isfinite().all(1) & ~masked.isnan()

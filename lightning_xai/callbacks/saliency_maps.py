@@ -124,28 +124,14 @@ class SaliencyMaps(ExplainingCallback):
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Forget the panels of an epoch that was not finished."""
-        self._begin()
-
-    def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Forget the panels of an epoch that was not finished."""
-        self._begin()
-
-    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Hand the pictures to the loggers."""
-        self._finish(trainer)
-
-    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Hand the pictures to the loggers."""
-        self._finish(trainer)
-
-    def _begin(self) -> None:
         for followed in self._followed.values():
             followed.panels.clear()
             if not followed.complete:
                 followed.images.clear()
                 followed.labels.clear()
 
-    def _finish(self, trainer: pl.Trainer) -> None:
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Hand the pictures to the loggers."""
         if trainer.sanity_checking:
             return
         several = len(loaders_of(trainer)) > 1
@@ -156,6 +142,9 @@ class SaliencyMaps(ExplainingCallback):
             key = log_key(stage, self.name, dataloader_idx=i if several else None)
             log_panel(trainer.loggers, key, _joined(followed.panels), trainer.global_step)
             followed.panels.clear()
+
+    on_test_epoch_start = on_validation_epoch_start
+    on_test_epoch_end = on_validation_epoch_end
 
     def _of(self, trainer: pl.Trainer, dataloader_idx: int) -> _Followed:
         return self._followed.setdefault((stage_of(trainer), dataloader_idx), _Followed())
