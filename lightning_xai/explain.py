@@ -22,6 +22,7 @@ def explain(
     *,
     attributions: Attribution,
     score: Score | None = None,
+    create_graph: bool = False,
 ) -> Tensor: ...
 
 
@@ -33,6 +34,7 @@ def explain(
     *,
     attributions: Mapping[str, Attribution],
     score: Score | None = None,
+    create_graph: bool = False,
 ) -> dict[str, Tensor]: ...
 
 
@@ -43,6 +45,7 @@ def explain(
     *,
     attributions: Attribution | Mapping[str, Attribution],
     score: Score | None = None,
+    create_graph: bool = False,
 ) -> Tensor | dict[str, Tensor]:
     """Maps that show what a classifier looked at, from one forward pass for all methods.
 
@@ -57,6 +60,8 @@ def explain(
             such as :func:`~lightning_xai.scores.second_best`.
         attributions: One method, or a dict of named methods.
         score: The number that is explained, for every method; None leaves each method its own.
+        create_graph: Whether the maps can be differentiated, with respect to the parameters and to images that
+            require gradients, so that one can be put in a loss. The model is in evaluation mode here too.
 
     Returns:
         Maps (N,H,W) for one method, a dict of them for a dict: at image size, signed where the method is, not
@@ -83,12 +88,13 @@ def explain(
     automatic = None
     if any(layer is None for method in methods.values() for layer in layers_of(method)):
         automatic = last_spatial_layer(model, images)
-    trace = run(model, images, capture_for(model, methods.values(), automatic))
+    capture = capture_for(model, methods.values(), automatic)
+    trace = run(model, images, dataclasses.replace(capture, create_graph=create_graph))
     if not trace.logits.isfinite().all():
         wrong = _not_finite(trace.logits)
         raise ValueError(f"`model` expected to give finite logits, got NaN or infinity for images {wrong}.")
     with plain_tensors():
-        classes = resolve_targets(targets, trace.logits)
+        classes = resolve_targets(targets, trace.logits.detach())
     maps = attribute(trace, classes, methods)
     return maps["map"] if isinstance(attributions, Attribution) else maps
 
@@ -118,9 +124,10 @@ def attribute(trace: Trace, targets: Tensor, attributions: Mapping[str, Attribut
     """
     n, _, height, width = trace.images.shape
     maps = {}
-    with plain_tensors():
+    with trace.computing():
         for name, method in attributions.items():
-            maps[name] = method(trace, targets).detach()
+            values = method(trace, targets)
+            maps[name] = values if trace.create_graph else values.detach()
             if maps[name].shape != (n, height, width):
                 raise ValueError(
                     f"Attribution {name!r} expected to give maps (N, H, W) = {(n, height, width)}, "

@@ -33,15 +33,35 @@ ForwardContext: TypeAlias = Callable[[], AbstractContextManager[Any]]
 """Makes the context in which a model is to be run, such as a precision plugin's autocast."""
 
 
+class Interception(ABC):
+    """What stands in for a model's operations, for methods that propagate by rules of their own.
+
+    Subclasses are frozen dataclasses: equal ones do the same, and share one pass.
+    """
+
+    @abstractmethod
+    def __call__(self, model: nn.Module) -> AbstractContextManager[Any]:
+        """The context in which a pass of the model runs.
+
+        Its autograd graph is what seeds at the logits are propagated through; its outputs are the model's, unchanged.
+        """
+
+
 class Attribution(ABC):
     """A method that turns a trace into one map per image.
 
     Subclasses are small frozen dataclasses. A method that explains a score has a field ``score``; one that looks
     at layers has a field ``layer`` (:data:`Layer`); one that differentiates with respect to the image sets
-    ``needs_image_gradient``, so that the forward pass builds its graph from the image on.
+    ``needs_image_gradient``, so that the forward pass builds its graph from the image on; one that propagates by rules
+    of its own names what stands in for the model's operations in ``interception``.
     """
 
     needs_image_gradient = False  # no annotation: LightningCLI evaluates it in modules that may not know ClassVar
+
+    @property
+    def interception(self) -> Interception | None:
+        """What stands in for the model's operations; None where the method needs no such thing."""
+        return None
 
     @abstractmethod
     def __call__(self, trace: Trace, targets: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map
 from lightning_xai.trace.guided import guided
 from lightning_xai.trace.layers import OneLayer, find_layer, forward_hooks, is_image_batch, layers_of, name_of
 from lightning_xai.trace.modes import eager, evaluation_mode, plain_tensors
-from lightning_xai.types import Attribution, ForwardContext, Score
+from lightning_xai.types import Attribution, ForwardContext, Interception, Score
 
 
 @dataclass(frozen=True)
@@ -24,19 +24,38 @@ class Capture:
     Attributes:
         layers: The modules whose outputs are kept, by the name under which attributions ask for them.
         image_gradient: Whether the graph starts at the image.
+        interception: What stands in for the model's operations, for methods that propagate by rules of their own.
+        create_graph: Whether everything asked of the pass can itself be differentiated.
     """
 
     layers: dict[OneLayer, nn.Module] = field(default_factory=dict)
     image_gradient: bool = False
+    interception: Interception | None = None
+    create_graph: bool = False
 
     def __or__(self, other: Capture) -> Capture:
-        """What both ask for."""
-        return Capture(self.layers | other.layers, self.image_gradient or other.image_gradient)
+        """What both ask for; of two interceptions the first, and the other takes a pass of its own."""
+        return Capture(
+            self.layers | other.layers,
+            self.image_gradient or other.image_gradient,
+            self.interception or other.interception,
+            self.create_graph or other.create_graph,
+        )
+
+    @property
+    def needs_gradient(self) -> bool:
+        """Whether plain gradients will be asked for."""
+        return self.image_gradient or bool(self.layers)
 
     @property
     def needs_graph(self) -> bool:
-        """Whether gradients will be asked for."""
-        return self.image_gradient or bool(self.layers)
+        """Whether anything will be asked for that goes back through the pass."""
+        return self.needs_gradient or self.interception is not None
+
+    @property
+    def own_interception(self) -> Interception | None:
+        """What the pass itself runs under: an intercepted pass has no plain gradients, so that these come first."""
+        return None if self.needs_gradient else self.interception
 
 
 def capture_for(model: nn.Module, attributions: Iterable[Attribution], automatic: nn.Module | None = None) -> Capture:
@@ -59,7 +78,8 @@ def capture_for(model: nn.Module, attributions: Iterable[Attribution], automatic
     modules = {
         layer: automatic if layer is None and automatic is not None else find_layer(model, layer) for layer in wanted
     }
-    return Capture(modules, any(method.needs_image_gradient for method in methods))
+    interceptions = [method.interception for method in methods if method.interception is not None]
+    return Capture(modules, any(method.needs_image_gradient for method in methods), next(iter(interceptions), None))
 
 
 class Trace:
@@ -88,16 +108,22 @@ class Trace:
         self._logits = images.new_empty(0)
         self._activations: dict[nn.Module, Tensor] = {}
         self._gradients: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
+        self._intercepted: dict[Interception, Trace] = {}
 
     @property
     def images(self) -> Tensor:
-        """What the model was given, (N,C,H,W), detached."""
-        return self._images.detach()
+        """What the model was given, (N,C,H,W)."""
+        return self._plain(self._images)
 
     @property
     def logits(self) -> Tensor:
-        """What the model returned, (N,K), detached."""
-        return self._logits.detach()
+        """What the model returned, (N,K)."""
+        return self._plain(self._logits)
+
+    @property
+    def create_graph(self) -> bool:
+        """Whether what the trace gives can be differentiated; detached else."""
+        return self._capture.create_graph
 
     @property
     def has_graph(self) -> bool:
@@ -111,12 +137,12 @@ class Trace:
             layer: As it was named in the capture.
 
         Returns:
-            Activations (N,D,h,w), detached.
+            Activations (N,D,h,w).
 
         Raises:
             ValueError: If the layer was not called, or its output is not spatial.
         """
-        return self._source(layer).detach()
+        return self._plain(self._source(layer))
 
     def gradient(self, score: Score, targets: Tensor, *, of: OneLayer) -> Tensor:
         """The gradient of each image's score with respect to a captured layer, computed once.
@@ -127,7 +153,7 @@ class Trace:
             of: The layer, as it was named in the capture.
 
         Returns:
-            Gradients (N,D,h,w), detached.
+            Gradients (N,D,h,w).
 
         Raises:
             ValueError: If the score does not give one number per image or does not depend on the layer.
@@ -143,7 +169,7 @@ class Trace:
             guided_rule: Clamp the gradient that enters each rectifier at zero (:func:`guided`).
 
         Returns:
-            Gradients (N,C,H,W), detached.
+            Gradients (N,C,H,W).
 
         Raises:
             RuntimeError: If the capture did not ask for the image's gradient.
@@ -157,16 +183,56 @@ class Trace:
             )
         return self._gradient(score, targets, self._images, guided_rule)
 
-    def rerun(self, images: Tensor) -> Trace:
-        """A new trace of other images, with the same model, layers and precision.
+    def propagate(self, seeds: Tensor) -> Tensor:
+        """What the pass makes of seeds at the logits: propagated back to the image, each image's own.
+
+        Args:
+            seeds: One number for each logit, (N,K).
+
+        Returns:
+            Values (N,C,H,W): the gradient of ``(seeds * logits).sum()``, or what the interception puts in its place.
+
+        Raises:
+            ValueError: If the logits do not depend on the image.
+        """
+        with torch.inference_mode(False), torch.enable_grad():
+            return self._backward(self._logits, self._images, seeds.to(self._logits.dtype))
+
+    def intercepted(self, interception: Interception) -> Trace:
+        """The same images, with an interception in place of the model's operations.
+
+        Args:
+            interception: What stands in for the operations.
+
+        Returns:
+            This trace where its pass ran so, else another: one forward pass, run once for all methods that ask.
+        """
+        if self._capture.own_interception == interception:
+            return self
+        if interception not in self._intercepted:
+            self._intercepted[interception] = self.rerun(self._images, interception)
+        return self._intercepted[interception]
+
+    def rerun(self, images: Tensor, interception: Interception | None = None) -> Trace:
+        """A new trace of other images, with the same model and precision.
 
         Args:
             images: Images (N,C,H,W).
+            interception: What stands in for the model's operations; with None the same layers are captured.
 
         Returns:
             The trace; it costs one forward pass.
         """
-        return run(self._model, images, self._capture, self._context)
+        capture = self._capture
+        if interception is not None:
+            capture = Capture(interception=interception, create_graph=self.create_graph)
+        return run(self._model, images, capture, self._context)
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Mode in which maps are computed from the trace: with gradients only if they are to be differentiable."""
+        with torch.inference_mode(False), torch.set_grad_enabled(self.create_graph):
+            yield
 
     def predict(self, images: Tensor) -> Tensor:
         """The logits of other images, without a graph.
@@ -193,17 +259,27 @@ class Trace:
             with torch.inference_mode(False), torch.enable_grad():
                 scores = score(self._logits, targets)
                 _check_scores(scores, targets)
-                gradient = None
-                if scores.requires_grad:
-                    with guided(self._logits) if guided_rule else nullcontext():
-                        (gradient,) = torch.autograd.grad(scores.sum(), source, retain_graph=True, allow_unused=True)
-            if gradient is None:
-                raise ValueError(
-                    "`score` does not depend on the layer or image asked for: choose a layer before the logits, in a "
-                    "model that neither detaches them nor computes them under torch.no_grad()."
-                )
-            self._gradients[key] = gradient.detach(), targets  # the targets are kept so that their id stays theirs
+                with guided(self._logits) if guided_rule else nullcontext():
+                    gradient = self._backward(scores, source)
+            self._gradients[key] = gradient, targets  # the targets are kept so that their id stays theirs
         return self._gradients[key][0]
+
+    def _backward(self, outputs: Tensor, source: Tensor, seeds: Tensor | None = None) -> Tensor:
+        gradient = None
+        if outputs.requires_grad:
+            seeds = torch.ones_like(outputs) if seeds is None else seeds
+            (gradient,) = torch.autograd.grad(
+                outputs, source, seeds, retain_graph=True, create_graph=self.create_graph, allow_unused=True
+            )
+        if gradient is None:
+            raise ValueError(
+                "`score` does not depend on the layer or image asked for: choose a layer before the logits, in a "
+                "model that neither detaches them nor computes them under torch.no_grad()."
+            )
+        return gradient
+
+    def _plain(self, tensor: Tensor) -> Tensor:
+        return tensor if self.create_graph else tensor.detach()
 
     def _keep(self, module: nn.Module, args: Any, kwargs: Any, output: object) -> Tensor:
         """Forward hook: keep a copy that later in-place operations cannot reach, and start the graph here."""
@@ -358,10 +434,15 @@ class _Shadow:
         capture = Capture()
         for listener in self.listeners:
             capture |= listener.capture
-        with torch.inference_mode(False), torch.set_grad_enabled(capture.image_gradient):
-            args, kwargs, images = _own_copies(args, kwargs, capture.image_gradient)
+        interception = capture.own_interception
+        from_image = capture.image_gradient or interception is not None
+        with torch.inference_mode(False), torch.set_grad_enabled(from_image or capture.create_graph):
+            args, kwargs, images = _own_copies(args, kwargs, from_image, capture.create_graph)
             trace = Trace(self._model, capture, images, self._context)
-            with forward_hooks(set(capture.layers.values()), trace._keep):
+            with (
+                forward_hooks(set(capture.layers.values()), trace._keep),
+                nullcontext() if interception is None else interception(self._model),
+            ):
                 output = self._original(*args, **kwargs)
             if isinstance(output, Tensor) and output.ndim == 2 and len(output) == len(images):
                 trace._logits = output
@@ -370,13 +451,14 @@ class _Shadow:
             return tree_map(lambda value: value.detach().clone() if isinstance(value, Tensor) else value, output)
 
 
-def _own_copies(args: Any, kwargs: Any, differentiate: bool) -> tuple[Any, Any, Tensor]:
-    """The arguments with the images replaced by a copy, a leaf if asked, and no inference tensor left."""
+def _own_copies(args: Any, kwargs: Any, differentiate: bool, keep_graph: bool) -> tuple[Any, Any, Tensor]:
+    """The arguments with the images replaced by a copy, differentiable if asked, and no inference tensor left."""
     found: list[Tensor] = []
 
     def copy(value: Any) -> Any:
         if is_image_batch(value) and not found:
-            found.append(value.detach().clone().requires_grad_(differentiate))
+            image = (value if keep_graph else value.detach()).clone()
+            found.append(image if image.requires_grad else image.requires_grad_(differentiate))
             return found[0]
         return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
 
