@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -15,6 +15,8 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
 Batch = dict[str, Tensor]
+Value = float | dict[str, float]
+"""What a metric gives: a number, or several by their names in the log."""
 
 
 class MetricContract:
@@ -25,14 +27,17 @@ class MetricContract:
     """Keywords of ``update``: at least two batches of different sizes."""
     higher_is_better: ClassVar[bool]
 
-    def reference(self, batches: list[Batch]) -> float:
+    def reference(self, batches: list[Batch]) -> Value:
         """The value written straight from the paper, without the package."""
         raise NotImplementedError
 
     def check(self, metric: Metric, batches: list[Batch]) -> None:
-        torch.testing.assert_close(
-            metric.compute(), torch.tensor(self.reference(batches), dtype=torch.float64), rtol=1e-12, atol=1e-12
-        )
+        self.check_value(metric.compute(), batches)
+
+    def check_value(self, value: Tensor | dict[str, Tensor], batches: list[Batch]) -> None:
+        found, expected = by_name("value", value), by_name("value", self.reference(batches))
+        exact = {name: torch.tensor(number, dtype=torch.float64) for name, number in expected.items()}
+        torch.testing.assert_close(found, exact, rtol=1e-12, atol=1e-12)
 
     def filled(self, batches: list[Batch]) -> Metric:
         metric = self.metric_class()
@@ -51,8 +56,7 @@ class MetricContract:
     def test_forward_gives_the_value_of_the_batch_and_keeps_the_sum(self) -> None:
         """Calling the metric returns this batch and remembers all."""
         metric = self.filled(self.batches[:1])
-        value = metric(**self.batches[1])
-        assert value.item() == pytest.approx(self.reference(self.batches[1:2]), rel=1e-12)
+        self.check_value(metric(**self.batches[1]), self.batches[1:2])
         self.check(metric, self.batches[:2])
 
     def test_pickled_metric_goes_on_where_it_was(self) -> None:
@@ -102,7 +106,12 @@ class MetricContract:
         metric = self.metric_class()
         with pytest.warns(UserWarning, match="before the ``update`` method"):
             value = metric.compute()
-        assert value.isnan()
+        assert all(number.isnan() for number in by_name("value", value).values())
+
+
+def by_name(name: str, value: Any) -> dict[str, Any]:
+    """The values of a metric by their names in a MetricCollection, where a dict's own keys replace the name."""
+    return dict(value) if isinstance(value, dict) else {name: value}
 
 
 def alone_and_collected(metrics: dict[str, Metric], batches: list[Batch]) -> tuple[dict[str, float], dict[str, float]]:
@@ -114,7 +123,10 @@ def alone_and_collected(metrics: dict[str, Metric], batches: list[Batch]) -> tup
         for metric in alone.values():
             metric.update(**batch)
     collected = {name: value.item() for name, value in collection.compute().items()}
-    return {name: metric.compute().item() for name, metric in alone.items()}, collected
+    values = [by_name(name, metric.compute()) for name, metric in alone.items()]
+    merged = {name: number.item() for value in values for name, number in value.items()}
+    assert len(merged) == sum(map(len, values)), "two metrics use one name"
+    return merged, collected
 
 
 def values_on_two_ranks(
