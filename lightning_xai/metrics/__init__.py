@@ -1,13 +1,17 @@
 """Faithfulness metrics: a pure function, then its torchmetrics class."""
 
 from lightning_xai.metrics.confidence import (
+    AbsoluteDrop,
     AverageDrop,
     AverageGain,
     AverageIncrease,
+    RelativeGain,
+    absolute_drop,
     average_drop,
     average_gain,
     average_increase,
     masked_scores,
+    relative_gain,
 )
 from lightning_xai.metrics.masking import (
     Baseline,
@@ -20,10 +24,13 @@ from lightning_xai.metrics.masking import (
 )
 
 __all__ = [
+    "AbsoluteDrop",
     "AverageDrop",
     "AverageGain",
     "AverageIncrease",
     "Baseline",
+    "RelativeGain",
+    "absolute_drop",
     "average_drop",
     "average_gain",
     "average_increase",
@@ -34,4 +41,5 @@ __all__ = [
     "masked_scores",
     "mean_color",
     "normalized_masks",
+    "relative_gain",
 ]

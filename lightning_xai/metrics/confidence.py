@@ -8,13 +8,12 @@ image. Controls belong beside every number: a map that hides one pixel (Fake-CAM
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
 
+from lightning_xai.metrics.averages import ImageAverage
 from lightning_xai.metrics.masking import masked_images
 from lightning_xai.scores import log_softmax
 from lightning_xai.types import Score
@@ -78,8 +77,31 @@ def average_drop(scores: Tensor, masked_scores: Tensor) -> Tensor:
         >>> average_drop(torch.tensor([0.8, 0.5]).log(), torch.tensor([0.2, 0.6]).log())
         tensor([75.0000,  0.0000], dtype=torch.float64)
     """
-    before, after = _log_probabilities(scores, masked_scores)
+    before, after = log_probabilities(scores, masked_scores)
     return torch.where(after < before, -100.0 * torch.expm1(after - before), 0.0)
+
+
+def absolute_drop(scores: Tensor, masked_scores: Tensor) -> Tensor:
+    """Confidence that is lost, ``100 max(0, p - o)``: a variant of :func:`average_drop` without the denominator.
+
+    pytorch-grad-cam's ``DropInConfidence``, here of probabilities.
+
+    Args:
+        scores: Log-probabilities of the class on the images, (N,).
+        masked_scores: Log-probabilities of the same class on the masked images, (N,), of the same dtype.
+
+    Returns:
+        Drop of each image (N,) in [0, 100] percentage points, float64; lower is better.
+
+    Raises:
+        ValueError: If the scores are no log-probabilities, or differ in shape or dtype.
+
+    Example:
+        >>> absolute_drop(torch.tensor([0.8, 0.5]).log(), torch.tensor([0.2, 0.6]).log())
+        tensor([60.0000,  0.0000], dtype=torch.float64)
+    """
+    before, after = log_probabilities(scores, masked_scores)
+    return torch.where(after < before, -100.0 * before.exp() * torch.expm1(after - before), 0.0)
 
 
 def average_increase(scores: Tensor, masked_scores: Tensor) -> Tensor:
@@ -99,7 +121,7 @@ def average_increase(scores: Tensor, masked_scores: Tensor) -> Tensor:
         >>> average_increase(torch.tensor([0.8, 0.5]).log(), torch.tensor([0.2, 0.6]).log())
         tensor([  0., 100.], dtype=torch.float64)
     """
-    before, after = _log_probabilities(scores, masked_scores)
+    before, after = log_probabilities(scores, masked_scores)
     return 100.0 * (after > before).double()
 
 
@@ -120,57 +142,38 @@ def average_gain(scores: Tensor, masked_scores: Tensor) -> Tensor:
         >>> average_gain(torch.tensor([0.8, 0.5]).log(), torch.tensor([0.2, 0.6]).log())
         tensor([ 0.0000, 20.0000], dtype=torch.float64)
     """
-    before, after = _log_probabilities(scores, masked_scores)
+    before, after = log_probabilities(scores, masked_scores)
     # (o - p) / (1 - p) = 1 - (1 - o) / (1 - p), where each 1 - p is exact in log space.
     return torch.where(after > before, 100.0 * (1.0 - torch.expm1(after) / torch.expm1(before)), 0.0)
 
 
-class _ConfidenceMetric(Metric):
-    """The sums of all three metrics of the family.
+def relative_gain(scores: Tensor, masked_scores: Tensor) -> Tensor:
+    """Gain as a share of the confidence, ``100 max(0, o - p) / p``: a variant of :func:`average_gain`.
 
-    A MetricCollection lets metrics whose states have equal names and values after its first batch share one state from
-    then on. Sums of their own under one name would be merged whenever the first batch happens to agree (no image drops
-    and none gains); sums of everything are equal for a reason, and a collection computes them once.
+    Args:
+        scores: Log-probabilities of the class on the images, (N,).
+        masked_scores: Log-probabilities of the same class on the masked images, (N,), of the same dtype.
+
+    Returns:
+        Gain of each image (N,) in [0, inf] percent, float64; higher is better. From p = 0 any gain is infinite.
+
+    Raises:
+        ValueError: If the scores are no log-probabilities, or differ in shape or dtype.
+
+    Example:
+        >>> relative_gain(torch.tensor([0.8, 0.5]).log(), torch.tensor([0.2, 0.6]).log())
+        tensor([ 0.0000, 20.0000], dtype=torch.float64)
     """
+    before, after = log_probabilities(scores, masked_scores)
+    return torch.where(after > before, 100.0 * torch.expm1(after - before), 0.0)
 
-    full_state_update = False
-    is_differentiable = False
-    plot_lower_bound = 0.0
-    plot_upper_bound = 100.0
 
-    drop: Tensor
-    increase: Tensor
-    gain: Tensor
-    n_images: Tensor
-    kept: list[Tensor]
-
-    def __init__(self, *, keep_values: bool = False, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.values: Tensor | None = None
-        self.keep_values = keep_values
-        if keep_values:
-            self.add_state("kept", [], dist_reduce_fx="cat")
-        for name in ("drop", "increase", "gain"):
-            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("n_images", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+class _ConfidenceMetric(ImageAverage):
+    formula: ClassVar[staticmethod[[Tensor, Tensor], Tensor]]
 
     def update(self, scores: Tensor, masked_scores: Tensor) -> None:
         """Add one batch of log-probabilities (N,) of the images and of the masked images."""
-        functions = (average_drop, average_increase, average_gain)
-        values = torch.stack([function(scores, masked_scores) for function in functions], dim=1)
-        # Not in place: a module's `.to(torch.bfloat16)` casts states too, and this brings them back to float64.
-        self.drop, self.increase, self.gain = (
-            state + value for state, value in zip((self.drop, self.increase, self.gain), values.sum(0), strict=True)
-        )
-        self.n_images = self.n_images + len(scores)
-        if self.keep_values:
-            self.kept.append(values)
-
-    def _mean(self, total: Tensor, column: int) -> Tensor:
-        if self.keep_values:
-            kept = dim_zero_cat(self.kept) if len(self.kept) else total.new_zeros(0, 3)
-            self.values = kept[:, column]
-        return total / self.n_images
+        self._add(self.formula(scores, masked_scores))
 
 
 class AverageDrop(_ConfidenceMetric):
@@ -198,10 +201,35 @@ class AverageDrop(_ConfidenceMetric):
     """
 
     higher_is_better = False
+    formula = staticmethod(average_drop)
 
-    def compute(self) -> Tensor:
-        """Average over all images, percent, float64."""
-        return self._mean(self.drop, 0)
+
+class AbsoluteDrop(_ConfidenceMetric):
+    """Absolute drop, ``100/N sum_i max(0, p_i - o_i)``, in percentage points; lower is better.
+
+    The variant of :class:`AverageDrop` in pytorch-grad-cam (``DropInConfidence``, there of whatever is explained).
+    Range [0, 100]. It weighs images by their confidence: uncertain ones have little to lose. A map that shows nothing
+    (constant, all-zero or not finite) counts with the drop to the baseline alone.
+
+    ``update(scores, masked_scores)`` takes log-probabilities (N,) as :func:`masked_scores` returns them. Without
+    images the result is NaN.
+
+    Args:
+        keep_values: Whether to keep the value of each image, over all processes, for ``values``.
+        kwargs: Options of :class:`torchmetrics.Metric`.
+
+    Attributes:
+        values: After ``compute()``, the value of each image, (N,), percentage points, float64; None unless kept.
+
+    Example:
+        >>> metric = AbsoluteDrop()
+        >>> metric.update(torch.tensor([0.8, 0.5]).log(), torch.tensor([0.2, 0.6]).log())
+        >>> metric.compute()
+        tensor(30.0000, dtype=torch.float64)
+    """
+
+    higher_is_better = False
+    formula = staticmethod(absolute_drop)
 
 
 class AverageIncrease(_ConfidenceMetric):
@@ -229,18 +257,16 @@ class AverageIncrease(_ConfidenceMetric):
     """
 
     higher_is_better = True
-
-    def compute(self) -> Tensor:
-        """Average over all images, percent, float64."""
-        return self._mean(self.increase, 1)
+    formula = staticmethod(average_increase)
 
 
 class AverageGain(_ConfidenceMetric):
     """Average Gain, ``100/N sum_i max(0, o_i - p_i) / (1 - p_i)``, in percent of what was missing; higher is better.
 
-    From Zhang et al., "Opti-CAM", CVIU 248:104101, 2024; paper 004 eq. 17 divides by p_i instead. Range [0, 100]. A map
-    that shows nothing (constant, all-zero or not finite) counts with the baseline alone, which seldom gains anything.
-    Images with p = 1 gain 0; in log space that takes a margin of more than 700 between the logits.
+    From Zhang et al., "Opti-CAM", CVIU 248:104101, 2024; paper 004 eq. 17 divides by p_i instead
+    (:class:`RelativeGain`). Range [0, 100]. A map that shows nothing (constant, all-zero or not finite) counts with the
+    baseline alone, which seldom gains anything. Images with p = 1 gain 0; in log space that takes a margin of more than
+    700 between the logits.
 
     ``update(scores, masked_scores)`` takes log-probabilities (N,) as :func:`masked_scores` returns them. Without
     images the result is NaN.
@@ -260,28 +286,67 @@ class AverageGain(_ConfidenceMetric):
     """
 
     higher_is_better = True
-
-    def compute(self) -> Tensor:
-        """Average over all images, percent, float64."""
-        return self._mean(self.gain, 2)
+    formula = staticmethod(average_gain)
 
 
-def _log_probabilities(scores: Tensor, masked_scores: Tensor) -> tuple[Tensor, Tensor]:
+class RelativeGain(_ConfidenceMetric):
+    """Relative gain, ``100/N sum_i max(0, o_i - p_i) / p_i``, in percent of each image's confidence; higher is better.
+
+    The variant of :class:`AverageGain` that paper 004 prints (eq. 17, without its 1/N). Range [0, inf): an image with a
+    small p can outweigh all others, and p = 0 makes the average infinite. A map that shows nothing (constant, all-zero
+    or not finite) counts with the baseline alone, which seldom gains anything.
+
+    ``update(scores, masked_scores)`` takes log-probabilities (N,) as :func:`masked_scores` returns them. Without
+    images the result is NaN.
+
+    Args:
+        keep_values: Whether to keep the value of each image, over all processes, for ``values``.
+        kwargs: Options of :class:`torchmetrics.Metric`.
+
+    Attributes:
+        values: After ``compute()``, the value of each image, (N,), percent, float64; None unless kept.
+
+    Example:
+        >>> metric = RelativeGain()
+        >>> metric.update(torch.tensor([0.8, 0.5]).log(), torch.tensor([0.2, 0.6]).log())
+        >>> metric.compute()
+        tensor(10.0000, dtype=torch.float64)
+    """
+
+    higher_is_better = True
+    plot_upper_bound = None
+    formula = staticmethod(relative_gain)
+
+
+def log_probabilities(scores: Tensor, masked_scores: Tensor, name: str = "masked_scores") -> tuple[Tensor, Tensor]:
+    """Scores before and after masking, checked to be log-probabilities of the same images.
+
+    Args:
+        scores: Log-probabilities of the class on the images, (N,).
+        masked_scores: Log-probabilities of the same class on the masked images, (N,), of the same dtype.
+        name: What the caller's second argument is called, for errors.
+
+    Returns:
+        Both in float64.
+
+    Raises:
+        ValueError: If the scores are no log-probabilities, or differ in shape or dtype.
+    """
     if scores.ndim != 1 or scores.shape != masked_scores.shape:
         raise ValueError(
-            "`scores` and `masked_scores` expected one number for each image, (N,) and (N,), "
+            f"`scores` and `{name}` expected one number for each image, (N,) and (N,), "
             f"got {tuple(scores.shape)} and {tuple(masked_scores.shape)}."
         )
     if scores.dtype != masked_scores.dtype:
         raise ValueError(
-            "`scores` and `masked_scores` expected one dtype, since rounding alone would look like an increase, "
+            f"`scores` and `{name}` expected one dtype, since rounding alone would look like an increase, "
             f"got {scores.dtype} and {masked_scores.dtype}. Compute both from `logits.double()`."
         )
-    for name, values in (("scores", scores), ("masked_scores", masked_scores)):
+    for argument, values in (("scores", scores), (name, masked_scores)):
         wrong = values[~(values <= 0)]
         if len(wrong):
             raise ValueError(
-                f"`{name}` expected log-probabilities in [-inf, 0], got {wrong[0].item():.4g}. A share of a logit "
+                f"`{argument}` expected log-probabilities in [-inf, 0], got {wrong[0].item():.4g}. A share of a logit "
                 "means nothing, and a probability has lost 1 - p where it rounds to 1. Use "
                 "`lightning_xai.scores.log_softmax`, or `log_sigmoid` for one-logit and multi-label heads."
             )

@@ -14,22 +14,33 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
 from lightning_xai.metrics import (
+    AbsoluteDrop,
     AverageDrop,
     AverageGain,
     AverageIncrease,
+    RelativeGain,
+    absolute_drop,
     average_drop,
     average_gain,
     average_increase,
     black,
     masked_scores,
+    relative_gain,
 )
 from lightning_xai.scores import log_sigmoid, log_softmax, post_softmax, pre_softmax
 
 FUNCTIONS: list[Callable[[Tensor, Tensor], Tensor]] = [average_drop, average_increase, average_gain]
-METRICS: dict[str, Metric] = {"drop": AverageDrop(), "increase": AverageIncrease(), "gain": AverageGain()}
+VARIANTS: list[Callable[[Tensor, Tensor], Tensor]] = [absolute_drop, relative_gain]
+METRICS: dict[str, Metric] = {
+    "drop": AverageDrop(),
+    "increase": AverageIncrease(),
+    "gain": AverageGain(),
+    "absolute drop": AbsoluteDrop(),
+    "relative gain": RelativeGain(),
+}
 ZERO = torch.tensor(0.0)
 
-each_function = pytest.mark.parametrize("function", FUNCTIONS)
+each_function = pytest.mark.parametrize("function", FUNCTIONS + VARIANTS)
 
 
 def logs(*probabilities: float) -> Tensor:
@@ -84,6 +95,22 @@ class TestAverageGain(_Confidence):
     metric_class = AverageGain
     higher_is_better = True
     formula = staticmethod(lambda p, o: max(Decimal(0), o - p) / (1 - p))
+
+
+class TestAbsoluteDrop(_Confidence):
+    """The contract for AbsoluteDrop."""
+
+    metric_class = AbsoluteDrop
+    higher_is_better = False
+    formula = staticmethod(lambda p, o: max(Decimal(0), p - o))
+
+
+class TestRelativeGain(_Confidence):
+    """The contract for RelativeGain."""
+
+    metric_class = RelativeGain
+    higher_is_better = True
+    formula = staticmethod(lambda p, o: max(Decimal(0), o - p) / p)
 
 
 def sum_of_pixels(images: Tensor) -> Tensor:
@@ -216,7 +243,28 @@ class TestFormulas:
         """Drop, increase and gain from and to probabilities of exactly 0 and 1."""
         assert [function(logs(before), logs(after)).item() for function in FUNCTIONS] == pytest.approx(expected)
 
-    @each_function
+    @pytest.mark.parametrize(
+        ("before", "after", "expected"),
+        [
+            (1.0, 0.0, [100, 0]),
+            (0.0, 1.0, [0, math.inf]),
+            (1.0, 0.5, [50, 0]),
+            (0.2, 0.6, [0, 200]),
+            (0.2, 0.1, [10, 0]),
+        ],
+    )
+    def test_variants_differ_by_their_denominators(self, before: float, after: float, expected: list[float]) -> None:
+        """Absolute drop p - o and relative gain (o - p) / p, infinite from nothing."""
+        assert [function(logs(before), logs(after)).item() for function in VARIANTS] == pytest.approx(expected)
+
+    def test_variants_are_the_defaults_times_their_denominators(self) -> None:
+        """Dividing the absolute drop by p, or taking the relative gain's p for 1 - p, gives back the default."""
+        batch = batch_of(50, 5)
+        p = batch["scores"].exp()
+        torch.testing.assert_close(absolute_drop(**batch) / p, average_drop(**batch))
+        torch.testing.assert_close(relative_gain(**batch) * p / (1 - p), average_gain(**batch))
+
+    @pytest.mark.parametrize("function", [*FUNCTIONS, absolute_drop])
     def test_values_stay_between_0_and_100(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
         """Over margins from certain to impossible, not a digit outside."""
         margins = torch.linspace(-60, 60, 121, dtype=torch.float64)
@@ -267,7 +315,7 @@ def test_collection_equals_metrics_alone() -> None:
     still = {"scores": logs(0.5, 0.25), "masked_scores": logs(0.5, 0.25)}
     alone, collected = alone_and_collected(METRICS, [still, *_Confidence.batches])
     assert collected == alone
-    assert len(set(alone.values())) == 3
+    assert len(set(alone.values())) == len(METRICS)
 
 
 def test_two_processes_equal_one(tmp_path: Path) -> None:
@@ -281,16 +329,16 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
         assert found == pytest.approx(value, rel=1e-12)
 
 
-def test_kept_values_are_those_of_the_images():
+def test_kept_values_are_those_of_the_images() -> None:
     """In the order of the updates; the average is their mean, in a collection too."""
     scores, masked = torch.tensor([0.8, 0.5, 1.0]).double().log(), torch.tensor([0.2, 0.6, 0.5]).double().log()
-    collection = MetricCollection([kind(keep_values=True) for kind in (AverageDrop, AverageIncrease, AverageGain)])
+    collection = MetricCollection([type(metric)(keep_values=True) for metric in METRICS.values()])
     collection.update(scores[:2], masked[:2])
     collection.update(scores[2:], masked[2:])
     averages = collection.compute()
-    for (name, metric), function in zip(
-        collection.items(), (average_drop, average_increase, average_gain), strict=True
-    ):
+    functions = {metric.__name__: metric.formula for metric in map(type, METRICS.values())}
+    for name, metric in collection.items():
+        function = functions[name]
         torch.testing.assert_close(metric.values, function(scores, masked))
         torch.testing.assert_close(averages[name], metric.values.mean())
     alone = AverageDrop()

@@ -1,0 +1,83 @@
+"""What metrics share that are the average of one number for each image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+
+class ImageAverage(Metric):
+    """The average over images, in float64, of one number for each: a subclass hands them to ``_add`` in ``update``.
+
+    Images whose number is NaN have none: they are left out of the average, and counted.
+
+    A MetricCollection lets metrics whose states have equal names and values after its first batch share one state from
+    then on. The sum is therefore named by the class, so that different metrics that happen to agree stay apart; it
+    follows that a subclass has no options that change the numbers.
+
+    Args:
+        keep_values: Whether to keep the value of each image, over all processes, for ``values``.
+        kwargs: Options of :class:`torchmetrics.Metric`.
+
+    Attributes:
+        values: After ``compute()``, the value of each image, (N,), float64; None unless kept.
+        n_undefined: After ``compute()``, the number of images without a value, over all processes.
+    """
+
+    full_state_update = False
+    is_differentiable = False
+    plot_lower_bound = 0.0
+    plot_upper_bound: float | None = 100.0
+
+    n_images: Tensor
+    n_nan: Tensor
+    kept: list[Tensor]
+
+    def __init__(self, *, keep_values: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.values: Tensor | None = None
+        self.n_undefined = 0
+        self.keep_values = keep_values
+        self._sum = f"sum_of_{type(self).__name__}"
+        self.add_state(self._sum, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("n_images", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+        self.add_state("n_nan", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+        if keep_values:
+            self.add_state("kept", [], dist_reduce_fx="cat")
+
+    def compute(self) -> Tensor:
+        """Average over all images that have a value, float64; NaN if there are none."""
+        total: Tensor = getattr(self, self._sum)
+        if self.keep_values:
+            self.values = dim_zero_cat(self.kept) if len(self.kept) else total.new_zeros(0)
+        self.n_undefined = int(self.n_nan)
+        return total / (self.n_images - self.n_nan)
+
+    def plot(self, val: Any = None, ax: Axes | None = None) -> tuple[Figure | SubFigure, Axes]:
+        """Draw the average, or several results of ``compute()`` or ``forward()`` as a curve.
+
+        Args:
+            val: One result or a list of them; None to compute it.
+            ax: Where to draw; None for a new figure, of which pyplot knows nothing.
+
+        Returns:
+            The figure and its axes.
+        """
+        ax = Figure().subplots() if ax is None else ax
+        self._plot(val, ax)
+        return ax.figure, ax
+
+    def _add(self, values: Tensor) -> None:
+        values = values.detach()
+        # Not in place: a module's `.to(torch.bfloat16)` casts states too, and this brings them back to float64.
+        setattr(self, self._sum, getattr(self, self._sum) + values.nansum())
+        self.n_images = self.n_images + len(values)
+        self.n_nan = self.n_nan + values.isnan().sum()
+        if self.keep_values:
+            self.kept.append(values)
