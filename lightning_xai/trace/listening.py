@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 
 from lightning_xai.trace.guided import guided
 from lightning_xai.trace.layers import OneLayer, find_layer, forward_hooks, is_image_batch, layers_of, name_of
-from lightning_xai.trace.modes import eager, evaluation_mode, plain_tensors
+from lightning_xai.trace.modes import eager, evaluation_mode, lent, plain_tensors
 from lightning_xai.types import Attribution, ForwardContext, Interception, Score
 
 
@@ -244,6 +244,26 @@ class Trace:
             Logits (N,K).
         """
         return predict(self._model, images, self._context)
+
+    def call(self, function: Callable[[nn.Module, Tensor, Tensor], Any], targets: Tensor) -> Any:
+        """What a function makes of the model itself, for methods that are not ours.
+
+        The function is called with gradients enabled and the model in evaluation mode; whatever it changes about the
+        model is as before afterwards (:func:`~lightning_xai.trace.modes.lent`).
+
+        Args:
+            function: ``(model, images (N,C,H,W), targets (N,)) -> anything``; its images are a copy that requires
+                gradients.
+            targets: Class to explain for each image, (N,).
+
+        Returns:
+            What the function returns.
+        """
+        with torch.inference_mode(False), torch.enable_grad(), _unheard(self._model), eager(), lent(self._model):
+            images = self.images.clone()
+            images = images if images.requires_grad else images.requires_grad_()
+            with evaluation_mode(self._model), self._context():
+                return function(self._model, images, targets.clone())
 
     def _source(self, layer: OneLayer) -> Tensor:
         if layer not in self._capture.layers:

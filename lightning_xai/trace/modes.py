@@ -54,6 +54,40 @@ def _switched_off(training: Iterable[nn.Module]) -> Iterator[None]:
 
 
 @contextmanager
+def lent(model: nn.Module) -> Iterator[None]:
+    """Others may use the model inside, and change whatever they change: it is as before after.
+
+    Restored are modes, hooks, and what modules hold: attributes, submodules, parameters and buffers as objects, with
+    ``requires_grad``. Gradients of parameters are put aside meanwhile, so that nobody adds to them. Not restored are
+    values written into parameters and buffers.
+
+    Args:
+        model: The model.
+
+    Example:
+        >>> layer = nn.Linear(1, 1)
+        >>> with lent(layer):
+        ...     layer.eval()(torch.ones(1, 1)).sum().backward()
+        >>> layer.training, layer.weight.grad
+        (True, None)
+    """
+    modules = [(module, dict(module.__dict__)) for module in model.modules()]
+    # Dictionaries are refilled and not replaced: whoever registered a hook holds a reference to the one it is in.
+    contents = [(one, dict(one)) for _, held in modules for one in held.values() if isinstance(one, dict)]
+    parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
+    try:
+        for parameter, _, _ in parameters:
+            parameter.grad = None
+        yield
+    finally:
+        for one, held in [*((module.__dict__, held) for module, held in modules), *contents]:
+            one.clear()
+            one.update(held)
+        for parameter, differentiated, gradient in parameters:
+            parameter.requires_grad_(differentiated).grad = gradient
+
+
+@contextmanager
 def plain_tensors() -> Iterator[None]:
     """No gradients and no inference mode inside: tensors made here can be used anywhere later.
 
