@@ -1,5 +1,6 @@
 """Faithfulness metrics: a pure function, then its torchmetrics class."""
 
+from lightning_xai.metrics.boxes import Boxes, box_masks
 from lightning_xai.metrics.confidence import (
     AbsoluteDrop,
     AverageDrop,
@@ -13,6 +14,8 @@ from lightning_xai.metrics.confidence import (
     masked_scores,
     relative_gain,
 )
+from lightning_xai.metrics.energy_pointing import EnergyPointingAccuracy, energy_pointing
+from lightning_xai.metrics.localization import EnergyInBox, PointingGame, energy_in_box, pointing_game
 from lightning_xai.metrics.masking import (
     Baseline,
     black,
@@ -29,6 +32,10 @@ __all__ = [
     "AverageGain",
     "AverageIncrease",
     "Baseline",
+    "Boxes",
+    "EnergyInBox",
+    "EnergyPointingAccuracy",
+    "PointingGame",
     "RelativeGain",
     "absolute_drop",
     "average_drop",
@@ -36,10 +43,14 @@ __all__ = [
     "average_increase",
     "black",
     "blurred",
+    "box_masks",
     "degenerate",
+    "energy_in_box",
+    "energy_pointing",
     "masked_images",
     "masked_scores",
     "mean_color",
     "normalized_masks",
+    "pointing_game",
     "relative_gain",
 ]
