@@ -14,6 +14,17 @@ from lightning_xai.metrics.confidence import (
     masked_scores,
     relative_gain,
 )
+from lightning_xai.metrics.curves import (
+    Curve,
+    Deletion,
+    Insertion,
+    PerturbationCurves,
+    curve_area,
+    deletion_curve,
+    featureless,
+    insertion_curve,
+    perturbation_curves,
+)
 from lightning_xai.metrics.energy_pointing import EnergyPointingAccuracy, energy_pointing
 from lightning_xai.metrics.localization import EnergyInBox, PointingGame, energy_in_box, pointing_game
 from lightning_xai.metrics.masking import (
@@ -33,8 +44,12 @@ __all__ = [
     "AverageIncrease",
     "Baseline",
     "Boxes",
+    "Curve",
+    "Deletion",
     "EnergyInBox",
     "EnergyPointingAccuracy",
+    "Insertion",
+    "PerturbationCurves",
     "PointingGame",
     "RelativeGain",
     "absolute_drop",
@@ -44,13 +59,18 @@ __all__ = [
     "black",
     "blurred",
     "box_masks",
+    "curve_area",
     "degenerate",
+    "deletion_curve",
     "energy_in_box",
     "energy_pointing",
+    "featureless",
+    "insertion_curve",
     "masked_images",
     "masked_scores",
     "mean_color",
     "normalized_masks",
+    "perturbation_curves",
     "pointing_game",
     "relative_gain",
 ]
