@@ -51,6 +51,11 @@ class ImageAverage(Metric):
         if keep_values:
             self.add_state("kept", [], dist_reduce_fx="cat")
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What torchmetrics fills in for the list of a rank without images: the dtype of the others."""
+        return torch.float64
+
     def compute(self) -> Tensor:
         """Average over all images that have a value, float64; NaN if there are none."""
         total: Tensor = getattr(self, self._sum)

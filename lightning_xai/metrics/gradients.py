@@ -1,0 +1,204 @@
+"""Gradient quality: how close the gradient of an image is to its guided gradient, and how noisy it is.
+
+All see the direction of an image's gradient and not its size, which varies by orders of magnitude from image to image
+and with the scale of the score. A gradient that is zero everywhere, as of a saturated softmax, has no direction: its
+value is NaN, and the metrics leave it out and count it in ``n_undefined``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_xai.metrics.averages import ImageAverage
+
+
+def gradient_alignment(gradients: Tensor, guided_gradients: Tensor) -> Tensor:
+    """Cosine of each image's gradient and guided gradient over all C*H*W values, ``<d, d'> / (|d| |d'|)``.
+
+    What :class:`~lightning_xai.regularization.CosineLoss` trains (paper 004 eq. 14), where both are of the same score.
+
+    Args:
+        gradients: Gradients of the score with respect to the images, (N,C,H,W).
+        guided_gradients: Guided gradients of the same score, (N,C,H,W).
+
+    Returns:
+        Cosine of each image (N,) in [-1, 1], float64; higher is better. NaN where one of the two is zero everywhere.
+
+    Raises:
+        ValueError: If the shapes differ or are not (N,C,H,W), or if a value is NaN or infinite.
+
+    Example:
+        >>> gradient_alignment(torch.tensor([[[[3.0, 4.0]]]]), torch.tensor([[[[8.0, 6.0]]]]))
+        tensor([0.9600], dtype=torch.float64)
+    """
+    if gradients.shape != guided_gradients.shape:
+        raise ValueError(
+            f"`guided_gradients` expected the shape of `gradients`, {tuple(gradients.shape)}, "
+            f"got {tuple(guided_gradients.shape)}."
+        )
+    first = _unit_maximum(gradients, "gradients").flatten(1)
+    second = _unit_maximum(guided_gradients, "guided_gradients").flatten(1)
+    return ((first * second).sum(1) / (first.norm(dim=1) * second.norm(dim=1))).clamp(-1.0, 1.0)
+
+
+def gradient_variation(gradients: Tensor) -> Tensor:
+    """Total variation for the size of the gradient, ``sum |d_a - d_b| / sum (|d_a| + |d_b|)``.
+
+    The sums are over all pairs of neighbours a, b, vertical and horizontal, in all channels: the anisotropic total
+    variation (Rudin, Osher and Fatemi, 1992) over the largest that these magnitudes allow.
+
+    Args:
+        gradients: Gradients of the score with respect to the images, (N,C,H,W).
+
+    Returns:
+        Variation of each image (N,) in [0, 1], float64; lower is smoother. 0 for a constant, 0.71 for Gaussian noise, 1
+        for a chessboard; NaN for a gradient that is zero everywhere.
+
+    Raises:
+        ValueError: If the shape is not (N,C,H,W), or if a value is NaN or infinite.
+
+    Example:
+        >>> gradient_variation(torch.tensor([[[[1.0, 1.0, 3.0]]], [[[1.0, -1.0, 1.0]]]]))
+        tensor([0.3333, 1.0000], dtype=torch.float64)
+    """
+    first, second = _neighbours(gradients)
+    return (first - second).abs().sum(1) / (first.abs() + second.abs()).sum(1)
+
+
+def gradient_roughness(gradients: Tensor) -> Tensor:
+    """Energy of the differences of neighbours, ``sum (d_a - d_b)^2 / sum (d_a^2 + d_b^2)``.
+
+    The sums are over all pairs of neighbours a, b, vertical and horizontal, in all channels: one minus the correlation
+    of neighbours about zero (half of von Neumann's ratio, 1941). Beside :func:`gradient_variation` it weighs the large
+    values: a few sharp edges among many small values are rough, and vary little.
+
+    Args:
+        gradients: Gradients of the score with respect to the images, (N,C,H,W).
+
+    Returns:
+        Roughness of each image (N,) in [0, 2], float64; lower is smoother. 0 for a constant, 1 for noise, 2 for a
+        chessboard; NaN for a gradient that is zero everywhere.
+
+    Raises:
+        ValueError: If the shape is not (N,C,H,W), or if a value is NaN or infinite.
+
+    Example:
+        >>> gradient_roughness(torch.tensor([[[[1.0, 1.0, 3.0]]], [[[1.0, -1.0, 1.0]]]]))
+        tensor([0.3333, 2.0000], dtype=torch.float64)
+    """
+    first, second = _neighbours(gradients)
+    return (first - second).square().sum(1) / (first.square() + second.square()).sum(1)
+
+
+class GradientAlignment(ImageAverage):
+    """Mean :func:`gradient_alignment`, the cosine of gradient and guided gradient, in [-1, 1]; higher is better.
+
+    The aim of the interpretable-gradient loss (paper 004, eq. 14). Guided gradients resemble edges and depend little on
+    the class, so that alignment alone shows smoother gradients and not better explanations: read it beside the
+    faithfulness of the maps.
+
+    ``update(gradients, guided_gradients)`` takes both (N,C,H,W), of the same score. Images for which one of them is
+    zero everywhere are left out and counted. Without images the result is NaN.
+
+    Args:
+        keep_values: Whether to keep the value of each image, over all processes, for ``values``.
+        kwargs: Options of :class:`torchmetrics.Metric`.
+
+    Attributes:
+        values: After ``compute()``, the value of each image, (N,), float64; None unless kept.
+        n_undefined: After ``compute()``, the number of images that were left out.
+
+    Example:
+        >>> metric = GradientAlignment()
+        >>> metric.update(torch.tensor([[[[3.0, 4.0]]], [[[0.0, 0.0]]]]), torch.tensor([[[[8.0, 6.0]]], [[[1.0, 0.0]]]]))
+        >>> metric.compute(), metric.n_undefined
+        (tensor(0.9600, dtype=torch.float64), 1)
+    """
+
+    higher_is_better = True
+    plot_lower_bound = -1.0
+    plot_upper_bound = 1.0
+
+    def update(self, gradients: Tensor, guided_gradients: Tensor) -> None:
+        """Add gradients and guided gradients (N,C,H,W) of one batch of images."""
+        self._add(gradient_alignment(gradients, guided_gradients))
+
+
+class GradientVariation(ImageAverage):
+    """Mean :func:`gradient_variation`, the total variation of input gradients, in [0, 1]; lower is smoother.
+
+    0 for constants, 0.71 for Gaussian noise. ``update(gradients)`` takes gradients (N,C,H,W). Those that are zero
+    everywhere are left out and counted. Without images the result is NaN.
+
+    Args:
+        keep_values: Whether to keep the value of each image, over all processes, for ``values``.
+        kwargs: Options of :class:`torchmetrics.Metric`.
+
+    Attributes:
+        values: After ``compute()``, the value of each image, (N,), float64; None unless kept.
+        n_undefined: After ``compute()``, the number of images that were left out.
+
+    Example:
+        >>> metric = GradientVariation()
+        >>> metric.update(torch.tensor([[[[1.0, 1.0, 3.0]]], [[[1.0, -1.0, 1.0]]]]))
+        >>> metric.compute()
+        tensor(0.6667, dtype=torch.float64)
+    """
+
+    higher_is_better = False
+    plot_upper_bound = 1.0
+
+    def update(self, gradients: Tensor) -> None:
+        """Add gradients (N,C,H,W) of one batch of images."""
+        self._add(gradient_variation(gradients))
+
+
+class GradientRoughness(ImageAverage):
+    """Mean :func:`gradient_roughness`, one minus the correlation of neighbours, in [0, 2]; lower is smoother.
+
+    0 for constants, 1 for noise. ``update(gradients)`` takes gradients (N,C,H,W). Those that are zero everywhere are
+    left out and counted. Without images the result is NaN.
+
+    Args:
+        keep_values: Whether to keep the value of each image, over all processes, for ``values``.
+        kwargs: Options of :class:`torchmetrics.Metric`.
+
+    Attributes:
+        values: After ``compute()``, the value of each image, (N,), float64; None unless kept.
+        n_undefined: After ``compute()``, the number of images that were left out.
+
+    Example:
+        >>> metric = GradientRoughness()
+        >>> metric.update(torch.tensor([[[[1.0, 1.0, 3.0]]], [[[1.0, -1.0, 1.0]]]]))
+        >>> metric.compute()
+        tensor(1.1667, dtype=torch.float64)
+    """
+
+    higher_is_better = False
+    plot_upper_bound = 2.0
+
+    def update(self, gradients: Tensor) -> None:
+        """Add gradients (N,C,H,W) of one batch of images."""
+        self._add(gradient_roughness(gradients))
+
+
+def _neighbours(gradients: Tensor) -> tuple[Tensor, Tensor]:
+    """The two sides of all pairs of neighbours of an image, (N,P) and (N,P)."""
+    values = _unit_maximum(gradients, "gradients")
+    rows = values[:, :, :-1].flatten(1), values[:, :, 1:].flatten(1)
+    columns = values[:, :, :, :-1].flatten(1), values[:, :, :, 1:].flatten(1)
+    return torch.cat((rows[0], columns[0]), 1), torch.cat((rows[1], columns[1]), 1)
+
+
+def _unit_maximum(gradients: Tensor, name: str) -> Tensor:
+    """Gradients of each image over their largest magnitude, which squares can neither underflow nor overflow."""
+    if gradients.ndim != 4:
+        raise ValueError(f"`{name}` expected gradients of images, (N, C, H, W), got {tuple(gradients.shape)}.")
+    if not gradients.isfinite().all():
+        raise ValueError(
+            f"`{name}` expected finite values, got NaN or infinity. Leave out images whose logits are not finite, and "
+            "compute gradients without a loss scale."
+        )
+    values = gradients.detach().double()
+    return values / values.abs().amax((1, 2, 3), keepdim=True)
