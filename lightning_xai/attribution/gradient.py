@@ -78,6 +78,37 @@ class InputGradient(Attribution):
 
 
 @dataclass(frozen=True)
+class InputXGradient(Attribution):
+    """The image times the gradient of the score with respect to it.
+
+    Shrikumar et al., "Not Just a Black Box", 2016, https://arxiv.org/abs/1605.01713. The first-order estimate of what
+    the score loses when a pixel becomes 0 (the mean colour of standardised images); in rectifier networks without
+    biases the map of a logit sums to the logit. One backward pass through the whole network.
+
+    Attributes:
+        score: The number that is explained.
+        reduce: How colour channels become one map: :func:`channel_sum` (signed) or :func:`channel_max`.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from lightning_xai import explain, pre_softmax
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(2, 1, bias=False))
+        >>> model[1].weight.data = torch.tensor([[1.0, -1.0]])
+        >>> explain(model, torch.tensor([[[[2.0, 3.0]]]]), 1, attributions=InputXGradient(score=pre_softmax))
+        tensor([[[ 2., -3.]]])
+    """
+
+    score: Score = centered
+    reduce: Callable[[Tensor], Tensor] = channel_sum
+    needs_image_gradient = True
+
+    def __call__(self, trace: Trace, targets: Tensor) -> Tensor:
+        """Compute the maps (N,H,W), signed where ``reduce`` is."""
+        return self.reduce(at_least_float32(trace.images) * trace.image_gradient(self.score, targets))
+
+
+@dataclass(frozen=True)
 class GuidedGradient(Attribution):
     """The gradient with respect to the image by guided backpropagation: no negative gradient enters a rectifier.
 
