@@ -40,10 +40,14 @@ class Interception(ABC):
     """
 
     @abstractmethod
-    def __call__(self, model: nn.Module) -> AbstractContextManager[Any]:
+    def __call__(self, model: nn.Module, images: Tensor) -> AbstractContextManager[Any]:
         """The context in which a pass of the model runs.
 
         Its autograd graph is what seeds at the logits are propagated through; its outputs are the model's, unchanged.
+
+        Args:
+            model: The model.
+            images: What it will be given, (N,C,H,W), with gradients required.
         """
 
 

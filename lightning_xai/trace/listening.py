@@ -461,7 +461,7 @@ class _Shadow:
             trace = Trace(self._model, capture, images, self._context)
             with (
                 forward_hooks(set(capture.layers.values()), trace._keep),
-                nullcontext() if interception is None else interception(self._model),
+                nullcontext() if interception is None else interception(self._model, images),
             ):
                 output = self._original(*args, **kwargs)
             if isinstance(output, Tensor) and output.ndim == 2 and len(output) == len(images):
