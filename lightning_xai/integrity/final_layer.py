@@ -1,0 +1,116 @@
+"""The layer that gives the logits: found by running the model, edited in a copy, and the edit verified."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from lightning_xai.scores import at_least_float32
+from lightning_xai.trace import find_layer, predict
+from lightning_xai.trace.layers import name_of
+from lightning_xai.trace.tapping import AffineCall, last_affine_call
+
+RowEdit: TypeAlias = Callable[[Tensor], Tensor]
+"""From a weight (K,...) or bias (K,) to what takes its place."""
+
+
+def centered_logits(logits: Tensor) -> Tensor:
+    """Logits minus their mean over the classes.
+
+    Args:
+        logits: Logits (N,K).
+
+    Returns:
+        Logits (N,K) whose rows sum to 0, float32 or better.
+
+    Example:
+        >>> centered_logits(torch.tensor([[1.0, 3.0]]))
+        tensor([[-1.,  1.]])
+    """
+    logits = at_least_float32(logits)
+    return logits - logits.mean(1, keepdim=True)
+
+
+def gives_logits(call: AffineCall, logits: Tensor) -> bool:
+    """Whether nothing but spatial averaging, and a shift of all classes alike, lies between a layer and the logits.
+
+    Args:
+        call: The last call of a linear or convolutional layer in the pass.
+        logits: What the pass gave, (N,K).
+
+    Returns:
+        Whether the layer's averaged output and the logits agree once each is centred over the classes.
+
+    Example:
+        >>> gives_logits(AffineCall(nn.Linear(1, 2), torch.tensor([[1.0, 2.0]])), torch.tensor([[6.0, 7.0]]))
+        True
+    """
+    if call.output is None or call.output.shape[:2] != logits.shape or call.output.ndim not in (2, 4):
+        return False
+    averaged = call.output if call.output.ndim == 2 else at_least_float32(call.output).mean((2, 3))
+    return same_up_to_shift(averaged, logits, roundings=16 * torch.finfo(logits.dtype).eps)
+
+
+def same_up_to_shift(first: Tensor, second: Tensor, *, roundings: float) -> bool:
+    """Whether logits differ by no more than one number per image.
+
+    Args:
+        first: Logits (N,K).
+        second: Logits (N,K).
+        roundings: How far the centred logits may be apart, in units of the largest logit: a shift costs precision in
+            proportion to its size.
+
+    Returns:
+        Whether they agree.
+
+    Example:
+        >>> same_up_to_shift(torch.tensor([[1.0, 2.0]]), torch.tensor([[6.0, 7.0]]), roundings=1e-6)
+        True
+    """
+    largest = torch.maximum(first.abs().max(), second.abs().max())
+    return bool((centered_logits(first) - centered_logits(second)).abs().max() <= roundings * largest)
+
+
+def with_edited_rows(model: nn.Module, images: Tensor, edit: RowEdit) -> nn.Module | None:
+    """A copy of the model whose final layer's rows were edited, if that shifts all logits alike and does no more.
+
+    Args:
+        model: The classifier; it is left as it is.
+        images: Probe images (N,C,H,W) on which the effect is verified, in two passes in float32 or better.
+        edit: Applied to the weight and the bias of the layer.
+
+    Returns:
+        The copy; None where there is no such layer, or where the edit changes the softmax because something
+        non-linear follows.
+    """
+    trial = _in_full_precision(model)
+    images = at_least_float32(images)
+    with last_affine_call(trial) as call:
+        logits = predict(trial, images)
+    layer = call.module
+    if layer is None or not isinstance(layer.weight, nn.Parameter) or layer.weight.shape[0] != logits.shape[1]:
+        return None
+    _edit_rows(layer, edit)
+    if not same_up_to_shift(predict(trial, images), logits, roundings=256 * torch.finfo(logits.dtype).eps):
+        return None
+    altered = copy.deepcopy(model)
+    _edit_rows(find_layer(altered, name_of(trial, layer)) if layer is not trial else altered, edit)
+    return altered
+
+
+def _in_full_precision(model: nn.Module) -> nn.Module:
+    """A copy in which half-precision parameters are float32: rounding would hide what the edit does."""
+    trial = copy.deepcopy(model)
+    for tensor in (*trial.parameters(), *trial.buffers()):
+        if tensor.is_floating_point():
+            tensor.data = at_least_float32(tensor.data)
+    return trial
+
+
+def _edit_rows(layer: nn.Module, edit: RowEdit) -> None:
+    for parameter in layer.parameters(recurse=False):
+        parameter.data = edit(parameter.detach().double()).to(parameter.dtype)

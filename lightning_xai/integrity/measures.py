@@ -1,0 +1,112 @@
+"""The numbers on which judgements rest, as pure functions of gradients, maps and weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_xai.scores import at_least_float32
+
+
+def common_mode_share(common: Tensor, centered: Tensor) -> Tensor:
+    """Share of the gradient that is common to all classes, ``|g_cm|^2 / (|g_cm|^2 + |g_c|^2)``.
+
+    ``g_cm`` is the gradient of the mean logit, ``g_c`` that of the class's logit minus the mean logit: the gradient of
+    the raw logit is their sum. A shift ``t(x)`` of all logits adds its gradient to ``g_cm`` alone, and training with
+    softmax and cross-entropy hardly moves the mean logit, so that the share of a trained network is near 0.
+
+    Args:
+        common: Gradient of the mean logit (N,...), at the image, at a layer, or averaged over a layer's positions.
+        centered: Gradient of ``z_c - mean_j z_j`` there, of the same shape.
+
+    Returns:
+        Shares (N,) in [0, 1], float32 or better; 0 where both gradients are 0, NaN where one of them is.
+
+    Example:
+        >>> common_mode_share(torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 4.0]]))
+        tensor([0.3600])
+    """
+    common, centered = at_least_float32(common).flatten(1), at_least_float32(centered).flatten(1)
+    largest = torch.maximum(common.abs().amax(1), centered.abs().amax(1))[:, None]
+    scale = torch.where(largest == 0, 1, largest)  # squares neither overflow nor underflow
+    first, second = (common / scale).square().sum(1), (centered / scale).square().sum(1)
+    total = first + second
+    return first / torch.where(total == 0, 1, total)
+
+
+def mean_row_share(weight: Tensor) -> float:
+    """Share of a final layer's weights that is common to all classes, ``|m|^2 / (|m|^2 + mean_j |W_j - m|^2)``.
+
+    ``m`` is the mean row. A vector added to every row shifts all logits alike and shows here alone: no class's
+    probability changes, nor any shape. Random rows have about ``1/K``; training with softmax and cross-entropy leaves
+    the mean row where it was (weight decay shrinks it) while the others grow. Of use only where nothing non-linear
+    follows the layer.
+
+    Args:
+        weight: Weight (K,...), one row for each class.
+
+    Returns:
+        The share, in [0, 1]; 0 for weights that are all 0.
+
+    Example:
+        >>> mean_row_share(torch.tensor([[1.0, 1.0], [1.0, -1.0]]))
+        0.5
+    """
+    rows = weight.detach().double().flatten(1)
+    mean = rows.mean(0)
+    common, rest = mean.square().sum(), (rows - mean).square().sum(1).mean()
+    return float(common / (common + rest)) if common > 0 else 0.0
+
+
+def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
+    """Spearman's rank correlation of maps, each with its partner; equal values share their mean rank.
+
+    Maps are to be compared before any ReLU, which would turn whole regions into ties. Only the order of values
+    counts: neither scale nor offset.
+
+    Args:
+        first: Signed maps (N,h,w).
+        second: Signed maps (N,h,w).
+
+    Returns:
+        Correlations (N,) in [-1, 1], float64; NaN where a map is constant or holds NaN.
+
+    Example:
+        >>> rank_correlation(torch.tensor([[[1.0, 2.0, 3.0]]]), torch.tensor([[[10.0, 30.0, 20.0]]]))
+        tensor([0.5000], dtype=torch.float64)
+    """
+    ranks = torch.stack([_ranks(first), _ranks(second)])
+    ranks = ranks - ranks.mean(2, keepdim=True)
+    norms = ranks.square().sum(2).sqrt()
+    defined = (norms > 0).all(0) & first.flatten(1).isfinite().all(1) & second.flatten(1).isfinite().all(1)
+    return torch.where(defined, (ranks[0] * ranks[1]).sum(1) / norms.prod(0), torch.nan)
+
+
+def _ranks(maps: Tensor) -> Tensor:
+    values = maps.detach().flatten(1).contiguous()
+    in_order = values.sort(1).values
+    below, up_to = torch.searchsorted(in_order, values), torch.searchsorted(in_order, values, right=True)
+    return (below + up_to).double() / 2
+
+
+def class_weighted_maps(activations: Tensor, gradients: Tensor) -> dict[str, Tensor]:
+    """Grad-CAM and HiResCAM before their ReLU, at the layer's resolution.
+
+    ``sum_k mean(g_k) A_k`` (Selvaraju et al. 2017) and ``sum_k g_k A_k`` (Draelos and Carin 2020). Both are linear in
+    the gradient: the maps of the raw logit are those of the mean logit plus those of the centred one.
+
+    Args:
+        activations: Activations (N,D,h,w).
+        gradients: Gradients of a score with respect to them, (N,D,h,w).
+
+    Returns:
+        Signed maps (N,h,w) by name.
+
+    Example:
+        >>> maps = class_weighted_maps(torch.ones(1, 1, 1, 2), torch.tensor([[[[3.0, -1.0]]]]))
+        >>> maps["Grad-CAM"].tolist(), maps["HiResCAM"].tolist()
+        ([[[1.0, 1.0]]], [[[3.0, -1.0]]])
+    """
+    activations, gradients = at_least_float32(activations), at_least_float32(gradients)
+    pooled = torch.einsum("ndhw,nd->nhw", activations, gradients.mean((2, 3)))
+    return {"Grad-CAM": pooled, "HiResCAM": (activations * gradients).sum(1)}
