@@ -7,6 +7,7 @@ from support import OneConv, random_images, small_net
 from torch import nn
 
 from lightning_xai import GuidedGradient, InputGradient, centered, explain, post_softmax, pre_softmax
+from lightning_xai.attribution import InputXGradient
 from lightning_xai.attribution.gradient import channel_max
 
 
@@ -23,6 +24,39 @@ def test_input_gradient_equals_finite_differences():
                 up, down = (model(images + sign * step).softmax(1)[0, 1] for sign in (1, -1))
                 expected[i, j] += ((up - down) / 2e-6).detach()
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-9)
+
+
+def test_input_x_gradient_sums_to_the_logit_of_a_rectifier_network_without_biases():
+    """Such a network is homogeneous; the map is the gradient times the image, channel by channel."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2, bias=False)
+    ).double()
+    images = random_images(2, 4, dtype=torch.float64)
+    found = explain(model, images, 1, attributions=InputXGradient(score=pre_softmax))
+    torch.testing.assert_close(found.sum((1, 2)), model(images)[:, 1].detach())
+    jacobian = torch.autograd.functional.jacobian(lambda x: model(x)[:, 1].sum(), images)
+    torch.testing.assert_close(found, (jacobian * images).sum(1))
+
+
+def test_input_x_gradient_reduces_the_product():
+    """The largest magnitude over channels of image times gradient."""
+    images = random_images(2)
+    images[:, 1:] = 0
+    found = explain(small_net(), images, 1, attributions=InputXGradient(reduce=channel_max))
+    expected = explain(small_net(), images, 1, attributions=InputXGradient()).abs()
+    torch.testing.assert_close(found, expected)
+
+
+def test_input_x_gradient_can_be_differentiated():
+    """The derivative with respect to the image holds that of the factor and that of the gradient."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(2, 3), nn.Softmax(1), nn.Linear(3, 1)).double()
+    images = random_images(1, dtype=torch.float64)[:, :1, :1, :2].clone().requires_grad_()
+
+    def total(images):
+        method = InputXGradient(score=pre_softmax)
+        return explain(model, images, 1, attributions=method, create_graph=True).square().sum()
+
+    assert torch.autograd.gradcheck(total, images)
 
 
 def test_guided_gradient_gives_captums_known_answer():
