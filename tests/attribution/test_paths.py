@@ -131,7 +131,7 @@ def test_completeness_error_is_signed():
     "f", [lambda a, b: F.relu(F.relu(a) - 1 - F.relu(b)), lambda a, b: F.relu(F.relu(a - 1) - F.relu(b))]
 )
 def test_integrated_gradients_give_the_papers_known_answer(f):
-    """Figure 7 of the paper, and captum's test of it: two nets that compute the same get 1.5 and -0.5 at (3, 1)."""
+    """Appendix B, and captum's test of it: two networks that compute the same get 1.5 and -0.5 at (3, 1)."""
 
     class Net(nn.Module):
         def forward(self, images):
