@@ -1,13 +1,14 @@
-"""Class activation maps: activations of a layer, weighted by what the gradient says of each channel."""
+"""Class activation maps: activations of a layer, weighted by channel."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_xai.scores import at_least_float32, centered
 from lightning_xai.trace import Trace, layers_of
@@ -30,164 +31,6 @@ def weighted_sum(activations: Tensor, weights: Tensor) -> Tensor:
         tensor([[[3.]]])
     """
     return torch.einsum("ndhw,nd->nhw", activations, weights)
-
-
-def gradcam_weights(activations: Tensor, gradients: Tensor) -> Tensor:
-    """Channel weights of Grad-CAM: the mean gradient (Selvaraju et al. 2017 eq. 1).
-
-    Args:
-        activations: Activations (N,D,h,w), not used.
-        gradients: Gradients of the score with respect to them, (N,D,h,w).
-
-    Returns:
-        Weights (N,D).
-
-    Example:
-        >>> gradcam_weights(torch.ones(1, 1, 1, 2), torch.tensor([[[[3.0, -1.0]]]]))
-        tensor([[1.]])
-    """
-    return gradients.mean((2, 3))
-
-
-def gradcam_plus_weights(activations: Tensor, gradients: Tensor) -> Tensor:
-    """Channel weights of Grad-CAM+: the mean positive gradient (Lerma and Lucas 2022, paper 003 eq. 3).
-
-    Args:
-        activations: Activations (N,D,h,w), not used.
-        gradients: Gradients of the score with respect to them, (N,D,h,w).
-
-    Returns:
-        Weights (N,D), non-negative.
-
-    Example:
-        >>> gradcam_plus_weights(torch.ones(1, 1, 1, 2), torch.tensor([[[[3.0, -1.0]]]]))
-        tensor([[1.5000]])
-    """
-    return gradients.relu().mean((2, 3))
-
-
-def gradcam_plus_plus_weights(activations: Tensor, gradients: Tensor) -> Tensor:
-    """Channel weights of Grad-CAM++, ``sum_ij alpha_ij ReLU(g_ij)``, in the form that cannot blow up.
-
-    ``alpha_ij = 1 / (2 + g_ij sum_ab A_ab)``: the numerator and denominator of Chattopadhay et al. 2018 eq. 19 divided
-    by ``g_ij^2`` (paper 003 eq. 13), used only where ``g_ij > 0``, since elsewhere ReLU(g) is 0 whatever alpha is. With
-    non-negative activations alpha then lies in (0, 1/2]. For signed layers the denominator can reach zero; where it
-    falls below 1 alpha is held at 1.
-
-    Args:
-        activations: Activations (N,D,h,w).
-        gradients: Gradients of the score with respect to them, (N,D,h,w).
-
-    Returns:
-        Weights (N,D), non-negative.
-
-    Example:
-        >>> gradcam_plus_plus_weights(torch.ones(1, 1, 1, 2), torch.tensor([[[[3.0, -1.0]]]]))
-        tensor([[0.3750]])
-    """
-    positive = gradients.relu()
-    denominator = 2 + positive * activations.sum((2, 3), keepdim=True)
-    return (positive / denominator.clamp(min=1)).sum((2, 3))
-
-
-@dataclass(frozen=True)
-class _GradientCAM(Attribution):
-    """ReLU of a layer's activations weighted by channel, at image size; what the weights are is the subclass's."""
-
-    layer: Layer = None
-    score: Score = centered
-    relu: bool = True
-
-    @abstractmethod
-    def weights(self, activations: Tensor, gradients: Tensor) -> Tensor:
-        """One weight for each channel, (N,D), from activations and gradients (N,D,h,w)."""
-
-    def __call__(self, trace: Trace, targets: Tensor) -> Tensor:
-        """Compute the maps (N,H,W), non-negative unless ``relu`` is off."""
-        maps = [self._map(trace, targets, layer) for layer in layers_of(self)]
-        return maps[0] if len(maps) == 1 else torch.stack([unit_maximum(one) for one in maps]).mean(0)
-
-    def _map(self, trace: Trace, targets: Tensor, layer: OneLayer) -> Tensor:
-        activations = at_least_float32(trace.activation(layer))
-        gradients = at_least_float32(trace.gradient(self.score, targets, of=layer))
-        maps = weighted_sum(activations, self.weights(activations, gradients))
-        return upsample(maps.relu() if self.relu else maps, trace.images)
-
-
-@dataclass(frozen=True)
-class GradCAM(_GradientCAM):
-    """Grad-CAM: channels weighted by their mean gradient (:func:`gradcam_weights`).
-
-    Selvaraju et al., "Grad-CAM", 2017, https://arxiv.org/abs/1610.02391. One backward pass down to the layer.
-
-    Attributes:
-        layer: Dotted name, module, several of them, or None for the last layer with a spatial output. The maps of
-            several layers are each divided by their largest magnitude and averaged.
-        score: The number that is explained.
-        relu: Whether to keep the positive part only, as the paper does.
-
-    Example:
-        >>> from torch import nn
-        >>> from lightning_xai import explain
-        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        >>> explain(model, torch.rand(2, 3, 8, 8), attributions=GradCAM("1")).shape
-        torch.Size([2, 8, 8])
-    """
-
-    def weights(self, activations: Tensor, gradients: Tensor) -> Tensor:
-        """See :func:`gradcam_weights`."""
-        return gradcam_weights(activations, gradients)
-
-
-@dataclass(frozen=True)
-class GradCAMPlus(_GradientCAM):
-    """Grad-CAM+: channels weighted by their mean positive gradient (:func:`gradcam_plus_weights`).
-
-    Lerma and Lucas, "Grad-CAM++ is Equivalent to Grad-CAM With Positive Gradients", 2022, eq. 3,
-    https://arxiv.org/abs/2205.10838. One backward pass down to the layer.
-
-    Attributes:
-        layer: As for :class:`GradCAM`.
-        score: The number that is explained.
-        relu: Whether to keep the positive part only; with non-negative activations nothing else is there.
-
-    Example:
-        >>> from torch import nn
-        >>> from lightning_xai import explain
-        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        >>> explain(model, torch.rand(2, 3, 8, 8), attributions=GradCAMPlus("1")).shape
-        torch.Size([2, 8, 8])
-    """
-
-    def weights(self, activations: Tensor, gradients: Tensor) -> Tensor:
-        """See :func:`gradcam_plus_weights`."""
-        return gradcam_plus_weights(activations, gradients)
-
-
-@dataclass(frozen=True)
-class GradCAMPlusPlus(_GradientCAM):
-    """Grad-CAM++: channels weighted by sums of positive gradients (:func:`gradcam_plus_plus_weights`).
-
-    Chattopadhay et al., "Grad-CAM++", 2018, eq. 19, https://arxiv.org/abs/1710.11063, in its stable form. One
-    backward pass down to the layer. The weights depend on the scale of the score, so that log- and post-softmax give
-    different maps here.
-
-    Attributes:
-        layer: As for :class:`GradCAM`.
-        score: The number that is explained.
-        relu: Whether to keep the positive part only; with non-negative activations nothing else is there.
-
-    Example:
-        >>> from torch import nn
-        >>> from lightning_xai import explain
-        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        >>> explain(model, torch.rand(2, 3, 8, 8), attributions=GradCAMPlusPlus("1")).shape
-        torch.Size([2, 8, 8])
-    """
-
-    def weights(self, activations: Tensor, gradients: Tensor) -> Tensor:
-        """See :func:`gradcam_plus_plus_weights`."""
-        return gradcam_plus_plus_weights(activations, gradients)
 
 
 def upsample(maps: Tensor, images: Tensor) -> Tensor:
@@ -222,3 +65,229 @@ def unit_maximum(maps: Tensor) -> Tensor:
     """
     largest = maps.abs().amax((1, 2), keepdim=True)
     return maps / torch.where(largest > 0, largest, 1)
+
+
+def fused(maps: Sequence[Tensor]) -> Tensor:
+    """Maps of several layers as one: each divided by its largest magnitude, then averaged, so that all count alike.
+
+    Args:
+        maps: Maps (N,H,W) of each layer.
+
+    Returns:
+        Maps (N,H,W), in [-1, 1]; the map of a single layer as it is.
+
+    Example:
+        >>> fused([torch.tensor([[[2.0, 4.0]]]), torch.tensor([[[0.1, 0.0]]])])
+        tensor([[[0.7500, 0.5000]]])
+    """
+    return maps[0] if len(maps) == 1 else torch.stack([unit_maximum(one) for one in maps]).mean(0)
+
+
+@dataclass(frozen=True)
+class _LayerMaps(Attribution):
+    """Maps made at layers, brought to image size and fused; how they are made is the subclass's."""
+
+    layer: Layer = None
+    relu: bool = field(default=True, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if not layers_of(self):
+            raise ValueError(
+                "`layer` expected at least one layer, got an empty sequence. "
+                "Use None for the last layer with a spatial output."
+            )
+
+    @abstractmethod
+    def layer_maps(self, trace: Trace, targets: Tensor) -> list[Tensor]:
+        """Maps (N,h,w) of each layer, float32 or better, before the ReLU."""
+
+    def __call__(self, trace: Trace, targets: Tensor) -> Tensor:
+        """Compute the maps (N,H,W), non-negative unless ``relu`` is off."""
+        maps = [one.relu() if self.relu else one for one in self.layer_maps(trace, targets)]
+        return fused([upsample(one, trace.images) for one in maps])
+
+
+def class_weights(model: nn.Module, activations: Tensor, logits: Tensor) -> Tensor:
+    """The weights of the linear layer that turns globally averaged activations into logits.
+
+    Found by what it does and not by its name or kind: among all modules with a ``weight`` (K,D) or (K,D,1,1), the one
+    for which ``logits = weight mean_ij(A_ij) + bias``, on these images and for all K classes, up to the square root
+    of the logits' machine precision. Where the averaged activations are the logits themselves (a network that ends in
+    one map for each class, such as SqueezeNet), the weights are the identity.
+
+    Args:
+        model: The classifier.
+        activations: Activations (N,D,h,w) in one of its passes.
+        logits: Logits (N,K) of the same pass.
+
+    Returns:
+        Weights (K,D).
+
+    Raises:
+        ValueError: If nothing in the model does this.
+
+    Example:
+        >>> head = nn.Linear(2, 3)
+        >>> activations = torch.rand(1, 2, 4, 4)
+        >>> torch.equal(class_weights(head, activations, head(activations.mean((2, 3)))), head.weight)
+        True
+    """
+    pooled, k = activations.mean((2, 3)), logits.shape[1]
+    for weight, bias in _linear_layers(model, k, pooled):
+        expected = F.linear(pooled, weight.to(pooled), None if bias is None else bias.to(pooled))
+        tolerance = torch.finfo(logits.dtype).eps ** 0.5 * logits.abs().amax()
+        if (expected - logits).abs().amax() <= tolerance:
+            return weight
+    raise ValueError(
+        "`layer` of CAM expected to be followed by global average pooling and one linear layer and nothing else, "
+        f"got no module whose weight ({k}, {pooled.shape[1]}) turns the layer's averaged activations into the logits. "
+        "Use GradCAM, which is defined for every layer and is CAM / (h w) where CAM exists."
+    )
+
+
+def _linear_layers(model: nn.Module, k: int, pooled: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Weights (K,D) and biases that may be the head."""
+    if pooled.shape[1] == k:
+        yield torch.eye(k, dtype=pooled.dtype, device=pooled.device), None
+    for module in model.modules():
+        weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+        if isinstance(weight, Tensor) and weight.shape in ((k, pooled.shape[1]), (k, pooled.shape[1], 1, 1)):
+            yield weight.flatten(1), bias if isinstance(bias, Tensor) and bias.shape == (k,) else None
+
+
+@dataclass(frozen=True)
+class CAM(_LayerMaps):
+    """Class activation mapping: channels weighted by the linear head's weights of the class (:func:`class_weights`).
+
+    ``M_ij = sum_k w_k^c A_ij^k``, Zhou et al., "Learning Deep Features for Discriminative Localization", 2016, eq. 2,
+    https://arxiv.org/abs/1512.04150. For networks in which global average pooling and one linear layer follow the
+    layer (ResNet, MobileNetV2, Inception, EfficientNet, SqueezeNet's class maps); an error elsewhere. The
+    class is all that is chosen: there is no score. The raw weights of the class see a vector that is added to all rows
+    of the head, which changes no probability; :class:`GradCAM` with the score ``centered`` does not. No backward pass.
+
+    Attributes:
+        layer: As for :class:`GradCAM`.
+        relu: Whether to keep the positive part only, as the other methods do (paper 004 eq. 1). Without, the mean of
+            a map (at the layer's size) is the logit less the bias.
+
+    Example:
+        >>> from lightning_xai import explain
+        >>> head = nn.Linear(1, 2, bias=False)
+        >>> head.weight.data = torch.tensor([[2.0], [-1.0]])
+        >>> model = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
+        >>> explain(model, torch.tensor([[[[0.0, 3.0]]]]), 0, attributions=CAM("0"))
+        tensor([[[0., 6.]]])
+    """
+
+    def layer_maps(self, trace: Trace, targets: Tensor) -> list[Tensor]:
+        """Maps (N,h,w) of each layer."""
+        return [self._map(trace, targets, layer) for layer in layers_of(self)]
+
+    def _map(self, trace: Trace, targets: Tensor, layer: OneLayer) -> Tensor:
+        activations = at_least_float32(trace.activation(layer))
+        weights = class_weights(trace._model, activations, trace.logits).to(activations)
+        if len(weights) == 1:  # one logit: as in pre_softmax, target 0 is its negative
+            weights = torch.cat([-weights, weights])
+        return weighted_sum(activations, weights[targets])
+
+
+@dataclass(frozen=True)
+class _GradientCAM(_LayerMaps):
+    """A map of a layer from its activations and the gradient of the score; how is the subclass's."""
+
+    score: Score = centered
+
+    @abstractmethod
+    def combine(self, activations: Tensor, gradients: Tensor) -> Tensor:
+        """Maps (N,h,w) from activations and gradients (N,D,h,w)."""
+
+    def layer_maps(self, trace: Trace, targets: Tensor) -> list[Tensor]:
+        """Maps (N,h,w) of each layer."""
+        return [self._map(trace, targets, layer) for layer in layers_of(self)]
+
+    def _map(self, trace: Trace, targets: Tensor, layer: OneLayer) -> Tensor:
+        activations = at_least_float32(trace.activation(layer))
+        return self.combine(activations, at_least_float32(trace.gradient(self.score, targets, of=layer)))
+
+
+def gradcam_weights(gradients: Tensor) -> Tensor:
+    """Channel weights of Grad-CAM: the mean gradient (Selvaraju et al. 2017 eq. 1).
+
+    Args:
+        gradients: Gradients of the score with respect to a layer's activations, (N,D,h,w).
+
+    Returns:
+        Weights (N,D).
+
+    Example:
+        >>> gradcam_weights(torch.tensor([[[[3.0, -1.0]]]]))
+        tensor([[1.]])
+    """
+    return gradients.mean((2, 3))
+
+
+@dataclass(frozen=True)
+class GradCAM(_GradientCAM):
+    """Grad-CAM: channels weighted by their mean gradient (:func:`gradcam_weights`).
+
+    Selvaraju et al., "Grad-CAM", 2017, https://arxiv.org/abs/1610.02391. One backward pass down to the layer.
+
+    Attributes:
+        layer: Dotted name, module, several of them, or None for the last layer with a spatial output. The maps of
+            several layers are each divided by their largest magnitude and averaged.
+        score: The number that is explained.
+        relu: Whether to keep the positive part only, as the paper does.
+
+    Raises:
+        ValueError: If ``layer`` is an empty sequence.
+
+    Example:
+        >>> from lightning_xai import explain
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> explain(model, torch.rand(2, 3, 8, 8), attributions=GradCAM("1")).shape
+        torch.Size([2, 8, 8])
+    """
+
+    def combine(self, activations: Tensor, gradients: Tensor) -> Tensor:
+        """Maps (N,h,w), see :func:`gradcam_weights`."""
+        return weighted_sum(activations, gradcam_weights(gradients))
+
+
+def gradcam_plus_weights(gradients: Tensor) -> Tensor:
+    """Channel weights of Grad-CAM+: the mean positive gradient (Lerma and Lucas 2022, paper 003 eq. 3).
+
+    Args:
+        gradients: Gradients of the score with respect to a layer's activations, (N,D,h,w).
+
+    Returns:
+        Weights (N,D), non-negative.
+
+    Example:
+        >>> gradcam_plus_weights(torch.tensor([[[[3.0, -1.0]]]]))
+        tensor([[1.5000]])
+    """
+    return gradients.relu().mean((2, 3))
+
+
+@dataclass(frozen=True)
+class GradCAMPlus(_GradientCAM):
+    """Grad-CAM+: channels weighted by their mean positive gradient (:func:`gradcam_plus_weights`).
+
+    Lerma and Lucas, "Grad-CAM++ is Equivalent to Grad-CAM With Positive Gradients", 2022, eq. 3,
+    https://arxiv.org/abs/2205.10838. One backward pass down to the layer.
+
+    Attributes:
+        layer: As for :class:`GradCAM`.
+        score: The number that is explained.
+        relu: Whether to keep the positive part only; with non-negative activations nothing else is there.
+
+    Example:
+        >>> from lightning_xai import explain
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> explain(model, torch.rand(2, 3, 8, 8), attributions=GradCAMPlus("1")).shape
+        torch.Size([2, 8, 8])
+    """
+
+    def combine(self, activations: Tensor, gradients: Tensor) -> Tensor:
+        """Maps (N,h,w), see :func:`gradcam_plus_weights`."""
+        return weighted_sum(activations, gradcam_plus_weights(gradients))

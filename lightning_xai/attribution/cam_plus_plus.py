@@ -1,0 +1,319 @@
+"""Grad-CAM++, its alphas, and their distribution."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_xai.attribution.cam import _GradientCAM, _LayerMaps, weighted_sum
+from lightning_xai.attribution.noise import generators
+from lightning_xai.attribution.paths import _require_batch_size, _require_count
+from lightning_xai.scores import at_least_float32, centered
+from lightning_xai.trace import Trace, layers_of
+from lightning_xai.types import Score
+
+QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
+"""Which quantiles :class:`Alphas` holds."""
+
+
+def guarded_alphas(activations: Tensor, gradients: Tensor, *, scale: float = 1.0) -> Tensor:
+    """The alphas of Grad-CAM++ in the form that cannot blow up, ``1 / max(1, 2 + lambda g_ij sum_ab A_ab)``.
+
+    Numerator and denominator of Chattopadhay et al. 2018 eq. 19 divided by ``g_ij^2`` (paper 003 eq. 13): no power of
+    a small gradient is taken. With non-negative activations alpha lies in (0, 1/2] wherever it counts, where g > 0. In
+    signed layers the denominator can reach zero; where it falls below 1 alpha is held at 1.
+
+    Args:
+        activations: Activations (N,D,h,w).
+        gradients: Gradients of the score with respect to them, (N,D,h,w).
+        scale: The lambda of paper 003 eq. 12, positive: the derivation supposes ``Y = exp(lambda S)``.
+
+    Returns:
+        Alphas (N,D,h,w) in (0, 1].
+
+    Example:
+        >>> guarded_alphas(torch.ones(1, 1, 1, 2), torch.tensor([[[[3.0, -1.0]]]]))
+        tensor([[[[0.1250, 1.0000]]]])
+    """
+    return 1 / (2 + scale * gradients * activations.sum((2, 3), keepdim=True)).clamp(min=1)
+
+
+def literal_alphas(activations: Tensor, gradients: Tensor, *, scale: float = 1.0) -> Tensor:
+    """The alphas of Grad-CAM++ as printed, ``g^2 / (2 g^2 + lambda sum_ab A_ab g^3)`` (paper 003 eq. 9 and 12).
+
+    For comparison: ``g^2`` underflows below 1e-19 in float32, and where the denominator crosses zero any value comes
+    out (-1.4e6 in paper 003). Those have g < 0 as long as activations are non-negative, and never reach the map.
+
+    Args:
+        activations: Activations (N,D,h,w).
+        gradients: Gradients of the score with respect to them, (N,D,h,w).
+        scale: The lambda of eq. 12.
+
+    Returns:
+        Alphas (N,D,h,w), any number; 0 where the quotient is 0/0, as in the paper.
+
+    Example:
+        >>> literal_alphas(torch.ones(1, 1, 1, 4), torch.tensor([[[[3.0, -1.0, -0.51, 0.0]]]]))
+        tensor([[[[ 0.0714, -0.5000, -25.0000,  0.0000]]]])
+    """
+    squares = gradients**2
+    denominator = 2 * squares + scale * activations.sum((2, 3), keepdim=True) * gradients**3
+    undefined = (squares == 0) & (denominator == 0)
+    return (squares / denominator.masked_fill(undefined, 1.0)).masked_fill(undefined, 0.0)
+
+
+def gradcam_plus_plus_weights(alphas: Tensor, gradients: Tensor) -> Tensor:
+    """Channel weights of Grad-CAM++, ``sum_ij alpha_ij ReLU(g_ij)`` (paper 003 eq. 4).
+
+    Args:
+        alphas: Alphas (N,D,h,w) of :func:`guarded_alphas` or :func:`literal_alphas`.
+        gradients: Gradients of the score with respect to the activations, (N,D,h,w).
+
+    Returns:
+        Weights (N,D), non-negative where the alphas are.
+
+    Example:
+        >>> gradients = torch.tensor([[[[3.0, -1.0]]]])
+        >>> gradcam_plus_plus_weights(guarded_alphas(torch.ones(1, 1, 1, 2), gradients), gradients)
+        tensor([[0.3750]])
+    """
+    return (alphas * gradients.relu()).sum((2, 3))
+
+
+@dataclass(frozen=True)
+class Alphas:
+    """How a set of alphas is distributed.
+
+    Attributes:
+        count: How many there are. Where there are none everything else is NaN.
+        minimum: The smallest.
+        quantiles: At :data:`QUANTILES`, by nearest rank: values that occur.
+        maximum: The largest.
+        near_half: Share of them within 0.05 of 1/2, where Grad-CAM++ is half of Grad-CAM+.
+
+    Example:
+        >>> print(Alphas.of(torch.tensor([0.1, 0.48, 0.5])))
+        3 in [0.1, 0.5], 66.7 % near 1/2; quantiles 1 %: 0.1, 25 %: 0.1, 50 %: 0.48, 75 %: 0.5, 99 %: 0.5
+    """
+
+    count: int
+    minimum: float
+    quantiles: tuple[float, ...]
+    maximum: float
+    near_half: float
+
+    @classmethod
+    def of(cls, alphas: Tensor) -> Alphas:
+        """The distribution of a tensor's values."""
+        values = at_least_float32(alphas).flatten().sort().values  # torch.quantile takes no more than 2^24
+        if len(values) == 0:
+            return cls(0, torch.nan, (torch.nan,) * len(QUANTILES), torch.nan, torch.nan)
+        ranks = [round(share * (len(values) - 1)) for share in QUANTILES]
+        near_half = ((values - 0.5).abs() < 0.05).float().mean()
+        return cls(len(values), float(values[0]), tuple(values[ranks].tolist()), float(values[-1]), float(near_half))
+
+    def __str__(self) -> str:
+        if self.count == 0:
+            return "none"
+        pairs = zip(QUANTILES, self.quantiles, strict=True)
+        quantiles = ", ".join(f"{100 * share:.0f} %: {value:.4g}" for share, value in pairs)
+        extremes = f"{self.count} in [{self.minimum:.4g}, {self.maximum:.4g}]"
+        return f"{extremes}, {100 * self.near_half:.1f} % near 1/2; quantiles {quantiles}"
+
+
+@dataclass(frozen=True)
+class AlphaDistribution:
+    """The alphas of Grad-CAM++, apart for positive gradients, which make the map, and negative ones, which do not.
+
+    Attributes:
+        positive: Where the gradient is positive.
+        negative: Where it is negative. These alphas are multiplied by ReLU(g) = 0.
+        zero_gradients: Number of units whose gradient is zero; they have no alpha.
+
+    Example:
+        >>> print(alpha_distribution(torch.ones(1, 1, 1, 3), torch.tensor([[[[1.0, -1.0, 0.0]]]])))
+        g > 0: 1 in [0.2, 0.2], 0.0 % near 1/2; quantiles 1 %: 0.2, 25 %: 0.2, 50 %: 0.2, 75 %: 0.2, 99 %: 0.2
+        g < 0: 1 in [-1, -1], 0.0 % near 1/2; quantiles 1 %: -1, 25 %: -1, 50 %: -1, 75 %: -1, 99 %: -1
+        g = 0: 1
+    """
+
+    positive: Alphas
+    negative: Alphas
+    zero_gradients: int
+
+    def __str__(self) -> str:
+        return f"g > 0: {self.positive}\ng < 0: {self.negative}\ng = 0: {self.zero_gradients}"
+
+
+def alpha_distribution(activations: Tensor, gradients: Tensor, *, scale: float = 1.0) -> AlphaDistribution:
+    """How the alphas of Grad-CAM++ are distributed, unguarded: ``1 / (2 + lambda g_ij sum_ab A_ab)``, paper 003 eq. 13.
+
+    Paper 003 section 3.4 saw values from -1.4e6 to 5.6e5 and called the method unstable; split by the sign of the
+    gradient, non-negative activations have all of these where g < 0, and (0, 1/2] where g > 0.
+
+    Args:
+        activations: Activations (N,D,h,w).
+        gradients: Gradients of the score with respect to them, (N,D,h,w).
+        scale: The lambda of eq. 12.
+
+    Returns:
+        The two distributions; ``print`` shows them.
+
+    Example:
+        >>> from torch import nn
+        >>> from lightning_xai.trace import capture_for, run
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> trace = run(model, torch.rand(2, 3, 8, 8), capture_for(model, [GradCAMPlusPlus("1")]))
+        >>> gradients = trace.gradient(centered, torch.tensor([0, 1]), of="1")
+        >>> alpha_distribution(trace.activation("1"), gradients).positive.count
+        72
+    """
+    activations, gradients = at_least_float32(activations), at_least_float32(gradients)
+    alphas = 1 / (2 + scale * gradients * activations.sum((2, 3), keepdim=True))
+    positive, negative = gradients > 0, gradients < 0
+    zeros = gradients.numel() - int(positive.sum()) - int(negative.sum())
+    return AlphaDistribution(Alphas.of(alphas[positive]), Alphas.of(alphas[negative]), zeros)
+
+
+@dataclass(frozen=True)
+class GradCAMPlusPlus(_GradientCAM):
+    """Grad-CAM++: channels weighted by sums of positive gradients (:func:`gradcam_plus_plus_weights`).
+
+    Chattopadhay et al., "Grad-CAM++", 2018, eq. 19, https://arxiv.org/abs/1710.11063, in its stable form. One
+    backward pass down to the layer. The weights depend on the scale of the score, so that log- and post-softmax give
+    different maps here. :func:`alpha_distribution` shows the alphas.
+
+    Attributes:
+        layer: As for :class:`~lightning_xai.attribution.GradCAM`.
+        score: The number that is explained.
+        scale: The lambda of paper 003 eq. 12, positive. Towards 0 the method becomes half of Grad-CAM+.
+        alphas: :func:`guarded_alphas`, or :func:`literal_alphas` to see what the printed formula does.
+        relu: Whether to keep the positive part only; with non-negative activations nothing else is there.
+
+    Raises:
+        ValueError: If ``scale`` is not positive, or ``layer`` is an empty sequence.
+
+    Example:
+        >>> from torch import nn
+        >>> from lightning_xai import explain
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> explain(model, torch.rand(2, 3, 8, 8), attributions=GradCAMPlusPlus("1")).shape
+        torch.Size([2, 8, 8])
+    """
+
+    scale: float = 1.0
+    alphas: Callable[..., Tensor] = guarded_alphas
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_positive(self.scale)
+
+    def combine(self, activations: Tensor, gradients: Tensor) -> Tensor:
+        """Maps (N,h,w), see :func:`gradcam_plus_plus_weights`."""
+        alphas = self.alphas(activations, gradients, scale=self.scale)
+        return weighted_sum(activations, gradcam_plus_plus_weights(alphas, gradients))
+
+
+def smooth_weights(activations: Tensor, moments: Tensor, *, scale: float = 1.0) -> Tensor:
+    """Channel weights of Smooth Grad-CAM++: those of Grad-CAM++ with each derivative averaged over noisy images.
+
+    With ``Dn`` the mean of ``g^n``, ``alpha = D2 / (2 D2 + lambda D3 sum A)`` and ``w = sum_ij alpha ReLU(D1)``. As in
+    :func:`guarded_alphas` numerator and denominator are divided by ``D2``, and alpha is held at 1 or less.
+
+    Args:
+        activations: Activations (N,D,h,w) of the images themselves.
+        moments: ``D1, D2, D3``, (N,3,D,h,w).
+        scale: The lambda of paper 003 eq. 12.
+
+    Returns:
+        Weights (N,D), non-negative.
+
+    Example:
+        >>> smooth_weights(torch.ones(1, 1, 1, 1), torch.tensor([2.0, 4.0, 8.0]).view(1, 3, 1, 1, 1))
+        tensor([[0.5000]])
+    """
+    first, second, third = moments.unbind(1)
+    # Where the squares vanish the ratio, which is of the size of g, is far below the 2 that it is added to.
+    vanished = second == 0
+    ratio = (third / second.masked_fill(vanished, 1.0)).masked_fill(vanished, 0.0)
+    return gradcam_plus_plus_weights(guarded_alphas(activations, ratio, scale=scale), first)
+
+
+@dataclass(frozen=True)
+class SmoothGradCAMPlusPlus(_LayerMaps):
+    """Smooth Grad-CAM++: Grad-CAM++ with its derivatives averaged over noisy images (:func:`smooth_weights`).
+
+    Omeiza et al., "Smooth Grad-CAM++", 2019, https://arxiv.org/abs/1908.01224; paper 004 eq. 5. Gradients, their
+    squares and their cubes are averaged; the activations, in the weights and in the map, are those of the image
+    itself. One forward pass and one backward pass down to the layer for each sample. The noise of an image depends on
+    its content and the seed alone.
+
+    Attributes:
+        layer: As for :class:`~lightning_xai.attribution.GradCAM`; one pass serves several layers.
+        score: The number that is explained.
+        n_samples: Number of noisy copies of each image.
+        noise_level: Standard deviation of the noise as a share of each image's range, ``max x - min x``.
+        scale: As for :class:`GradCAMPlusPlus`.
+        seed: Any integer; another seed gives other noise.
+        batch_size: How many noisy images run at once; None for as many as there are images.
+        relu: Whether to keep the positive part only; with non-negative activations nothing else is there.
+
+    Raises:
+        ValueError: If a number is out of range, or ``layer`` is an empty sequence.
+
+    Example:
+        >>> from torch import nn
+        >>> from lightning_xai import explain
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> explain(model, torch.rand(2, 3, 8, 8), attributions=SmoothGradCAMPlusPlus("1", n_samples=3)).shape
+        torch.Size([2, 8, 8])
+    """
+
+    score: Score = centered
+    n_samples: int = 25
+    noise_level: float = 0.15
+    scale: float = 1.0
+    seed: int = 0
+    batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_positive(self.scale)
+        _require_count("n_samples", self.n_samples)
+        _require_batch_size(self.batch_size)
+        if not self.noise_level >= 0:
+            raise ValueError(f"`noise_level` expected a share of the image's range, 0 or more, got {self.noise_level}.")
+
+    def layer_maps(self, trace: Trace, targets: Tensor) -> list[Tensor]:
+        """Maps (N,h,w) of each layer."""
+        layers = layers_of(self)
+        activations = [at_least_float32(trace.activation(layer)) for layer in layers]
+        sums = [torch.zeros_like(one)[:, None].expand(-1, 3, -1, -1, -1) for one in activations]
+        for of, noisy in self._noisy_images(trace.images):
+            gradients = self._gradients(trace.rerun(noisy), targets[of])
+            for i, g in enumerate(gradients):
+                sums[i] = sums[i].index_add(0, of, torch.stack([g, g**2, g**3], dim=1))
+        pairs = zip(activations, sums, strict=True)
+        return [
+            weighted_sum(one, smooth_weights(one, total / self.n_samples, scale=self.scale)) for one, total in pairs
+        ]
+
+    def _gradients(self, trace: Trace, targets: Tensor) -> list[Tensor]:
+        return [at_least_float32(trace.gradient(self.score, targets, of=layer)) for layer in layers_of(self)]
+
+    def _noisy_images(self, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Chunks: of which images (M,), and the noisy images (M,C,H,W)."""
+        n, sources = len(images), generators(images, self.seed)
+        deviations = self.noise_level * (images.amax((1, 2, 3)) - images.amin((1, 2, 3)))
+        for rows in torch.arange(self.n_samples * n, device=images.device).split(self.batch_size or n):
+            of = rows % n
+            noise = torch.stack([torch.randn(images.shape[1:], generator=sources[i]) for i in of.tolist()])
+            yield of, images[of] + noise.to(images) * deviations[of, None, None, None]
+
+
+def _require_positive(scale: float) -> None:
+    if not scale > 0:
+        raise ValueError(f"`scale` expected a positive number, the lambda of exp(lambda S), got {scale}.")

@@ -1,0 +1,246 @@
+"""RSI Grad-CAM: channels weighted by what they contribute to the score on the way from a baseline to the image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from lightning_xai.attribution.cam import _LayerMaps, weighted_sum
+from lightning_xai.attribution.paths import (
+    _require_batch_size,
+    _require_count,
+    baseline_images,
+    completeness_error,
+    require_standardization,
+)
+from lightning_xai.metrics import Baseline, black
+from lightning_xai.scores import at_least_float32, post_softmax
+from lightning_xai.trace import Trace, layers_of
+from lightning_xai.types import Score
+
+
+def positive_gradients(gradients: Tensor) -> Tensor:
+    """Gradients with their positive part only, as in the authors' PyTorch notebooks and in Grad-CAM+.
+
+    Args:
+        gradients: Gradients of the score with respect to a layer's activations, of any shape.
+
+    Returns:
+        Gradients of that shape, non-negative.
+
+    Example:
+        >>> positive_gradients(torch.tensor([3.0, -1.0]))
+        tensor([3., 0.])
+    """
+    return gradients.relu()
+
+
+def signed_gradients(gradients: Tensor) -> Tensor:
+    """Gradients as they are, as in the authors' TensorFlow notebook; the contributions then sum to the score's change.
+
+    Args:
+        gradients: Gradients of the score with respect to a layer's activations, of any shape.
+
+    Returns:
+        The same.
+
+    Example:
+        >>> signed_gradients(torch.tensor([3.0, -1.0]))
+        tensor([ 3., -1.])
+    """
+    return gradients
+
+
+def every_unit(contributions: Tensor, activations: Tensor, changes: Tensor) -> Tensor:
+    """Contributions of all units, as in the authors' PyTorch notebooks.
+
+    Args:
+        contributions: Contribution of each unit to the score's change, (N,D,h,w).
+        activations: Activations of the image, (N,D,h,w), not used.
+        changes: By how much they exceed those of the baseline, (N,D,h,w), not used.
+
+    Returns:
+        The contributions.
+
+    Example:
+        >>> every_unit(torch.tensor([2.0, -1.0]), torch.tensor([1.0, 1.0]), torch.tensor([1.0, 1.0]))
+        tensor([ 2., -1.])
+    """
+    return contributions
+
+
+def guided_units(contributions: Tensor, activations: Tensor, changes: Tensor) -> Tensor:
+    """Positive contributions of units that are active and more so than in the baseline; 0 for the others.
+
+    As in the authors' TensorFlow notebook: ``IG [A > 0] [IG > 0] [A - A_0 > 0]``.
+
+    Args:
+        contributions: Contribution of each unit to the score's change, (N,D,h,w).
+        activations: Activations of the image, (N,D,h,w).
+        changes: By how much they exceed those of the baseline, (N,D,h,w).
+
+    Returns:
+        Contributions (N,D,h,w), non-negative.
+
+    Example:
+        >>> guided_units(torch.tensor([2.0, 2.0, -1.0]), torch.tensor([1.0, 1.0, 1.0]), torch.tensor([1.0, -1.0, 1.0]))
+        tensor([2., 0., 0.])
+    """
+    return contributions.relu() * ((activations > 0) & (changes > 0))
+
+
+def trapezoids(activations: Tensor, gradients: Tensor, n: int) -> Tensor:
+    """Terms of the Riemann-Stieltjes sum, ``(G_{l-1} + G_l) / 2 * (A_l - A_{l-1})``.
+
+    Args:
+        activations: Activations (M,D,h,w) at points of the paths of n images, point by point: the row before that of
+            the same image is n rows above.
+        gradients: Gradients of the score with respect to them, (M,D,h,w).
+        n: Number of images.
+
+    Returns:
+        Terms (max(M - n, 0),D,h,w): that of row i belongs to row n + i.
+
+    Example:
+        >>> activations = torch.tensor([0.0, 1.0, 3.0]).view(3, 1, 1, 1)
+        >>> trapezoids(activations, torch.tensor([2.0, 4.0, 6.0]).view(3, 1, 1, 1), 1).flatten()
+        tensor([ 3., 10.])
+    """
+    return (gradients[:-n] + gradients[n:]) / 2 * (activations[n:] - activations[:-n])
+
+
+@dataclass(frozen=True)
+class RSIGradCAM(_LayerMaps):
+    """RSI Grad-CAM: Grad-CAM with gradients integrated over the layer's activations by a Riemann-Stieltjes sum.
+
+    On the straight path from a baseline to the image, ``IG = sum_l (G_{l-1} + G_l) / 2 (A_l - A_{l-1})`` with the
+    activations ``A_l`` of the layer and the score's gradients ``G_l`` with respect to them (:func:`trapezoids`);
+    ``w_k = mean_ij IG_ij^k`` and ``ReLU(mean_k w_k A_k)`` with the activations of the image. Lucas, Lerma et al.,
+    "RSI-Grad-CAM: Visual Explanations from Deep Networks via Riemann-Stieltjes Integrated Gradient-based
+    Localization", 2022, https://arxiv.org/abs/2205.10900. Gradients that vanish at the image, where the softmax
+    saturates, do not on the way. One forward pass and one backward pass down to the layer for each step.
+
+    Two variants are published: ``gradients=positive_gradients, units=every_unit`` (default) and
+    ``gradients=signed_gradients, units=guided_units``.
+
+    Attributes:
+        layer: As for :class:`~lightning_xai.attribution.GradCAM`; one pass serves several layers.
+        score: The number that is explained. Logits would see a shift of all of them, the probability does not.
+        n_steps: Number of steps m.
+        gradients: What is integrated: :func:`positive_gradients` or :func:`signed_gradients`.
+        units: Which contributions count: :func:`every_unit` or :func:`guided_units`.
+        baseline: Where the path begins: :func:`~lightning_xai.metrics.black` or another function of its kind, or a
+            tensor in the images' space that broadcasts to (N,C,H,W).
+        mean: Mean by which the images were standardised, one number per channel; not needed for a tensor.
+        std: Standard deviation by which they were standardised.
+        batch_size: How many images of the path run at once; None for as many as there are images.
+        relu: Whether to keep the positive part only, as the paper does.
+
+    Raises:
+        ValueError: If a number is out of range, a baseline function lacks ``mean`` and ``std``, or ``layer`` is an
+            empty sequence.
+
+    Example:
+        >>> from torch import nn
+        >>> from lightning_xai import explain
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> method = RSIGradCAM("1", n_steps=5, mean=[0.5] * 3, std=[0.25] * 3)
+        >>> explain(model, torch.rand(2, 3, 8, 8), attributions=method).shape
+        torch.Size([2, 8, 8])
+    """
+
+    score: Score = post_softmax
+    n_steps: int = 50
+    gradients: Callable[[Tensor], Tensor] = positive_gradients
+    units: Callable[[Tensor, Tensor, Tensor], Tensor] = every_unit
+    baseline: Baseline | Tensor = black
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+    batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_count("n_steps", self.n_steps)
+        _require_batch_size(self.batch_size)
+        require_standardization(self.baseline, self.mean, self.std)
+
+    def layer_maps(self, trace: Trace, targets: Tensor) -> list[Tensor]:
+        """Maps (N,h,w) of each layer."""
+        activations = [at_least_float32(trace.activation(layer)) for layer in layers_of(self)]
+        weights = [one.mean((2, 3)) for one in self.contributions(trace, targets)]
+        return [weighted_sum(one, weight) / one.shape[1] for one, weight in zip(activations, weights, strict=True)]
+
+    def contributions(self, trace: Trace, targets: Tensor) -> list[Tensor]:
+        """What each unit of each layer contributes to the change of the score from the baseline to the image.
+
+        Args:
+            trace: One forward pass of N images.
+            targets: Class to explain for each image, (N,).
+
+        Returns:
+            Contributions (N,D,h,w) of each layer, float32 or better, in units of the score.
+        """
+        n = len(targets)
+        activations = [at_least_float32(trace.activation(layer)) for layer in layers_of(self)]
+        sums = [torch.zeros_like(one)[:, None].expand(-1, 2, -1, -1, -1) for one in activations]
+        kept = [torch.stack([one, one], 1)[:0] for one in activations]  # the last N rows: A and G
+        for of, points in self._path(trace, targets):
+            for i, point in enumerate(points):
+                rows = torch.cat([kept[i], point])
+                kept[i] = rows[-n:]
+                terms = torch.stack([trapezoids(rows[:, 0], rows[:, 1], n), rows[n:, 0] - rows[:-n, 0]], 1)
+                sums[i] = sums[i].index_add(0, of[len(of) - len(terms) :], terms)
+        return [self.units(one[:, 0], a, one[:, 1]) for a, one in zip(activations, sums, strict=True)]
+
+    def completeness_error(self, trace: Trace, targets: Tensor) -> Tensor:
+        """By how much the contributions of all units, with signed gradients, fail to sum to the score's change.
+
+        ``sum_kij IG_ij^k - (S(x) - S(x_0))``: 0 in the limit of many steps for a layer that all paths from image to
+        logits pass through. It costs the passes of a map and one forward pass more.
+
+        Args:
+            trace: One forward pass of N images.
+            targets: Class to explain for each image, (N,).
+
+        Returns:
+            Errors (L,N) of the L layers, signed, in units of the score.
+
+        Example:
+            >>> from torch import nn
+            >>> from lightning_xai.trace import capture_for, run
+            >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+            >>> method = RSIGradCAM("1", mean=[0.5] * 3, std=[0.25] * 3)
+            >>> trace = run(model, torch.rand(2, 3, 8, 8), capture_for(model, [method]))
+            >>> bool(method.completeness_error(trace, torch.tensor([0, 1])).abs().max() < 1e-4)
+            True
+        """
+        whole = replace(self, gradients=signed_gradients, units=every_unit)
+        baseline = baseline_images(trace.images, self.baseline, self.mean, self.std)
+        ends = [self.score(logits, targets) for logits in (trace.logits, trace.predict(baseline))]
+        return torch.stack([completeness_error(one.sum(1), *ends) for one in whole.contributions(trace, targets)])
+
+    def _path(self, trace: Trace, targets: Tensor) -> Iterator[tuple[Tensor, list[Tensor]]]:
+        """Chunks of points, point by point of all images: whose they are, and A and G of each layer (M,2,D,h,w)."""
+        n, images = len(targets), trace.images
+        baseline = baseline_images(images, self.baseline, self.mean, self.std)
+        for rows in torch.arange(self.n_steps * n, device=images.device).split(self.batch_size or n):
+            of, shares = rows % n, ((rows // n) / self.n_steps).to(images)
+            chunk = torch.lerp(baseline[of], images[of], shares[:, None, None, None])
+            # no name for the trace, which would keep its graph while the next one is made
+            yield of, self._points(trace.rerun(chunk), targets[of])
+        yield torch.arange(n, device=images.device), self._points(trace, targets)
+
+    def _points(self, trace: Trace, targets: Tensor) -> list[Tensor]:
+        return [
+            torch.stack(
+                [
+                    at_least_float32(trace.activation(layer)),
+                    self.gradients(at_least_float32(trace.gradient(self.score, targets, of=layer))),
+                ],
+                1,
+            )
+            for layer in layers_of(self)
+        ]

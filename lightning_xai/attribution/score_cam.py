@@ -1,0 +1,151 @@
+"""Score-CAM: channels weighted by what the score makes of the image seen through each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_xai.attribution.cam import _LayerMaps, upsample, weighted_sum
+from lightning_xai.attribution.paths import _require_batch_size, baseline_images, require_standardization
+from lightning_xai.metrics import Baseline
+from lightning_xai.scores import at_least_float32, post_softmax
+from lightning_xai.trace import Trace, layers_of
+from lightning_xai.trace.layers import OneLayer
+from lightning_xai.types import Score
+
+
+def softmax_weights(increases: Tensor, varied: Tensor) -> Tensor:
+    """Channel weights of Score-CAM's algorithm 1: the softmax of the increases over the channels.
+
+    What all increases have in common, such as the score of the baseline, cancels. Increases of probabilities lie within
+    [-1, 1], so that their weights differ by a factor of e^2 at most and the map is close to the plain mean of the
+    activations; those of logits often leave one or two channels.
+
+    Args:
+        increases: By how much each channel's image raises the score, (N,D).
+        varied: Which channels count, (N,D), bool.
+
+    Returns:
+        Weights (N,D), non-negative, with a sum of 1 where any channel counts.
+
+    Example:
+        >>> softmax_weights(torch.tensor([[0.0, 0.0, 9.0]]), torch.tensor([[True, True, False]]))
+        tensor([[0.5000, 0.5000, 0.0000]])
+    """
+    return increases.masked_fill(~varied, -torch.inf).softmax(1).masked_fill(~varied, 0.0)
+
+
+def increase_weights(increases: Tensor, varied: Tensor) -> Tensor:
+    """Channel weights of Score-CAM's definition, paper 004 eq. 6: the increases themselves.
+
+    Args:
+        increases: By how much each channel's image raises the score, (N,D).
+        varied: Which channels count, (N,D), bool.
+
+    Returns:
+        Weights (N,D), signed.
+
+    Example:
+        >>> increase_weights(torch.tensor([[0.5, -1.0, 9.0]]), torch.tensor([[True, True, False]]))
+        tensor([[ 0.5000, -1.0000,  0.0000]])
+    """
+    return increases.masked_fill(~varied, 0.0)
+
+
+def channel_masks(channels: Tensor, images: Tensor) -> Tensor:
+    """Channels as masks: brought to image size, then min-max of each.
+
+    Args:
+        channels: One channel (h,w) for each image, (M,h,w).
+        images: Images (M,C,H,W), for their size.
+
+    Returns:
+        Masks (M,H,W) in [0, 1]; all zero for a constant channel.
+
+    Example:
+        >>> channel_masks(torch.tensor([[[1.0, 3.0]]]), torch.zeros(1, 3, 1, 2))
+        tensor([[[0., 1.]]])
+    """
+    large = upsample(channels, images)
+    low = large.amin((1, 2), keepdim=True)
+    spread = large.amax((1, 2), keepdim=True) - low
+    return (large - low) / torch.where(spread > 0, spread, 1)
+
+
+@dataclass(frozen=True)
+class ScoreCAM(_LayerMaps):
+    """Score-CAM: channels weighted by how much the image, seen through the channel, raises the score over a baseline.
+
+    ``C_k = S(x * m_k + x_b * (1 - m_k)) - S(x_b)`` with ``m_k`` from :func:`channel_masks`, Wang et al., "Score-CAM",
+    2020, https://arxiv.org/abs/1910.01279, paper 004 eq. 6. With the default baseline of zeros the image is multiplied
+    by the mask as the network gets it, as the published code does: what is hidden has the mean colour. No gradient is
+    taken. One forward pass for each channel that is not constant; constant ones mask nothing and get no weight.
+
+    Attributes:
+        layer: As for :class:`~lightning_xai.attribution.GradCAM`; each layer's channels are passed by themselves.
+        score: The number that is explained: :func:`~lightning_xai.scores.post_softmax`, or a logit such as
+            :func:`~lightning_xai.scores.centered` or :func:`~lightning_xai.scores.pre_softmax`.
+        weights: What the increases become: :func:`softmax_weights`, as in the paper's algorithm, or
+            :func:`increase_weights`, as in its definition.
+        baseline: What stands where the mask is 0: a tensor in the images' space that broadcasts to (N,C,H,W), None for
+            zeros, or a function such as :func:`~lightning_xai.metrics.black`.
+        mean: Mean by which the images were standardised, one number per channel; for a function only.
+        std: Standard deviation by which they were standardised.
+        batch_size: How many masked images run at once; None for as many as there are images. On a GPU larger is
+            faster.
+        relu: Whether to keep the positive part only, as the paper does.
+
+    Raises:
+        ValueError: If ``batch_size`` is less than 1, a baseline function lacks ``mean`` and ``std``, or ``layer`` is an
+            empty sequence.
+
+    Example:
+        >>> from torch import nn
+        >>> from lightning_xai import explain
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> explain(model, torch.rand(2, 3, 8, 8), attributions=ScoreCAM("1")).shape
+        torch.Size([2, 8, 8])
+    """
+
+    score: Score = post_softmax
+    weights: Callable[[Tensor, Tensor], Tensor] = softmax_weights
+    baseline: Baseline | Tensor | None = None
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+    batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_batch_size(self.batch_size)
+        require_standardization(self._baseline, self.mean, self.std)
+
+    @property
+    def _baseline(self) -> Baseline | Tensor:
+        return torch.zeros(()) if self.baseline is None else self.baseline
+
+    def layer_maps(self, trace: Trace, targets: Tensor) -> list[Tensor]:
+        """Maps (N,h,w) of each layer."""
+        baseline = baseline_images(trace.images, self._baseline, self.mean, self.std)
+        hidden_scores = self.score(_logits(trace, baseline), targets)
+        return [self._map(trace, targets, layer, baseline, hidden_scores) for layer in layers_of(self)]
+
+    def _map(self, trace: Trace, targets: Tensor, layer: OneLayer, baseline: Tensor, hidden_scores: Tensor) -> Tensor:
+        activations = at_least_float32(trace.activation(layer))
+        varied = activations.amax((2, 3)) > activations.amin((2, 3))
+        increases = hidden_scores.new_zeros(varied.shape)
+        pairs, at_once = varied.nonzero(), self.batch_size or len(targets)
+        for start in range(0, len(pairs), at_once):
+            of, channel = pairs[start : start + at_once].unbind(1)
+            masks = channel_masks(activations[of, channel], trace.images[of])[:, None]
+            masked = trace.images[of] * masks + baseline[of] * (1 - masks)
+            scores = self.score(_logits(trace, masked.to(trace.images.dtype)), targets[of])
+            increases = increases.index_put((of, channel), scores - hidden_scores[of])
+        return weighted_sum(activations, self.weights(increases, varied))
+
+
+def _logits(trace: Trace, images: Tensor) -> Tensor:
+    # a pass with a graph costs more, and is made only for maps that are to be differentiated through it
+    return trace.rerun(images).logits if trace.create_graph else trace.predict(images)
