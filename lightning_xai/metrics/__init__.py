@@ -1,6 +1,14 @@
 """Faithfulness metrics: a pure function, then its torchmetrics class."""
 
 from lightning_xai.metrics.boxes import Boxes, box_masks
+from lightning_xai.metrics.coherency import (
+    ADCC,
+    Coherency,
+    Complexity,
+    adcc,
+    coherency,
+    complexity,
+)
 from lightning_xai.metrics.confidence import (
     AbsoluteDrop,
     AverageDrop,
@@ -26,6 +34,15 @@ from lightning_xai.metrics.curves import (
     perturbation_curves,
 )
 from lightning_xai.metrics.energy_pointing import EnergyPointingAccuracy, energy_pointing
+from lightning_xai.metrics.gradients import (
+    GradientAlignment,
+    GradientRoughness,
+    GradientVariation,
+    gradient_alignment,
+    gradient_roughness,
+    gradient_variation,
+)
+from lightning_xai.metrics.grid_pointing import GridPointingGame, confident_groups, mosaics
 from lightning_xai.metrics.localization import EnergyInBox, PointingGame, energy_in_box, pointing_game
 from lightning_xai.metrics.masking import (
     Baseline,
@@ -36,41 +53,93 @@ from lightning_xai.metrics.masking import (
     mean_color,
     normalized_masks,
 )
+from lightning_xai.metrics.patch_masking import MaximalPatchMasking, patch_masked_scores
+from lightning_xai.metrics.relative import (
+    RelativePerformance,
+    log_relative_performance,
+)
+from lightning_xai.metrics.road import (
+    ROAD,
+    RoadScores,
+    linear_imputation,
+    noisy_linear_imputation,
+    road_scores,
+)
+from lightning_xai.metrics.robustness import (
+    Infidelity,
+    MaxSensitivity,
+    Perturbation,
+    gaussian_perturbation,
+    infidelity,
+    max_sensitivity,
+    square_perturbation,
+)
 
 __all__ = [
+    "ADCC",
+    "ROAD",
     "AbsoluteDrop",
     "AverageDrop",
     "AverageGain",
     "AverageIncrease",
     "Baseline",
     "Boxes",
+    "Coherency",
+    "Complexity",
     "Curve",
     "Deletion",
     "EnergyInBox",
     "EnergyPointingAccuracy",
+    "GradientAlignment",
+    "GradientRoughness",
+    "GradientVariation",
+    "GridPointingGame",
+    "Infidelity",
     "Insertion",
+    "MaxSensitivity",
+    "MaximalPatchMasking",
+    "Perturbation",
     "PerturbationCurves",
     "PointingGame",
     "RelativeGain",
+    "RelativePerformance",
+    "RoadScores",
     "absolute_drop",
+    "adcc",
     "average_drop",
     "average_gain",
     "average_increase",
     "black",
     "blurred",
     "box_masks",
+    "coherency",
+    "complexity",
+    "confident_groups",
     "curve_area",
     "degenerate",
     "deletion_curve",
     "energy_in_box",
     "energy_pointing",
     "featureless",
+    "gaussian_perturbation",
+    "gradient_alignment",
+    "gradient_roughness",
+    "gradient_variation",
+    "infidelity",
     "insertion_curve",
+    "linear_imputation",
+    "log_relative_performance",
     "masked_images",
     "masked_scores",
+    "max_sensitivity",
     "mean_color",
+    "mosaics",
+    "noisy_linear_imputation",
     "normalized_masks",
+    "patch_masked_scores",
     "perturbation_curves",
     "pointing_game",
     "relative_gain",
+    "road_scores",
+    "square_perturbation",
 ]

@@ -1,0 +1,213 @@
+"""Maximal patch masking: what becomes of a class when the few pixels around a map's maximum are taken away."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+from lightning_xai.metrics.confidence import log_probabilities
+from lightning_xai.metrics.curves import check_maps, float64_logits
+from lightning_xai.metrics.masking import degenerate
+from lightning_xai.scores import log_softmax
+from lightning_xai.types import Score
+
+SIZES = (1, 3, 5, 7, 9)
+"""Sides of the patches in pixels, as in the paper."""
+
+
+def patch_masks(maps: Tensor, size: int) -> Tensor:
+    """The square patch around each map's maximum, cut off at the border of the image.
+
+    Of tied maxima the first one counts, row by row from the upper left corner. A map that shows nothing
+    (:func:`~lightning_xai.metrics.degenerate`) has no patch.
+
+    Args:
+        maps: Maps (N,H,W).
+        size: Side of the patch in pixels, odd.
+
+    Returns:
+        Masks (N,H,W), bool: True in the patch.
+
+    Raises:
+        ValueError: If the size is even or not positive.
+
+    Example:
+        >>> patch_masks(torch.tensor([[[0.0, 0.0, 1.0, 9.0]]]), 3).int()
+        tensor([[[0, 0, 1, 1]]], dtype=torch.int32)
+    """
+    if size < 1 or size % 2 == 0:
+        raise ValueError(f"`size` expected an odd number of pixels, so that a patch has a centre, got {size}.")
+    height, width = maps.shape[1:]
+    peaks = maps.flatten(1).argmax(1)[:, None]
+    rows = (torch.arange(height, device=maps.device) - peaks // width).abs() <= size // 2
+    columns = (torch.arange(width, device=maps.device) - peaks % width).abs() <= size // 2
+    return rows[:, :, None] & columns[:, None] & ~degenerate(maps)[:, None, None]
+
+
+def patch_masked_scores(
+    predict: Callable[[Tensor], Tensor],
+    images: Tensor,
+    maps: Tensor,
+    targets: Tensor,
+    *,
+    baseline: Tensor,
+    sizes: Sequence[int] = SIZES,
+    score: Score = log_softmax,
+) -> Tensor:
+    """Log-probability of each image's class without the patch around its map's maximum, for several sizes.
+
+    The scores of the unmasked images, with which the metric compares these, are ``score(logits.double(), targets)``.
+    Cost: one forward of N images for each size.
+
+    Args:
+        predict: The classifier, images (N,C,H,W) to logits (N,K). No gradient is used; call inside
+            ``torch.no_grad()`` where nothing else turns gradients off.
+        images: Images (N,C,H,W).
+        maps: Maps (N,H,W); see :func:`patch_masks` for ties and for maps that show nothing. Noise, such as
+            :class:`~lightning_xai.attribution.Random`, masks at random: the paper's control.
+        targets: Class of each image, (N,), fixed from the unmasked image; the paper takes the label and the class
+            that is :func:`~lightning_xai.scores.second_best`, each with the maps of that class.
+        baseline: What the patch is replaced with, as a :data:`~lightning_xai.metrics.Baseline` returns it;
+            :func:`~lightning_xai.metrics.mean_color` in the paper.
+        sizes: Sides of the P patches in pixels, odd.
+        score: The log-probability; ``log_sigmoid`` for one-logit and multi-label heads.
+
+    Returns:
+        Log-probabilities (N,P), float64, without a graph.
+
+    Raises:
+        ValueError: If maps, targets or logits do not belong to the images, or a size is even.
+
+    Example:
+        >>> images = torch.tensor([[[[2.0, 1.0]]]])
+        >>> classifier = lambda images: images.sum((1, 3)) * torch.tensor([1.0, 0.0])
+        >>> maps, targets, black = images[:, 0], torch.tensor([0]), torch.tensor(0.0)
+        >>> patch_masked_scores(classifier, images, maps, targets, baseline=black, sizes=(1, 3)).exp()
+        tensor([[0.7311, 0.5000]], dtype=torch.float64)
+    """
+    check_maps(images, maps, targets)
+    baseline = baseline.to(images)
+    masked = (torch.where(patch_masks(maps, size)[:, None], baseline, images) for size in sizes)
+    return torch.stack([score(float64_logits(predict, one), targets) for one in masked], dim=1)
+
+
+class MaximalPatchMasking(Metric):
+    """Probability of a class after maximal patch masking, and its change, by size of the patch; lower is better.
+
+    From Iwana et al., "Explaining Convolutional Neural Networks using Softmax Gradient Layer-wise Relevance
+    Propagation", ICCV Workshops 2019, paper 002 sections 5.3.1-2 and figure 11, after Gu et al., "Understanding
+    Individual Decisions of CNNs via Contrastive Backpropagation", ACCV 2018. For each size p there are two numbers:
+    ``patch_probability_p``, the mean probability in [0, 1] when the p x p pixels around the maximum are masked, and
+    ``patch_change_p``, its mean difference to the unmasked image, in [-1, 1], negative where probability is lost.
+    Single pixels can change a decision without being what it rests on: read them beside a random map's.
+
+    Of a map that shows nothing no pixel is masked: the image stays in the mean with a change of 0. Count such maps
+    with :func:`~lightning_xai.metrics.degenerate`; this metric does not see them.
+
+    ``update(scores, patch_scores)`` takes log-probabilities (N,) of the images and (N,P) as
+    :func:`patch_masked_scores` returns them. ``compute()`` gives a dict of 2 P numbers, float64, NaN without images.
+
+    Args:
+        sizes: Sides of the P patches in pixels, in the order of the columns of ``patch_scores``.
+        keep_values: Whether to keep the changes of each image, over all processes, for ``values``.
+        kwargs: Options of :class:`torchmetrics.Metric`.
+
+    Attributes:
+        values: After ``compute()``, the changes of each image, (N,P), float64; None unless kept.
+
+    Example:
+        >>> metric = MaximalPatchMasking(sizes=(1, 3))
+        >>> metric.update(torch.tensor([0.8, 0.6]).log(), torch.tensor([[0.6, 0.4], [0.6, 0.2]]).log())
+        >>> {name: round(value.item(), 4) for name, value in metric.compute().items()}
+        {'patch_probability_1': 0.6, 'patch_probability_3': 0.3, 'patch_change_1': -0.1, 'patch_change_3': -0.4}
+    """
+
+    full_state_update = False
+    is_differentiable = False
+    higher_is_better = False
+
+    probabilities: Tensor
+    changes: Tensor
+    kept: list[Tensor]
+
+    def __init__(self, *, sizes: Sequence[int] = SIZES, keep_values: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.sizes = tuple(sizes)
+        self.keep_values = keep_values
+        self.values: Tensor | None = None
+        for name in ("probabilities", "changes"):
+            self.add_state(name, torch.zeros(len(self.sizes), dtype=torch.float64), dist_reduce_fx="sum")
+        # Named by the options: a MetricCollection would let two of these metrics share states that have equal names and
+        # happen to be equal after the first batch.
+        self._count = f"n_images of {self.sizes}"
+        self.add_state(self._count, torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+        if keep_values:
+            self.add_state("kept", [], dist_reduce_fx="cat")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What torchmetrics fills in for the list of a rank without images: the dtype of the others."""
+        return torch.float64
+
+    def update(self, scores: Tensor, patch_scores: Tensor) -> None:
+        """Add one batch of log-probabilities, (N,) of the images and (N,P) without their patches."""
+        if patch_scores.shape != (len(scores), len(self.sizes)):
+            raise ValueError(
+                f"`patch_scores` expected one column for each of the sizes {self.sizes}, "
+                f"({len(scores)}, {len(self.sizes)}), got {tuple(patch_scores.shape)}."
+            )
+        before, after = log_probabilities(
+            scores.detach().repeat_interleave(len(self.sizes)), patch_scores.detach().flatten(), "patch_scores"
+        )
+        changes = (after.exp() - before.exp()).view_as(patch_scores)
+        # Not in place: a module's `.to(torch.bfloat16)` casts states too, and this brings them back to float64.
+        self.probabilities = self.probabilities + after.exp().view_as(patch_scores).sum(0)
+        self.changes = self.changes + changes.sum(0)
+        setattr(self, self._count, getattr(self, self._count) + len(scores))
+        if self.keep_values:
+            self.kept.append(changes.flatten())  # flat, since a rank without images gives a flat empty tensor
+
+    def compute(self) -> dict[str, Tensor]:
+        """Mean probability after masking and mean change for each size, float64."""
+        if self.keep_values:
+            kept = dim_zero_cat(self.kept) if len(self.kept) else self.changes.new_zeros(0)
+            self.values = kept.view(-1, len(self.sizes))
+        sums = {"probability": self.probabilities, "change": self.changes}
+        n_images = getattr(self, self._count)
+        return {
+            f"patch_{kind}_{size}": total / n_images
+            for kind, totals in sums.items()
+            for size, total in zip(self.sizes, totals, strict=True)
+        }
+
+    def plot(
+        self, val: Any = None, ax: Axes | None = None, *, label: str | None = None
+    ) -> tuple[Figure | SubFigure, Axes]:
+        """Draw the change over the size of the patch, as in figure 11 of paper 002.
+
+        Args:
+            val: Results of ``compute()`` or ``forward()`` to be drawn as numbers instead, as torchmetrics does.
+            ax: Axes to draw into, such as those of another method; None for a new figure, of which pyplot knows
+                nothing.
+            label: Name of the curve, such as that of the method.
+
+        Returns:
+            The figure and its axes.
+        """
+        ax = Figure(layout="constrained").subplots() if ax is None else ax
+        if val is not None:
+            self._plot(val, ax)
+            return ax.figure, ax
+        values = self.compute()
+        ax.plot(self.sizes, [values[f"patch_change_{size}"].item() for size in self.sizes], marker="o", label=label)
+        ax.set(xlabel="side of the patch, pixels", ylabel="change of the probability", xticks=self.sizes)
+        if label is not None:
+            ax.legend()
+        return ax.figure, ax
