@@ -121,7 +121,7 @@ def alone_and_collected(metrics: dict[str, Metric], batches: list[Batch]) -> tup
     for batch in batches:
         collection.update(**batch)
         for metric in alone.values():
-            metric.update(**batch)
+            metric.update(**metric._filter_kwargs(**batch))  # as a collection does
     collected = {name: value.item() for name, value in collection.compute().items()}
     values = [by_name(name, metric.compute()) for name, metric in alone.items()]
     merged = {name: number.item() for value in values for name, number in value.items()}
