@@ -111,7 +111,8 @@ class GradientAlignment(ImageAverage):
 
     Example:
         >>> metric = GradientAlignment()
-        >>> metric.update(torch.tensor([[[[3.0, 4.0]]], [[[0.0, 0.0]]]]), torch.tensor([[[[8.0, 6.0]]], [[[1.0, 0.0]]]]))
+        >>> gradients = torch.tensor([[[[3.0, 4.0]]], [[[0.0, 0.0]]]])
+        >>> metric.update(gradients, torch.tensor([[[[8.0, 6.0]]], [[[1.0, 0.0]]]]))
         >>> metric.compute(), metric.n_undefined
         (tensor(0.9600, dtype=torch.float64), 1)
     """

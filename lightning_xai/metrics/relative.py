@@ -189,12 +189,10 @@ class RelativePerformance(Metric):
         if self.values is None:
             raise RuntimeError("`plot` expected the values of the images. Use `keep_values=True`.")
         pairs = [(row, column) for column, row in combinations(range(len(self.methods)), 2)]
-        ax = Figure(layout="constrained").subplots() if ax is None else ax
-        ax.axhline(0, color="grey", linewidth=0.8)
-        ax.boxplot(
-            [self.values[:, row, column].tolist() for row, column in pairs],
-            tick_labels=[f"{self.methods[row]}\nvs {self.methods[column]}" for row, column in pairs],
-            showfliers=False,
-        )
-        ax.set(ylabel="log relative performance", title=f"{len(self.values)} images")
-        return ax.figure, ax
+        axes = Figure(layout="constrained").subplots() if ax is None else ax
+        axes.axhline(0, color="grey", linewidth=0.8)
+        axes.boxplot([self.values[:, row, column].tolist() for row, column in pairs], showfliers=False)
+        names = [f"{self.methods[row]} vs {self.methods[column]}" for row, column in pairs]
+        axes.set_xticks(range(1, len(pairs) + 1), names, rotation=30, ha="right")
+        axes.set(ylabel="log relative performance", title=f"{len(self.values)} images")
+        return axes.figure, axes
