@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from lightning_xai.trace.modes import eager, evaluation_mode, plain_tensors
+from lightning_xai.trace.tokens import Shapes, Tokens
 from lightning_xai.types import Attribution, ForwardContext, Layer
 
-OneLayer: TypeAlias = "str | nn.Module | None"
+_T = TypeVar("_T")
+
+OneLayer: TypeAlias = "str | nn.Module | Tokens | None"
 
 
 def layers_of(attribution: Attribution) -> list[OneLayer]:
@@ -24,20 +28,20 @@ def layers_of(attribution: Attribution) -> list[OneLayer]:
         attribution: The method.
 
     Returns:
-        Names, modules, or None for the last layer with a spatial output.
+        Names, modules, tokens, or None for the last layer with a spatial output.
     """
     if not hasattr(attribution, "layer"):
         return []
     layer: Layer = attribution.layer
-    return [layer] if layer is None or isinstance(layer, (str, nn.Module)) else list(layer)
+    return list(layer) if isinstance(layer, Sequence) and not isinstance(layer, str) else [layer]
 
 
 def find_layer(model: nn.Module, layer: OneLayer, *, argument: str = "layer") -> nn.Module:
-    """The module meant by a dotted name or by itself.
+    """The module meant by a dotted name, by itself or as tokens.
 
     Args:
         model: The model that contains it.
-        layer: Dotted name or module.
+        layer: Dotted name, module or tokens.
         argument: What the caller's argument is called, for errors.
 
     Returns:
@@ -51,6 +55,7 @@ def find_layer(model: nn.Module, layer: OneLayer, *, argument: str = "layer") ->
         >>> find_layer(nn.Sequential(nn.ReLU()), "0")
         ReLU()
     """
+    layer = layer.layer if isinstance(layer, Tokens) else layer
     modules = {name: module for name, module in model.named_modules() if name}
     if isinstance(layer, nn.Module):
         if any(module is layer for module in modules.values()):
@@ -82,6 +87,9 @@ def name_of(model: nn.Module, module: nn.Module) -> str:
 def last_spatial_layer(model: nn.Module, images: Tensor, context: ForwardContext = nullcontext) -> nn.Module:
     """The last layer with a spatial output, found by one gradient-free pass of the first image.
 
+    Transformers take one more pass of it with a backward pass: their last tokens may reach the logits through the class
+    token alone.
+
     Args:
         model: The classifier.
         images: Images (N,C,H,W).
@@ -91,7 +99,7 @@ def last_spatial_layer(model: nn.Module, images: Tensor, context: ForwardContext
         The module; a container counts when it is the last to finish, so that a ResNet gives ``layer4``.
 
     Raises:
-        ValueError: If no layer has an output of more than one position.
+        ValueError: If no layer has an output of more than one position, or the places of its tokens are not known.
 
     Example:
         >>> import torch
@@ -130,14 +138,14 @@ class Observer:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._stack = ExitStack()
-        self._channels: int | None = None
+        self._images: Tensor | None = None
         self._calls: list[_Call] = []
         self._features: list[Tensor] = []
-        self._spatial: list[nn.Module] = []
+        self._outputs: list[tuple[nn.Module, torch.Size]] = []
 
     def __enter__(self) -> Observer:
         self._stack.enter_context(eager())
-        modules = [one for one in self._model.modules() if not isinstance(one, torch.jit.ScriptModule)]  # take no hooks
+        modules = hookable(self._model)
         for module in modules:
             self._stack.callback(module.register_forward_pre_hook(self._begin, with_kwargs=True).remove)
         self._stack.enter_context(forward_hooks(modules, self._note))
@@ -171,13 +179,25 @@ class Observer:
         return next((call.images for call in self._calls if call.module is module), None)
 
     def last_spatial(self, model: nn.Module) -> nn.Module:
-        """The submodule of ``model`` that was the last to give an output (N,D,h,w) of more than one position.
+        """The submodule of ``model`` that was the last to give an output of more than one position.
+
+        Where such outputs are tokens, the logits must also depend on it through the patches; to find out, the first
+        image takes one more pass and a backward pass.
 
         Raises:
-            ValueError: If there is none.
+            ValueError: If there is none, or the places of its tokens are not known.
+            RuntimeError: If no images were seen.
         """
-        inside = set(model.modules()) - {model}
-        found = [module for module in self._spatial if module in inside]
+        images = next((call.images for call in self._calls if call.module is model), self._images)
+        if images is None:
+            raise RuntimeError("`layer=None` expected a pass of images (N, C, H, W) to find the layer in, saw none.")
+        shapes, inside = Shapes(images), set(model.modules()) - {model}
+        outputs = [(module, shape) for module, shape in self._outputs if module in inside]
+        for module, shape in outputs:
+            shapes.note(module, shape)
+        if shapes.has_tokens:
+            return _last_with_patches(model, images)
+        found = [module for module, shape in _last_calls(outputs).items() if shapes.is_spatial(shape)]
         if not found:
             raise ValueError(
                 "`layer=None` expected a layer with an output (N, D, h, w) of more than one position, found none. "
@@ -187,23 +207,92 @@ class Observer:
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         # What the first module is given are images; a head that takes feature maps later is no classifier.
-        if self._channels is None:
-            self._channels = next((one.shape[1] for one in (*args, *kwargs.values()) if is_image_batch(one)), None)
+        if self._images is None:
+            self._images = next((one for one in (*args, *kwargs.values()) if is_image_batch(one)), None)
 
     def _note(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> None:
         if not isinstance(output, Tensor):
             return
-        if output.ndim == 4 and output.shape[2] * output.shape[3] > 1:
-            self._spatial.append(module)
+        self._outputs.append((module, output.shape))
         if output.ndim != 2 or not output.is_floating_point() or _looks_like_probabilities(output):
             return
         tensors = [one for one in (*args, *kwargs.values()) if isinstance(one, Tensor)]
         given = [one for one in tensors if one.shape[:1] == output.shape[:1]]
         # What another module turns into another number of columns was no logits.
         self._features += [one for one in given if one.ndim == 2 and one.shape[1] != output.shape[1]]
-        images = [one for one in given if is_image_batch(one) and one.shape[1] == self._channels]
+        images = [one for one in given if is_image_batch(one) and self._like_the_first(one)]
         if images:
             self._calls.append(_Call(module, images[0], output))
+
+    def _like_the_first(self, images: Tensor) -> bool:
+        return self._images is not None and images.shape[1] == self._images.shape[1]
+
+
+def _last_with_patches(model: nn.Module, images: Tensor) -> nn.Module:
+    """The last layer through whose patches the logits of the first image depend on that image.
+
+    Nothing follows from the last patches of a model that pools by its class token; their way out is the attention
+    before.
+    """
+    shapes = Shapes(images[:1])
+    outputs: list[tuple[nn.Module, Tensor]] = []
+
+    def note(module: nn.Module, args: object, kwargs: object, output: object) -> None:
+        if isinstance(output, Tensor):
+            shapes.note(module, output.shape)
+            outputs.append((module, output))
+
+    with eager(), evaluation_mode(model), torch.inference_mode(False), torch.enable_grad():
+        with forward_hooks(hookable(model), note):
+            results = tree_leaves(model(images[:1].detach().clone().requires_grad_()))
+        spatial = {one: output for one, output in _last_calls(outputs).items() if _may_explain(one, output, shapes)}
+        dependence = _dependence(results, list(spatial.values()))
+    for module, gradient in reversed(list(zip(spatial, dependence, strict=True))):
+        if gradient.any() and shapes.arranged(gradient, name_of(model, module)).any():
+            return module
+    raise ValueError(
+        "`layer=None` expected a layer of patches that the logits depend on, found none. Name a layer, in a model that "
+        "does not compute its logits under torch.no_grad()."
+    )
+
+
+def _may_explain(module: nn.Module, output: Tensor, shapes: Shapes) -> bool:
+    # Queries, keys and values are projections: each takes but a part of what attention gets from its input.
+    return output.requires_grad and shapes.is_spatial(output.shape) and not isinstance(module, nn.Linear)
+
+
+def _last_calls(outputs: list[tuple[nn.Module, _T]]) -> dict[nn.Module, _T]:
+    """What each module gave in its last call, in the order of these."""
+    last: dict[nn.Module, _T] = {}
+    for module, output in outputs:
+        last.pop(module, None)
+        last[module] = output
+    return last
+
+
+def _dependence(results: list[Any], values: list[Tensor]) -> tuple[Tensor, ...]:
+    """Gradients of results with respect to values: NaN where there is a way from one to the other, else 0.
+
+    NaN passes weights of 0, too, with which many heads begin.
+    """
+    results = [one for one in results if isinstance(one, Tensor) and one.requires_grad]
+    if not results:
+        return tuple(map(torch.zeros_like, values))
+    with torch.autograd.set_detect_anomaly(False):
+        seeds = [torch.full_like(one, torch.nan) for one in results]
+        return torch.autograd.grad(results, values, seeds, allow_unused=True, materialize_grads=True)
+
+
+def hookable(model: nn.Module) -> list[nn.Module]:
+    """The modules of a model that take hooks.
+
+    Args:
+        model: The model.
+
+    Returns:
+        The modules, the model among them; none that are scripted.
+    """
+    return [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
 
 
 @contextmanager

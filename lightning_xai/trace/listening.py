@@ -12,8 +12,17 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from lightning_xai.trace.guided import guided
-from lightning_xai.trace.layers import OneLayer, find_layer, forward_hooks, is_image_batch, layers_of, name_of
+from lightning_xai.trace.layers import (
+    OneLayer,
+    find_layer,
+    forward_hooks,
+    hookable,
+    is_image_batch,
+    layers_of,
+    name_of,
+)
 from lightning_xai.trace.modes import eager, evaluation_mode, lent, plain_tensors
+from lightning_xai.trace.tokens import Shapes, Tokens
 from lightning_xai.types import Attribution, ForwardContext, Interception, Score
 
 
@@ -105,6 +114,7 @@ class Trace:
         self._capture = capture
         self._context = context
         self._images = images
+        self._shapes = Shapes(images)
         self._logits = images.new_empty(0)
         self._activations: dict[nn.Module, Tensor] = {}
         self._gradients: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
@@ -133,6 +143,8 @@ class Trace:
     def activation(self, layer: OneLayer) -> Tensor:
         """The output of a captured layer; where the layer was called several times, of its last call.
 
+        Of tokens the patches are given, each at its place on the image (:class:`Shapes`, :class:`Tokens`).
+
         Args:
             layer: As it was named in the capture.
 
@@ -140,9 +152,9 @@ class Trace:
             Activations (N,D,h,w).
 
         Raises:
-            ValueError: If the layer was not called, or its output is not spatial.
+            ValueError: If the layer was not called, or the places of its output on the image are not known.
         """
-        return self._plain(self._source(layer))
+        return self._arranged(layer, self._plain(self._source(layer)))
 
     def gradient(self, score: Score, targets: Tensor, *, of: OneLayer) -> Tensor:
         """The gradient of each image's score with respect to a captured layer, computed once.
@@ -158,7 +170,7 @@ class Trace:
         Raises:
             ValueError: If the score does not give one number per image or does not depend on the layer.
         """
-        return self._gradient(score, targets, self._source(of), guided_rule=False)
+        return self._arranged(of, self._gradient(score, targets, self._source(of), guided_rule=False))
 
     def image_gradient(self, score: Score, targets: Tensor, *, guided_rule: bool = False) -> Tensor:
         """The gradient of each image's score with respect to the image, computed once.
@@ -273,6 +285,11 @@ class Trace:
             raise ValueError(f"`layer` {name_of(self._model, module)!r} was not called in the forward pass.")
         return self._activations[module]
 
+    def _arranged(self, layer: OneLayer, values: Tensor) -> Tensor:
+        if isinstance(layer, Tokens):
+            return layer.arranged(values)
+        return self._shapes.arranged(values, name_of(self._model, self._capture.layers[layer]))
+
     def _gradient(self, score: Score, targets: Tensor, source: Tensor, guided_rule: bool) -> Tensor:
         key = (score, id(targets), id(source), guided_rule)
         if key not in self._gradients:
@@ -301,9 +318,13 @@ class Trace:
     def _plain(self, tensor: Tensor) -> Tensor:
         return tensor if self.create_graph else tensor.detach()
 
-    def _keep(self, module: nn.Module, args: Any, kwargs: Any, output: object) -> Tensor:
+    def _keep(self, module: nn.Module, args: Any, kwargs: Any, output: object) -> Tensor | None:
         """Forward hook: keep a copy that later in-place operations cannot reach, and start the graph here."""
-        if not isinstance(output, Tensor) or output.ndim != 4:
+        if isinstance(output, Tensor):
+            self._shapes.note(module, output.shape)
+        if module not in self._capture.layers.values():
+            return None
+        if not isinstance(output, Tensor) or output.ndim not in (3, 4):
             shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise ValueError(
                 f"`layer` {name_of(self._model, module)!r} expected an output of shape (N, D, h, w), got {shape}. "
@@ -460,7 +481,7 @@ class _Shadow:
             args, kwargs, images = _own_copies(args, kwargs, from_image, capture.create_graph)
             trace = Trace(self._model, capture, images, self._context)
             with (
-                forward_hooks(set(capture.layers.values()), trace._keep),
+                forward_hooks(hookable(self._model) if capture.layers else (), trace._keep),
                 nullcontext() if interception is None else interception(self._model, images),
             ):
                 output = self._original(*args, **kwargs)
