@@ -11,17 +11,23 @@ from lightning_xai.integrity.attacks import (
     ShiftedLogits,
     TriggeredShift,
     UniformShift,
-    WorstCaseShift,
 )
+from lightning_xai.integrity.comparison import Comparison
+from lightning_xai.integrity.digest import Digest
+from lightning_xai.integrity.fingerprint import Fingerprint, compare_models
 from lightning_xai.integrity.inspection import Inspection, inspect_model, inspect_trace
 from lightning_xai.integrity.measures import common_mode_share, mean_row_share, rank_correlation
 from lightning_xai.integrity.repair import CenteredLogits, center_logits
 from lightning_xai.integrity.verdict import Threshold, Verdict, calibrated_threshold
+from lightning_xai.integrity.worst_case import WorstCaseShift
 
 __all__ = [
     "Attack",
     "CenteredLogits",
+    "Comparison",
+    "Digest",
     "EnergyShift",
+    "Fingerprint",
     "Inspection",
     "LogitShift",
     "NetworkShift",
@@ -37,6 +43,7 @@ __all__ = [
     "calibrated_threshold",
     "center_logits",
     "common_mode_share",
+    "compare_models",
     "inspect_model",
     "inspect_trace",
     "mean_row_share",

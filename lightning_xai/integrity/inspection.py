@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -21,7 +22,7 @@ from lightning_xai.scores import at_least_float32, centered, predicted, second_b
 from lightning_xai.trace import Capture, Trace, find_layer, last_spatial_layer, run
 from lightning_xai.trace.layers import OneLayer, is_image_batch, name_of
 from lightning_xai.trace.tapping import last_affine_call
-from lightning_xai.types import Score
+from lightning_xai.types import ForwardContext, Score
 
 
 def mean_logit(logits: Tensor, targets: Tensor) -> Tensor:
@@ -127,6 +128,7 @@ def inspect_model(
     layer: OneLayer = None,
     image_level: bool = False,
     threshold: Threshold | None = None,
+    context: ForwardContext = nullcontext,
 ) -> Inspection:
     """Look for a logit shift in a classifier alone, without a reference.
 
@@ -143,6 +145,7 @@ def inspect_model(
         layer: Where maps are made: dotted name, module, or None for the last layer with a spatial output.
         image_level: Whether to measure the share at the image too.
         threshold: From which suspicion on to report; None for the uncalibrated default.
+        context: Context to run the model in, such as a precision plugin's autocast.
 
     Returns:
         The result, with a ``verdict``; it prints as a table.
@@ -164,9 +167,9 @@ def inspect_model(
         logit shift
     """
     _check_images(images)
-    module = last_spatial_layer(model, images) if layer is None else find_layer(model, layer)
+    module = last_spatial_layer(model, images, context) if layer is None else find_layer(model, layer)
     with last_affine_call(model) as call:
-        trace = run(model, images, Capture({layer: module}, image_gradient=image_level))
+        trace = run(model, images, Capture({layer: module}, image_gradient=image_level), context)
     mean_row = None
     if call.module is not None and gives_logits(call, trace.logits):
         mean_row = mean_row_share(call.module.weight)
@@ -206,8 +209,10 @@ def inspect_trace(
         >>> inspect_trace(trace, "0").shares.shape
         torch.Size([8])
     """
+    check_logits(trace.logits)
     caveats = head_caveats(trace.logits)
-    _check_logits(trace.logits, undecided=UNDECIDED in caveats)
+    if UNDECIDED not in caveats:  # an untrained network may well prefer one class
+        _check_probes(trace.logits)
     targets = predicted(trace.logits)
     common = _gradient(trace, mean_logit, targets, layer)
     rest = _gradient(trace, centered, targets, layer)
@@ -302,7 +307,15 @@ def _check_images(images: Tensor) -> None:
         raise ValueError(f"`images` expected finite probe images (N, C, H, W) of a floating dtype, got {found}.")
 
 
-def _check_logits(logits: Tensor, undecided: bool) -> None:
+def check_logits(logits: Tensor) -> None:
+    """Refuse logits of which no share can be taken.
+
+    Args:
+        logits: Logits (N,K).
+
+    Raises:
+        ValueError: If they are not finite, or there is one class only.
+    """
     if not logits.isfinite().all():
         raise ValueError("`model` expected to give finite logits, got NaN or infinity.")
     if logits.shape[1] < 2:
@@ -310,8 +323,12 @@ def _check_logits(logits: Tensor, undecided: bool) -> None:
             f"`model` expected to give logits of at least 2 classes for a softmax, got shape {tuple(logits.shape)}. "
             "A shift of one logit changes its sigmoid: compare predictions instead."
         )
-    if len(logits) > 1 and not undecided and len(predicted(logits).unique()) == 1:
+
+
+def _check_probes(logits: Tensor) -> None:
+    classes = predicted(logits).unique()
+    if len(logits) > 1 and len(classes) == 1:
         raise ValueError(
             f"`images` expected probes of several classes, got {len(logits)} that are all predicted as class "
-            f"{int(predicted(logits)[0])}. Shuffle the images they are taken from."
+            f"{int(classes)}. Shuffle the images they are taken from."
         )

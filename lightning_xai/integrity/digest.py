@@ -1,0 +1,133 @@
+"""What a model consists of, in hashes: parameters, buffers, tree of modules, code of their forward."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Digest:
+    """SHA-256 of each part of a model.
+
+    Equal digests mean the same files and code; different ones need not mean another function: a dtype, a folded
+    BatchNorm or a new release of a library change them as well.
+
+    Attributes:
+        parameters: Names, dtypes, shapes and values.
+        buffers: The same of the buffers, such as BatchNorm's statistics.
+        modules: Names, classes and settings of all submodules.
+        code: What ``forward`` and forward hooks of modules from outside torch do: source, or bytecode where there is
+            none.
+
+    Example:
+        >>> first, second = nn.Linear(2, 2), nn.Linear(2, 2)
+        >>> Digest.of(first).differences(Digest.of(second))
+        ('parameters',)
+    """
+
+    parameters: str
+    buffers: str
+    modules: str
+    code: str
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Digest:
+        """The digest of a model.
+
+        Args:
+            model: The model.
+
+        Returns:
+            The digest.
+        """
+        modules = list(model.named_modules())
+        tree = (f"{name} {type(one).__module__}.{type(one).__qualname__} {one.extra_repr()}" for name, one in modules)
+        return cls(
+            parameters=digest_of_tensors(dict(model.named_parameters())),
+            buffers=digest_of_tensors(dict(model.named_buffers())),
+            modules=_hash(line.encode() for line in tree),
+            code=_hash(text.encode() for name, one in modules for text in (name, *_code_of(one))),
+        )
+
+    def differences(self, other: Digest) -> tuple[str, ...]:
+        """The parts that differ.
+
+        Args:
+            other: Another digest.
+
+        Returns:
+            Their names.
+        """
+        theirs = asdict(other)
+        return tuple(part for part, value in asdict(self).items() if theirs[part] != value)
+
+
+def digest_of_tensor(tensor: Tensor) -> str:
+    """SHA-256 of a tensor's dtype, shape and values; where and in which memory format it lies does not matter.
+
+    Args:
+        tensor: Any tensor.
+
+    Returns:
+        The hash, in hexadecimal digits.
+
+    Example:
+        >>> digest_of_tensor(torch.ones(2)) == digest_of_tensor(torch.ones(4)[::2])
+        True
+    """
+    return digest_of_tensors({"": tensor})
+
+
+def digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of tensors with their names, in the order of these.
+
+    Args:
+        tensors: Tensors by name.
+
+    Returns:
+        The hash, in hexadecimal digits.
+
+    Example:
+        >>> digest_of_tensors({"a": torch.ones(2)}) == digest_of_tensors({"b": torch.ones(2)})
+        False
+    """
+
+    def parts() -> Iterable[bytes]:
+        for name, tensor in sorted(tensors.items()):
+            yield f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode()
+            yield tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+    return _hash(parts())
+
+
+def _hash(parts: Iterable[bytes]) -> str:
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(len(part).to_bytes(8, "little") + part)  # the length keeps "ab", "c" apart from "a", "bc"
+    return found.hexdigest()
+
+
+def _code_of(module: nn.Module) -> Iterable[str]:
+    # torch's own classes are named in the tree, and their code changes with every release
+    if not type(module).__module__.startswith("torch."):
+        yield _source(type(module).forward)
+    own = module.__dict__.get("forward")
+    if own is not None and not type(own).__module__.startswith("lightning_xai."):  # a trace that is listening just now
+        yield _source(own)
+    for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
+        yield _source(hook)
+
+
+def _source(function: Callable[..., Any]) -> str:
+    try:
+        return inspect.getsource(function)
+    except (OSError, TypeError):  # typed into an interpreter, or no Python function
+        code = getattr(function, "__code__", None)
+        return type(function).__qualname__ if code is None else f"{code.co_code.hex()} {code.co_names} {code.co_consts}"

@@ -1,0 +1,167 @@
+"""What a model says of probe images, in a form that is small and can be compared."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_xai.explain import attribute
+from lightning_xai.integrity.inspection import check_logits, mean_logit
+from lightning_xai.integrity.measures import class_weighted_maps
+from lightning_xai.scores import at_least_float32, centered, pre_softmax
+from lightning_xai.trace import Capture, Trace, capture_for, find_layer, last_spatial_layer, run
+from lightning_xai.trace.layers import OneLayer
+from lightning_xai.types import Attribution, ForwardContext, Score
+
+SKETCH = 128
+"""Numbers kept of each gradient; distances between sketches are those of the gradients to about 10 %."""
+MAP_SIZE = 16
+"""Maps are averaged down to at most this many positions in each direction."""
+AT_LAYER = ("Grad-CAM", "HiResCAM")
+"""The maps that are always compared, at the layer."""
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What a model says of N probe images.
+
+    Attributes:
+        logits: Logits (N,K).
+        common: Gradient of the mean logit at the layer, or a linear sketch of it, (N,m).
+        centered: Gradient of the centred score of the reference's class, likewise, (N,m).
+        raw_maps: Maps of the raw logit before any ReLU, (N,h,w) by name.
+        zero_sum_maps: Maps of the centred score, likewise.
+        eps: Spacing of the numbers the model computes with, relative to 1.
+    """
+
+    logits: Tensor
+    common: Tensor
+    centered: Tensor
+    raw_maps: dict[str, Tensor]
+    zero_sum_maps: dict[str, Tensor]
+    eps: float
+
+
+def traced(
+    model: nn.Module, images: Tensor, layer: OneLayer, methods: Mapping[str, Attribution], context: ForwardContext
+) -> tuple[nn.Module, Trace]:
+    """One pass of the probes, in the dtype and on the device of the model.
+
+    Args:
+        model: The classifier.
+        images: Probe images (N,C,H,W).
+        layer: The explained layer; None for the last with a spatial output.
+        methods: Whose captures the pass makes too.
+        context: Context to run the model in.
+
+    Returns:
+        The explained layer, under which the trace has it, and the trace.
+
+    Raises:
+        ValueError: If a layer does not exist, the logits are not finite, or there is one only.
+    """
+    like = next((one for one in model.parameters() if one.is_floating_point()), images)
+    images = images.to(like.device, like.dtype)
+    module = last_spatial_layer(model, images, context) if layer is None else find_layer(model, layer)
+    capture = Capture({module: module}) | capture_for(model, methods.values(), module)
+    trace = run(model, images, capture, context)
+    check_logits(trace.logits)
+    return module, trace
+
+
+def evidence_of(
+    model: nn.Module, trace: Trace, module: nn.Module, targets: Tensor, methods: Mapping[str, Attribution]
+) -> Evidence:
+    """What a pass shows of a model: two sweeps from the logits to the layer, and what the methods cost.
+
+    Args:
+        model: The classifier.
+        trace: A pass that captured the layer and what the methods need.
+        module: The explained layer, as it is named in the trace.
+        targets: Class to explain for each image, (N,).
+        methods: Methods whose maps are taken too, without their ReLU.
+
+    Returns:
+        The evidence, on the CPU.
+
+    Raises:
+        ValueError: If a method has no field ``score``.
+    """
+    targets = targets.to(trace.logits.device)
+    common = at_least_float32(trace.gradient(mean_logit, targets, of=module))
+    rest = at_least_float32(trace.gradient(centered, targets, of=module))
+    activations = trace.activation(module)
+
+    def maps(score: Score, gradients: Tensor) -> dict[str, Tensor]:
+        found = class_weighted_maps(activations, gradients) | _explained(trace, targets, methods, score)
+        return {name: _small(values) for name, values in found.items()}
+
+    return Evidence(
+        logits=at_least_float32(trace.logits).cpu(),
+        common=sketch(common),
+        centered=sketch(rest),
+        raw_maps=maps(pre_softmax, common + rest),
+        zero_sum_maps=maps(centered, rest),
+        eps=_precision(model, trace.logits, activations),
+    )
+
+
+def _explained(trace: Trace, targets: Tensor, methods: Mapping[str, Attribution], score: Score) -> dict[str, Tensor]:
+    without = [name for name, method in methods.items() if not hasattr(method, "score")]
+    if without:
+        raise ValueError(f"`attributions` expected methods with a field `score`, got {without}: leave them out.")
+    scored = {name: _with_score(method, score) for name, method in methods.items()}
+    return attribute(trace, targets, scored) if scored else {}
+
+
+def _with_score(method: Attribution, score: Score) -> Attribution:
+    """The method with a score, and without a ReLU: where it cuts a map off, ranks are ties."""
+    settings = {"score": score, "relu": False} if hasattr(method, "relu") else {"score": score}
+    return dataclasses.replace(method, **settings)  # type: ignore[type-var]
+
+
+def sketch(gradients: Tensor) -> Tensor:
+    """A random linear projection to a few numbers that keeps lengths and distances (count sketch).
+
+    Each entry is added, with a random sign, to one of :data:`SKETCH` sums (Weinberger et al., "Feature Hashing", 2009):
+    squared lengths are right on average, with a relative deviation of ``sqrt(2 / 128) = 12 %``. Signs and sums are
+    settled by a fixed seed and the number of entries.
+
+    Args:
+        gradients: Gradients (N,...).
+
+    Returns:
+        Sketches (N,128) on the CPU, float32 or better.
+
+    Example:
+        >>> 0.8 < sketch(torch.ones(1, 10_000)).norm().item() / 100 < 1.2
+        True
+    """
+    values = at_least_float32(gradients).flatten(1).cpu()
+    generator = torch.Generator().manual_seed(0)
+    sums = torch.randint(SKETCH, (values.shape[1],), generator=generator)
+    signs = torch.randint(2, (values.shape[1],), generator=generator) * 2 - 1
+    return values.new_zeros(len(values), SKETCH).index_add_(1, sums, values * signs)
+
+
+def _small(maps: Tensor) -> Tensor:
+    _, height, width = maps.shape
+    return F.adaptive_avg_pool2d(maps[:, None], (min(height, MAP_SIZE), min(width, MAP_SIZE)))[:, 0].cpu()
+
+
+def _precision(model: nn.Module, *values: Tensor) -> float:
+    """Spacing of the coarsest numbers involved: of what the model gives, and of what its weights were rounded to."""
+    dtypes = {value.dtype for value in values}
+    parameters = [one.detach() for one in model.parameters() if one.is_floating_point()]
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        if parameters and all(torch.equal(one.to(dtype).to(one.dtype), one) for one in parameters):
+            dtypes.add(dtype)  # such as weights kept in half precision and loaded into float32
+            break
+    eps = max(torch.finfo(dtype).eps for dtype in dtypes)
+    tf32 = values[0].is_cuda and torch.float32 in dtypes and torch.backends.cudnn.allow_tf32
+    return max(eps, 2.0**-10) if tf32 else eps

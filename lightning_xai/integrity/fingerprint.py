@@ -1,0 +1,261 @@
+"""Fingerprints: what a trusted model does on probe images, in a small file, so that it need not be kept itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from lightning_xai.integrity.comparison import Comparison, compare
+from lightning_xai.integrity.digest import Digest, digest_of_tensor, digest_of_tensors
+from lightning_xai.integrity.evidence import AT_LAYER, Evidence, evidence_of, traced
+from lightning_xai.scores import predicted
+from lightning_xai.trace import Trace
+from lightning_xai.trace.layers import OneLayer, name_of
+from lightning_xai.types import Attribution, ForwardContext
+
+FORMAT = "lightning_xai fingerprint 1"
+KINDS = ("raw ", "zero-sum ")
+
+
+@dataclass(frozen=True, eq=False)
+class Fingerprint:
+    """A trusted model's behaviour on probe images: logits, sketches of gradients, maps, and digests of its parts.
+
+    The probes are not inside, only their digest: pass the same ones when comparing. Some 32 images of different classes
+    and 1000 classes make 0.3 MB. Behaviour is compared to the precision of the coarser dtype, so that another dtype,
+    device or memory format and folded BatchNorms pass; the digests tell of those.
+
+    Attributes:
+        layer: Name of the explained layer.
+        layer_shape: Its output for one image, (D,h,w).
+        evidence: Logits, gradients and maps.
+        digest: Hashes of the model's parts.
+        images: Hash of the probe images.
+
+    Example:
+        >>> import torch
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+        >>> images = torch.rand(8, 1, 6, 6)
+        >>> fingerprint = Fingerprint.of(model, images)
+        >>> print(fingerprint.compare(model.to(torch.bfloat16), images).verdict)
+        unchanged
+    """
+
+    layer: str
+    layer_shape: tuple[int, int, int]
+    evidence: Evidence
+    digest: Digest
+    images: str
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        images: Tensor,
+        *,
+        layer: OneLayer = None,
+        attributions: Mapping[str, Attribution] | None = None,
+        context: ForwardContext = nullcontext,
+    ) -> Fingerprint:
+        """Take a model's fingerprint: one pass with two sweeps from the logits to the layer, and what the methods cost.
+
+        Args:
+            model: The trusted classifier, images (N,C,H,W) -> logits (N,K), K >= 2.
+            images: Probe images (N,C,H,W), cast to the dtype and device of the model.
+            layer: Where maps are made: dotted name, module, or None for the last layer with a spatial output.
+            attributions: Methods whose maps are compared beside Grad-CAM and HiResCAM at the layer; each needs a field
+                ``score``.
+            context: Context to run the model in, such as a precision plugin's autocast.
+
+        Returns:
+            The fingerprint.
+
+        Raises:
+            ValueError: If a layer does not exist, or a method has no ``score``.
+        """
+        methods = dict(attributions or {})
+        module, trace = traced(model, images, layer, methods, context)
+        evidence = evidence_of(model, trace, module, predicted(trace.logits), methods)
+        _, *shape = trace.activation(module).shape
+        name = name_of(model, module)
+        return cls(name, (shape[0], shape[1], shape[2]), evidence, Digest.of(model), digest_of_tensor(images))
+
+    def compare(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        *,
+        layer: OneLayer = None,
+        attributions: Mapping[str, Attribution] | None = None,
+        context: ForwardContext = nullcontext,
+    ) -> Comparison:
+        """Compare a model with the trusted one; costs as much as :meth:`of`.
+
+        Args:
+            model: The model in question.
+            images: The probe images of the fingerprint.
+            layer: The explained layer where it has another name now; None for the same name, or, where there is none
+                such, for the last layer with a spatial output.
+            attributions: The methods of the fingerprint, by the same names.
+            context: Context to run the model in.
+
+        Returns:
+            The comparison, with a ``verdict``; it prints as a table.
+
+        Raises:
+            ValueError: If the images, the classes, the methods or the layer's shape are not those of the fingerprint.
+        """
+        methods = dict(attributions or {})
+        self._check(images, methods)
+        at = self.layer if layer is None and self.layer in dict(model.named_modules()) else layer
+        module, trace = traced(model, images, at, methods, context)
+        name = name_of(model, module)
+        self._check_shapes(trace, module, name)
+        found = evidence_of(model, trace, module, predicted(self.evidence.logits), methods)
+        return compare(found, self.evidence, layer=name, differing=self.digest.differences(Digest.of(model)))
+
+    def save(self, path: str | Path) -> None:
+        """Write the fingerprint into a safetensors file; nothing in it is executed on loading.
+
+        Args:
+            path: The file; its folder must exist.
+
+        Raises:
+            ImportError: If safetensors is not installed.
+        """
+        from safetensors.torch import save_file  # not needed by anything else
+
+        tensors = {name: tensor.contiguous() for name, tensor in _tensors(self.evidence).items()}
+        about = {
+            "layer": self.layer,
+            "layer_shape": self.layer_shape,
+            "eps": self.evidence.eps,
+            "digest": dataclasses.asdict(self.digest),
+            "images": self.images,
+            "contents": digest_of_tensors(tensors),
+        }
+        save_file(tensors, path, metadata={"format": FORMAT, "about": json.dumps(about)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Fingerprint:
+        """Read a fingerprint.
+
+        Args:
+            path: The file.
+
+        Returns:
+            The fingerprint, on the CPU.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If the file is no fingerprint, or is truncated or corrupted.
+            ImportError: If safetensors is not installed.
+        """
+        about, tensors = _read(Path(path))
+        maps = {kind: {n.partition(" ")[2]: t for n, t in tensors.items() if n.startswith(kind)} for kind in KINDS}
+        evidence = Evidence(
+            tensors["logits"], tensors["common"], tensors["centered"], maps["raw "], maps["zero-sum "], about["eps"]
+        )
+        depth, height, width = about["layer_shape"]
+        return cls(about["layer"], (depth, height, width), evidence, Digest(**about["digest"]), about["images"])
+
+    def _check(self, images: Tensor, methods: Mapping[str, Attribution]) -> None:
+        if digest_of_tensor(images) != self.images:
+            raise ValueError(
+                f"`images` expected the {len(self.evidence.logits)} probe images of the fingerprint, got others: "
+                f"{tuple(images.shape)}, {images.dtype}. Pass the very tensor, in its dtype: it is cast to the model's."
+            )
+        theirs = set(self.evidence.raw_maps) - set(AT_LAYER)
+        if set(methods) != theirs:
+            raise ValueError(
+                f"`attributions` expected the methods of the fingerprint, {sorted(theirs)}, got {sorted(methods)}."
+            )
+
+    def _check_shapes(self, trace: Trace, module: nn.Module, name: str) -> None:
+        classes = self.evidence.logits.shape[1]
+        if trace.logits.shape[1] != classes:
+            raise ValueError(
+                f"`model` expected logits of {classes} classes as of the fingerprint, got {trace.logits.shape[1]}. "
+                "Compare models for the same classes."
+            )
+        shape = tuple(trace.activation(module).shape[1:])
+        if shape != self.layer_shape:
+            raise ValueError(
+                f"`layer` expected an output of shape {self.layer_shape} for each image as of {self.layer!r} in the "
+                f"fingerprint, got {shape} of {name!r}: another architecture, or another layer."
+            )
+
+
+def compare_models(
+    model: nn.Module,
+    reference: nn.Module,
+    images: Tensor,
+    *,
+    layer: OneLayer = None,
+    reference_layer: OneLayer = None,
+    attributions: Mapping[str, Attribution] | None = None,
+    context: ForwardContext = nullcontext,
+) -> Comparison:
+    """Compare a model with a trusted one, such as that of an earlier checkpoint.
+
+    Args:
+        model: The model in question, images (N,C,H,W) -> logits (N,K), K >= 2.
+        reference: The trusted model.
+        images: Probe images (N,C,H,W); some 32 of different classes.
+        layer: Where maps are made: dotted name, module, or None for the name of the reference's.
+        reference_layer: Where they are made in the reference; None for the last layer with a spatial output.
+        attributions: Methods whose maps are compared too, for both models.
+        context: Context to run the models in, such as a precision plugin's autocast.
+
+    Returns:
+        The comparison, with a ``verdict``; it prints as a table.
+
+    Raises:
+        ValueError: If the models' classes or layers differ in shape, or a layer does not exist.
+
+    Example:
+        >>> import torch
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+        >>> print(compare_models(model, model, torch.rand(8, 1, 6, 6)).verdict)
+        unchanged
+    """
+    fingerprint = Fingerprint.of(reference, images, layer=reference_layer, attributions=attributions, context=context)
+    return fingerprint.compare(model, images, layer=layer, attributions=attributions, context=context)
+
+
+def _tensors(evidence: Evidence) -> dict[str, Tensor]:
+    tensors = {"logits": evidence.logits, "common": evidence.common, "centered": evidence.centered}
+    tensors |= {f"raw {name}": maps for name, maps in evidence.raw_maps.items()}
+    return tensors | {f"zero-sum {name}": maps for name, maps in evidence.zero_sum_maps.items()}
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    from safetensors import SafetensorError, safe_open  # not needed by anything else
+
+    if not path.is_file():
+        raise FileNotFoundError(f"`path` expected a fingerprint file, got {str(path)!r}, which does not exist.")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        about = json.loads(metadata["about"]) if metadata.get("format") == FORMAT else None
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(
+            f"`path` expected a fingerprint file, got {path.name!r}, truncated or corrupted: {error}"
+        ) from error
+    if about is None:
+        raise ValueError(
+            f"`path` expected a file of Fingerprint.save, got {path.name!r} of format {metadata.get('format')!r}."
+        )
+    if digest_of_tensors(tensors) != about["contents"]:
+        raise ValueError(f"`path` expected a fingerprint file, got {path.name!r}, whose contents were altered.")
+    return about, tensors
