@@ -74,6 +74,7 @@ from lightning_xai.metrics.robustness import (
     max_sensitivity,
     square_perturbation,
 )
+from lightning_xai.metrics.statistics import Comparison, compare
 
 __all__ = [
     "ADCC",
@@ -85,6 +86,7 @@ __all__ = [
     "Baseline",
     "Boxes",
     "Coherency",
+    "Comparison",
     "Complexity",
     "Curve",
     "Deletion",
@@ -113,6 +115,7 @@ __all__ = [
     "blurred",
     "box_masks",
     "coherency",
+    "compare",
     "complexity",
     "confident_groups",
     "curve_area",
