@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lightning_xai.regularization.losses import CosineLoss, cosine_error
 from lightning_xai.regularization.schedules import ConstantWeight, Schedule
 from lightning_xai.scores import log_softmax, pre_softmax
-from lightning_xai.trace import batch_norm_evaluation, guided
+from lightning_xai.trace import DoubleBackward, batch_norm_evaluation, guided
 
 Criterion: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """A classification loss: ``(logits (N,K), targets) -> ()``, the mean over images, or ``(N,)``, one for each image."""
@@ -260,14 +260,16 @@ class GuidedGradientLoss(nn.Module):
             return GuidedGradientTerms(classification, logits, classification.detach())
         self._require_support(model)
         leaf = images.detach().requires_grad_()
-        logits = model(leaf.clone())  # a copy, so that operations in place find no leaf
+        with DoubleBackward() as recorded:
+            logits = model(leaf.clone())  # a copy, so that operations in place find no leaf
         classification, total = mean_and_sum(criterion, logits, targets)
         term_logits = logits
         if self.batch_norm == "evaluation":
-            with batch_norm_evaluation(model):
+            with batch_norm_evaluation(model), recorded:
                 term_logits = model(leaf.clone())
             _, total = mean_and_sum(criterion, term_logits, targets)
-        gradients, guided_gradients = gradient_pair(*self.teacher(total, term_logits, targets), leaf)
+        with recorded.no_parameters():
+            gradients, guided_gradients = gradient_pair(*self.teacher(total, term_logits, targets), leaf)
         term_logits = term_logits.detach()
         regularization = _weighted_mean(
             self.error(gradients, guided_gradients), self.image_weights(term_logits, targets)

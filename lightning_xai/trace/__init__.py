@@ -4,6 +4,7 @@ The only folder that registers hooks (on modules or autograd nodes), shadows ``f
 the grad mode. Whatever it changes it restores in ``finally``, so that the user's model is as before after any call.
 """
 
+from lightning_xai.trace.double_backward import DoubleBackward
 from lightning_xai.trace.guided import guided
 from lightning_xai.trace.layers import Observer, find_layer, last_spatial_layer, layers_of
 from lightning_xai.trace.listening import Capture, Listener, Trace, capture_for, predict, run
@@ -12,6 +13,7 @@ from lightning_xai.trace.tokens import Tokens
 
 __all__ = [
     "Capture",
+    "DoubleBackward",
     "Listener",
     "Observer",
     "Tokens",
