@@ -30,7 +30,7 @@ def weighted_sum(activations: Tensor, weights: Tensor) -> Tensor:
         >>> weighted_sum(torch.ones(1, 2, 1, 1), torch.tensor([[1.0, 2.0]]))
         tensor([[[3.]]])
     """
-    return torch.einsum("ndhw,nd->nhw", activations, weights)
+    return (activations * weights[:, :, None, None]).sum(1)  # autocast would take a matrix product to half precision
 
 
 def upsample(maps: Tensor, images: Tensor) -> Tensor:
