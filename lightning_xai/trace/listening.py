@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map
 
 from lightning_xai.trace.guided import guided
@@ -352,7 +353,9 @@ def run(model: nn.Module, images: Tensor, capture: Capture, context: ForwardCont
         ValueError: If the output is not (N,K).
     """
     listener = Listener(model, capture, context)
-    with _unheard(model), evaluation_mode(model), listener, torch.no_grad(), context():
+    # Fused attention has a first derivative only.
+    attention = sdpa_kernel(SDPBackend.MATH) if capture.create_graph else nullcontext()
+    with _unheard(model), evaluation_mode(model), listener, attention, torch.no_grad(), context():
         output = model(images)
     if not listener.traces:
         shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__

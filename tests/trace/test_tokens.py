@@ -1,0 +1,276 @@
+"""Transformers and channels-last layers: where on the image an output lies, and what the methods make of it."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from architectures import CASES, VIT, Case, from_timm, patches_after
+from support import assert_same_state, random_images, state_of
+from torch import Tensor, nn
+
+from lightning_xai import GradCAM, GradCAMPlusPlus, GuidedGradient, InputGradient, centered, explain, pre_softmax
+from lightning_xai.trace import Capture, Tokens, run
+from lightning_xai.trace.layers import find_layer
+
+TARGETS = torch.tensor([1, 3])
+
+
+def every() -> pytest.MarkDecorator:
+    """All architectures."""
+    return pytest.mark.parametrize("case", [pytest.param(case, id=name) for name, case in CASES.items()])
+
+
+# Activations and gradients at their places
+
+
+@every()
+def test_activation_and_gradient_are_arranged_as_by_hand(case: Case) -> None:
+    """The output of a plain pass and the gradient that autograd gives of it, patch by patch."""
+    model, images = case.model_and_images()
+    layer = find_layer(model, case.layer)
+    outputs: list[Tensor] = []
+    handle = layer.register_forward_hook(lambda module, args, output: outputs.append(output))
+    scores = centered(model(images), TARGETS)
+    handle.remove()
+    (gradient,) = torch.autograd.grad(scores.sum(), outputs[0])
+
+    trace = run(model, images, Capture({case.layer: layer}))
+    assert trace.activation(case.layer).ndim == 4
+    torch.testing.assert_close(trace.activation(case.layer), case.by_hand(outputs[0].detach()))
+    found = trace.gradient(centered, TARGETS, of=case.layer)
+    torch.testing.assert_close(found, case.by_hand(gradient), rtol=1e-4, atol=1e-6)
+    assert (found != 0).any() == (case.by_hand(gradient) != 0).any()
+
+
+def test_tokens_given_and_found_are_the_same() -> None:
+    """Named layer and module, by themselves and as Tokens."""
+    model, images = CASES["timm ViT"].model_and_images()
+    layers = ["blocks.1.norm1", model.blocks[1].norm1]
+    given = [Tokens(layer, grid=(4, 4), prefix=1) for layer in layers]
+    first, *others = (explain(model, images, 1, attributions=GradCAM(layer)) for layer in layers + given)
+    assert first.max() > 0
+    for other in others:
+        torch.testing.assert_close(other, first, rtol=0, atol=0)
+
+
+def test_tokens_stand_among_several_layers() -> None:
+    """The mean of both maps, each divided by its maximum."""
+    model, images = CASES["timm ViT"].model_and_images()
+    tokens = Tokens("blocks.1.norm1", grid=(4, 4), prefix=1)
+    both = explain(model, images, 1, attributions=GradCAM(("blocks.0", tokens)))
+    alone = [explain(model, images, 1, attributions=GradCAM(layer)) for layer in ("blocks.0", "blocks.1.norm1")]
+    torch.testing.assert_close(both, sum(one / one.amax((1, 2), keepdim=True) for one in alone) / 2)
+
+
+def test_grad_cam_of_a_vit_is_that_of_its_definition() -> None:
+    """Tokens without the class token as feature maps, mean gradients as weights, written from the paper in float64."""
+    model, images = CASES["timm ViT"].model_and_images()
+    model, images = model.double(), images.double()
+    outputs: list[Tensor] = []
+    handle = model.blocks[1].norm1.register_forward_hook(lambda module, args, output: outputs.append(output))
+    (gradient,) = torch.autograd.grad(model(images)[range(2), TARGETS].sum(), outputs[0])
+    handle.remove()
+    expected = torch.zeros(2, 4, 4, dtype=torch.float64)
+    for image in range(2):
+        weights = gradient[image, 1:].mean(0)
+        for patch, token in enumerate(outputs[0][image, 1:].detach()):
+            expected[image, patch // 4, patch % 4] = (weights * token).sum().relu()
+    expected = F.interpolate(expected[None], size=(64, 64), mode="bilinear", align_corners=False)[0]
+    found = explain(model, images, TARGETS, attributions=GradCAM("blocks.1.norm1", score=pre_softmax))
+    torch.testing.assert_close(found, expected)
+
+
+class OneBlock(nn.Module):
+    """A transformer of one block without biases, whose tokens are zero wherever the image is."""
+
+    def __init__(self, class_token: bool) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(1, 8, 4, stride=4, bias=False)
+        self.token = nn.Parameter(torch.randn(1, 1, 8)) if class_token else None
+        self.norm1 = nn.LayerNorm(8)
+        self.query, self.key, self.value = (nn.Linear(8, 8, bias=False) for _ in range(3))
+        self.norm2 = nn.LayerNorm(8)
+        self.head = nn.Linear(8, 2, bias=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = self.embed(images).flatten(2).transpose(1, 2)
+        if self.token is not None:
+            tokens = torch.cat([self.token.expand(len(images), -1, -1), tokens], 1)
+        hidden = self.norm1(tokens)
+        tokens = tokens + F.scaled_dot_product_attention(self.query(hidden), self.key(hidden), self.value(hidden))
+        tokens = self.norm2(tokens)
+        return self.head(tokens.mean(1) if self.token is None else tokens[:, 0])
+
+
+@pytest.mark.parametrize(("class_token", "layer"), [(True, "norm1"), (True, None), (False, "norm1")])
+def test_grad_cam_peaks_at_the_only_patch_that_matters(class_token: bool, layer: str | None) -> None:
+    """A black image but for one patch: where there is nothing, the first norm gives 0, so that the map is 0, too."""
+    torch.manual_seed(0)
+    model, images = OneBlock(class_token), torch.zeros(1, 1, 12, 20)
+    images[:, :, 4:8, 12:16] = torch.rand(4, 4)  # row 1, column 3
+    maps = explain(model, images, 1, attributions=GradCAM(layer, relu=False))
+    cells = maps[0, 2::4, 2::4]  # near the centres of the patches
+    assert cells.abs().flatten().argmax() == 1 * 5 + 3
+    assert maps[0, :, :8].abs().max() == 0
+
+
+# What cannot be told is refused
+
+
+class Patchify(nn.Module):
+    """A transformer whose patches are cut by reshaping: no layer has the form of a grid."""
+
+    def __init__(self, before: nn.Module | None = None, queries: int = 0) -> None:
+        super().__init__()
+        self.before = nn.Identity() if before is None else before
+        self.queries = nn.Parameter(torch.randn(1, queries, 12))
+        self.embed = nn.Linear(12, 12)
+        self.norm = nn.LayerNorm(12)
+        self.head = nn.Linear(12, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        patches = F.unfold(self.before(images), 2, stride=2).transpose(1, 2)
+        patches = torch.cat([self.queries.expand(len(images), -1, -1), self.embed(patches)], 1)
+        return self.head(self.norm(patches).mean(1))
+
+
+@pytest.mark.parametrize("layer", ["norm", None])
+def test_a_grid_that_was_not_seen_is_to_be_given(layer: str | None) -> None:
+    """And once given, the map is there."""
+    model, images = Patchify(), random_images()
+    with pytest.raises(ValueError, match=r"`layer` 'norm' expected.*16, 12\).*Give them, `Tokens\('norm', grid="):
+        explain(model, images, attributions=GradCAM(layer))
+    assert explain(model, images, attributions=GradCAM(Tokens("norm", grid=(4, 4)))).shape == (4, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("before", "queries"),
+    [
+        pytest.param(nn.Conv2d(3, 3, 3, padding=1), 0, id="a grid of more positions"),
+        pytest.param(nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Upsample(size=8)), 0, id="a grid of too few positions"),
+        pytest.param(nn.Sequential(nn.AdaptiveAvgPool2d((2, 8)), nn.Upsample(size=8)), 0, id="another shape"),
+        pytest.param(nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Upsample(size=8)), 9, id="too many other tokens"),
+    ],
+)
+def test_a_grid_that_does_not_fit_is_not_taken(before: nn.Module, queries: int) -> None:
+    """Feature maps of 8 x 8, 2 x 2 or 2 x 8 positions are not where 16 patches of a square image lie."""
+    with pytest.raises(ValueError, match="Give them"):
+        explain(Patchify(before, queries), random_images(), attributions=GradCAM("norm"))
+
+
+def test_channels_in_rows_are_no_tokens() -> None:
+    """Feature maps (N,D,hw) after a flattening have no normalisation over their last dimension."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 20, 3, stride=2, padding=1), nn.Flatten(2), nn.AdaptiveAvgPool1d(1), nn.Flatten()
+    )
+    images = random_images()
+    with pytest.raises(ValueError, match=r"`layer` '1' expected.*\(4, 20, 16\)"):
+        explain(model, images, attributions=GradCAM("1"))
+    found, expected = (explain(model, images, 1, attributions=GradCAM(layer)) for layer in (None, "0"))
+    assert torch.equal(found, expected)
+
+
+def test_equally_many_channels_rows_and_columns_are_refused_after_a_norm() -> None:
+    """(N,4,4,4) normalised over the last dimension or the second: the shape does not tell, Tokens do."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 2, stride=2), nn.LayerNorm(4), nn.AvgPool2d(4), nn.Flatten())
+    images = random_images()
+    with pytest.raises(ValueError, match=r"`layer` '1' expected.*\(4, 4, 4, 4\)"):
+        explain(model, images, attributions=GradCAM("1"))
+    trace = run(model, images, Capture({Tokens("1", (4, 4)): model[1]}))
+    assert torch.equal(trace.activation(Tokens("1", (4, 4))), model[1](model[0](images)).permute(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        (Tokens("blocks.0", (4, 4)), r"expected an output \(N, 0 \+ 4 \* 4, D\).*got \(2, 17, 48\)"),
+        (Tokens("patch_embed.proj", (8, 96)), r"or \(N, 8, 96, D\), got \(2, 48, 4, 4\)"),
+    ],
+)
+def test_tokens_that_do_not_fit_are_refused(tokens: Tokens, message: str) -> None:
+    """The message shows what was given and what came."""
+    model, images = CASES["timm ViT"].model_and_images()
+    with pytest.raises(ValueError, match=message):
+        explain(model, images, attributions=GradCAM(tokens))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((3, (4, 4)), TypeError, "`layer` expected a dotted name or a module, got int"),
+        (("norm", [4, 4]), ValueError, r"`grid` expected a tuple.*got \[4, 4\]"),
+        (("norm", (4, 0)), ValueError, "`grid` expected"),
+        (("norm", (4, 4), -1), ValueError, "`prefix` expected"),
+    ],
+)
+def test_wrong_tokens_are_told_about_at_once(arguments: tuple, error: type[Exception], message: str) -> None:
+    """Before any pass."""
+    with pytest.raises(error, match=message):
+        Tokens(*arguments)
+
+
+def test_near_names_are_listed_for_tokens_too() -> None:
+    """A layer that does not exist."""
+    model, images = CASES["timm ViT"].model_and_images()
+    with pytest.raises(ValueError, match=r"got 'blocks.1.norm3'. Near names: .*blocks.1.norm"):
+        explain(model, images, attributions=GradCAM(Tokens("blocks.1.norm3", (4, 4), 1)))
+
+
+# Whole explanations
+
+
+METHODS = {"cam": GradCAM(), "++": GradCAMPlusPlus(), "grad": InputGradient()}
+
+
+@every()
+def test_methods_explain_in_inference_mode_and_leave_the_model_as_it_was(case: Case) -> None:
+    """With the layer found and named: finite maps at image size, as outside of inference mode."""
+    model, images = case.model_and_images()
+    methods = METHODS | {"named": GradCAM(case.automatic)}
+    expected = explain(model, images, attributions=methods)
+    model.train()
+    before = state_of(model)
+    with torch.inference_mode():
+        maps = explain(model, images.clone(), attributions=methods)
+    assert_same_state(before, state_of(model))
+    for name, values in maps.items():
+        assert values.shape == (2, *case.size)
+        assert values.isfinite().all()
+        torch.testing.assert_close(values, expected[name])
+    assert torch.equal(maps["named"], maps["cam"])
+
+
+def test_guided_gradients_refuse_transformers() -> None:
+    """GELU is no rectifier."""
+    model, images = CASES["timm ViT"].model_and_images()
+    with pytest.raises(ValueError, match=r"expected at least 50% of the nonlinearities to be rectifiers"):
+        explain(model, images, attributions=GuidedGradient())
+
+
+def test_maps_of_transformers_can_be_differentiated() -> None:
+    """The derivative of a map along a direction of the images, by differences in float64."""
+    model, images = CASES["timm ViT"].model_and_images()
+    model, images, method = model.double(), images.double().requires_grad_(), GradCAM("blocks.1.norm1", relu=False)
+    direction, step = torch.randn_like(images), 1e-6
+    maps = explain(model, images, 1, attributions=method, create_graph=True)
+    (gradient,) = torch.autograd.grad(maps.square().sum(), images)
+    after, before = (
+        explain(model, images.detach() + sign * step * direction, 1, attributions=method).square().sum()
+        for sign in (1, -1)
+    )
+    torch.testing.assert_close((gradient * direction).sum(), (after - before) / (2 * step), rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_attention_maps_are_no_feature_maps(fused: bool) -> None:
+    """Written out, attention passes (N, heads, T, T) through a dropout layer, which comes after the first norm."""
+    model = from_timm("vit_tiny_patch16_224", **VIT)()
+    for block in model.blocks:
+        block.attn.fused_attn = fused
+    images = torch.randn(2, 3, 64, 64)
+    maps = explain(model.eval(), images, 1, attributions={"found": GradCAM(), "named": GradCAM("blocks.1.norm1")})
+    assert torch.equal(maps["found"], maps["named"])
+
+
+def test_patches_after_is_right_for_a_case_written_out() -> None:
+    """What the cases above are compared with."""
+    assert patches_after(1, 2, 3)(torch.arange(7).view(1, 7, 1)).tolist() == [[[[1, 2, 3], [4, 5, 6]]]]
