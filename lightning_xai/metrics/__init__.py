@@ -33,7 +33,7 @@ from lightning_xai.metrics.curves import (
     insertion_curve,
     perturbation_curves,
 )
-from lightning_xai.metrics.energy_pointing import EnergyPointingAccuracy, energy_pointing
+from lightning_xai.metrics.energy_levels import EnergyPointingAccuracy, energy_pointing
 from lightning_xai.metrics.gradients import (
     GradientAlignment,
     GradientRoughness,

@@ -19,6 +19,8 @@ from lightning_xai.scores import at_least_float32
 LEVELS = tuple(range(0, 101, 5))
 """Energies in percent at which accuracy is measured."""
 
+_RANDOM = "random level"
+
 
 def energy_pointing(maps: Tensor, boxes: Boxes, *, levels: Sequence[int] = LEVELS) -> tuple[Tensor, Tensor]:
     """How many points of each map lie in the boxes, and how many points there are, by energy.
@@ -138,14 +140,14 @@ class EnergyPointingAccuracy(LocalizationMetric):
         levels = curves.new_tensor(self.levels)
         return torch.trapezoid(curves, levels) / (levels[-1] - levels[0])
 
-    def plot(self, val: Any = None, ax: Axes | None = None, *, label: str = "mean") -> tuple[Figure | SubFigure, Axes]:
+    def plot(self, val: Any = None, ax: Axes | None = None, *, label: str = "map") -> tuple[Figure | SubFigure, Axes]:
         """Draw accuracy over energy as in figure 13 of paper 002: mean solid, pooled dashed, the random level dotted.
 
         Args:
             val: Results of ``compute()`` or ``forward()`` to be drawn as numbers instead, as torchmetrics does.
             ax: Axes to draw into, such as those of another method; None for a new figure, of which pyplot knows
                 nothing.
-            label: Name of the mean curve, such as that of the method.
+            label: Name of the curve, such as that of the method.
 
         Returns:
             The figure and its axes.
@@ -155,9 +157,10 @@ class EnergyPointingAccuracy(LocalizationMetric):
         self.compute()
         ax = Figure(layout="constrained").subplots() if ax is None else ax
         (line,) = ax.plot(self.levels, self.mean_curve.tolist(), label=label)
-        ax.plot(self.levels, self.pooled_curve.tolist(), "--", color=line.get_color(), label=f"{label}, pooled")
-        if "random" not in ax.get_legend_handles_labels()[1]:
-            ax.axhline(self.random_level, linestyle=":", color="gray", label="random")
-        ax.set(xlabel="energy, % of the positive pixels", ylabel="pointing accuracy", xlim=(0, 100), ylim=(0, 1))
+        ax.plot(self.levels, self.pooled_curve.tolist(), "--", color=line.get_color())
+        if _RANDOM not in ax.get_legend_handles_labels()[1]:  # several methods have one random level
+            ax.axhline(self.random_level, linestyle=":", color="gray", label=_RANDOM)
+        ax.set(xlabel="energy, % of the positive pixels", ylabel="pointing accuracy (dashed: pooled)")
+        ax.set(xlim=(0, 100), ylim=(0, 1))
         ax.legend()
         return ax.figure, ax
