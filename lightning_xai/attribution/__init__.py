@@ -2,7 +2,7 @@
 
 from lightning_xai.attribution.cam import CAM, GradCAM, GradCAMPlus
 from lightning_xai.attribution.cam_plus_plus import GradCAMPlusPlus, SmoothGradCAMPlusPlus, alpha_distribution
-from lightning_xai.attribution.controls import CenteredGaussian, FakeCAM, Random
+from lightning_xai.attribution.controls import CenteredGaussian, Edges, FakeCAM, Random, Shuffled
 from lightning_xai.attribution.elementwise_cam import HiResCAM, LayerCAM, XGradCAM
 from lightning_xai.attribution.from_callable import FromCallable
 from lightning_xai.attribution.gradient import GuidedGradient, InputGradient, InputXGradient
@@ -14,6 +14,7 @@ from lightning_xai.attribution.score_cam import ScoreCAM
 __all__ = [
     "CAM",
     "CenteredGaussian",
+    "Edges",
     "FakeCAM",
     "FromCallable",
     "GradCAM",
@@ -29,6 +30,7 @@ __all__ = [
     "RSIGradCAM",
     "Random",
     "ScoreCAM",
+    "Shuffled",
     "SmoothGrad",
     "SmoothGradCAMPlusPlus",
     "XGradCAM",

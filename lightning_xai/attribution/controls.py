@@ -2,14 +2,66 @@
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_xai.attribution.noise import generators
+from lightning_xai.scores import at_least_float32
 from lightning_xai.trace import Trace
-from lightning_xai.types import Attribution
+from lightning_xai.types import Attribution, Interception, Layer, Score
+
+
+def edge_magnitude(images: Tensor) -> Tensor:
+    """Magnitude of the Sobel gradient of the grey image, the mean of the channels; borders are continued.
+
+    Sobel and Feldman, "A 3x3 Isotropic Gradient Operator for Image Processing", 1968.
+
+    Args:
+        images: Images (N,C,H,W).
+
+    Returns:
+        Maps (N,H,W), non-negative, float32 or better: 4 on both sides of a straight step of 1.
+
+    Example:
+        >>> edge_magnitude(torch.tensor([[[[0.0, 0.0, 1.0, 1.0]]]]))
+        tensor([[[0., 4., 4., 0.]]])
+    """
+    grey = F.pad(at_least_float32(images).mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")[:, 0]
+    across, down = grey[:, :, 2:] - grey[:, :, :-2], grey[:, 2:] - grey[:, :-2]
+    across = across[:, :-2] + 2 * across[:, 1:-1] + across[:, 2:]
+    down = down[:, :, :-2] + 2 * down[:, :, 1:-1] + down[:, :, 2:]
+    return torch.hypot(across, down)
+
+
+def permuted_blocks(maps: Tensor, orders: Tensor, block: int) -> Tensor:
+    """Maps cut into square blocks that are put together in another order.
+
+    Args:
+        maps: Maps (N,H,W).
+        orders: For each map a permutation of its P = (H / block) * (W / block) blocks, read row by row, (N,P), int64.
+        block: Side of a block in pixels; a divisor of H and W.
+
+    Returns:
+        Maps (N,H,W).
+
+    Raises:
+        ValueError: If the side is no divisor.
+
+    Example:
+        >>> permuted_blocks(torch.tensor([[[1.0, 2.0], [3.0, 4.0]]]), torch.tensor([[3, 2, 1, 0]]), block=1)
+        tensor([[[4., 3.],
+                 [2., 1.]]])
+    """
+    n, height, width = maps.shape
+    if height % block or width % block:
+        raise ValueError(f"`block` expected a divisor of the maps' height and width, {(height, width)}, got {block}.")
+    blocks = maps.unfold(1, block, block).unfold(2, block, block)
+    rows, columns = blocks.shape[1:3]
+    blocks = blocks.flatten(1, 2).gather(1, orders[:, :, None, None].expand(-1, -1, block, block))
+    return blocks.unflatten(1, (rows, columns)).transpose(2, 3).reshape(n, height, width)
 
 
 @dataclass(frozen=True)
@@ -35,13 +87,8 @@ class Random(Attribution):
     def __call__(self, trace: Trace, targets: Tensor) -> Tensor:
         """Maps (N,H,W) in [0, 1)."""
         images = trace.images.detach()
-        maps = [self._map(image) for image in images.float().cpu()]
-        return torch.stack(maps).to(images.device, _dtype(images))
-
-    def _map(self, image: Tensor) -> Tensor:
-        # The checksum starts from the seed. The noise is drawn on the CPU, since devices draw differently.
-        generator = torch.Generator().manual_seed(zlib.crc32(image.numpy().tobytes(), self.seed))
-        return torch.rand(image.shape[1:], generator=generator)
+        maps = [torch.rand(images.shape[2:], generator=source) for source in generators(images, self.seed)]
+        return torch.stack(maps).to(images.device, at_least_float32(images).dtype)
 
 
 @dataclass(frozen=True)
@@ -74,7 +121,7 @@ class CenteredGaussian(Attribution):
         return (rows[:, None] * columns).repeat(n, 1, 1)
 
     def _profile(self, side: int, images: Tensor) -> Tensor:
-        centers = (torch.arange(side, device=images.device, dtype=_dtype(images)) + 0.5) / side
+        centers = (torch.arange(side, device=images.device, dtype=at_least_float32(images).dtype) + 0.5) / side
         return torch.exp(-((centers - 0.5) ** 2) / (2 * self.sigma**2))
 
 
@@ -95,10 +142,87 @@ class FakeCAM(Attribution):
     def __call__(self, trace: Trace, targets: Tensor) -> Tensor:
         """Maps (N,H,W), zero or one."""
         n, _, height, width = trace.images.shape
-        maps = trace.images.new_ones((n, height, width), dtype=_dtype(trace.images))
+        maps = trace.images.new_ones((n, height, width), dtype=at_least_float32(trace.images).dtype)
         maps[:, 0, 0] = 0.0
         return maps
 
 
-def _dtype(images: Tensor) -> torch.dtype:
-    return torch.promote_types(images.dtype, torch.float32)
+@dataclass(frozen=True)
+class Edges(Attribution):
+    """An edge detector: the Sobel magnitude of the grey image, :func:`edge_magnitude`.
+
+    It knows neither the model nor the class, and looks like guided backpropagation (Adebayo et al., "Sanity Checks for
+    Saliency Maps", NeurIPS 2018, https://arxiv.org/abs/1810.03292): a metric that it wins rewards looking at edges.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> trace = SimpleNamespace(images=torch.tensor([[[[0.0, 0.0, 1.0, 1.0]]]]))
+        >>> Edges()(trace, torch.tensor([0]))
+        tensor([[[0., 4., 4., 0.]]])
+    """
+
+    def __call__(self, trace: Trace, targets: Tensor) -> Tensor:
+        """Maps (N,H,W), non-negative."""
+        return edge_magnitude(trace.images.detach())
+
+
+@dataclass(frozen=True)
+class Shuffled(Attribution):
+    """The map of another method with its pixels in random order: the same values, and nowhere in particular.
+
+    What a metric gives it beyond a constant is due to how much the map shows, not to where. Blocks keep what the map
+    has of smoothness. The order depends on the seed and on the image's content alone, as the noise of :class:`Random`.
+
+    Attributes:
+        attribution: The method; its cost is the cost.
+        block: Side in pixels of the blocks that stay together, a divisor of the image's height and width.
+        seed: Any integer; another seed gives other orders.
+
+    Raises:
+        TypeError: If the method is none.
+        ValueError: If the block is smaller than a pixel or, once images are seen, no divisor.
+
+    Example:
+        >>> from lightning_xai import explain
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
+        >>> explain(model, torch.ones(1, 1, 2, 2), attributions=Shuffled(FakeCAM(), seed=2))
+        tensor([[[1., 0.],
+                 [1., 1.]]])
+    """
+
+    attribution: Attribution
+    block: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.attribution, Attribution):
+            raise TypeError(f"`attribution` expected an Attribution such as `GradCAM()`, got {self.attribution!r}.")
+        if self.block < 1:
+            raise ValueError(f"`block` expected a side of 1 pixel or more, got {self.block}.")
+
+    @property
+    def layer(self) -> Layer:
+        """Where the method looks; an AttributeError, as it raises it, if it looks at no layer."""
+        return self.attribution.layer  # type: ignore[attr-defined]
+
+    @property
+    def score(self) -> Score:
+        """What the method explains; an AttributeError, as it raises it, if it explains no score."""
+        return self.attribution.score  # type: ignore[attr-defined]
+
+    @property
+    def needs_image_gradient(self) -> bool:  # type: ignore[override]
+        """Whether the method does."""
+        return self.attribution.needs_image_gradient
+
+    @property
+    def interception(self) -> Interception | None:
+        """What the method puts in place of the model's operations."""
+        return self.attribution.interception
+
+    def __call__(self, trace: Trace, targets: Tensor) -> Tensor:
+        """Maps (N,H,W) with the values of the method's."""
+        maps = self.attribution(trace, targets)
+        n_blocks = maps[0].numel() // self.block**2
+        orders = [torch.randperm(n_blocks, generator=source) for source in generators(trace.images, self.seed)]
+        return permuted_blocks(maps, torch.stack(orders).to(maps.device), self.block)

@@ -1,5 +1,6 @@
 """Controls: maps that depend on nothing but what they say."""
 
+import dataclasses
 import math
 import pickle
 from types import SimpleNamespace
@@ -7,14 +8,25 @@ from typing import Any
 
 import pytest
 import torch
-from support import needs_cuda, random_images
+from support import assert_same_state, needs_cuda, random_images, small_net, state_of
 from torch import Tensor
 
-from lightning_xai.attribution.controls import CenteredGaussian, FakeCAM, Random
+from lightning_xai import explain
+from lightning_xai.attribution import GradCAM, GuidedGradient, InputGradient
+from lightning_xai.attribution.controls import (
+    CenteredGaussian,
+    Edges,
+    FakeCAM,
+    Random,
+    Shuffled,
+    edge_magnitude,
+    permuted_blocks,
+)
 from lightning_xai.metrics import normalized_masks
+from lightning_xai.trace import layers_of
 from lightning_xai.types import Attribution
 
-CONTROLS: list[Attribution] = [Random(), CenteredGaussian(), FakeCAM()]
+CONTROLS: list[Attribution] = [Random(), CenteredGaussian(), FakeCAM(), Edges(), Shuffled(CenteredGaussian())]
 
 each_control = pytest.mark.parametrize("control", CONTROLS, ids=lambda control: type(control).__name__)
 
@@ -73,8 +85,8 @@ def test_maps_do_not_share_memory(control: Attribution) -> None:
 @each_control
 def test_control_is_a_value(control: Attribution) -> None:
     """Equal by its fields, hashable, picklable: it can be a key and travel to another process."""
-    assert pickle.loads(pickle.dumps(control)) == control == type(control)()
-    assert hash(control) == hash(type(control)())
+    assert pickle.loads(pickle.dumps(control)) == control == dataclasses.replace(control)  # type: ignore[type-var]
+    assert hash(control) == hash(dataclasses.replace(control))  # type: ignore[type-var]
 
 
 @each_control
@@ -165,3 +177,109 @@ def test_fake_cam_hides_the_first_pixel_and_nothing_else() -> None:
     expected[:, 0, 0] = 0
     assert torch.equal(maps, expected)
     assert torch.equal(normalized_masks(maps), expected)
+
+
+class TestEdges:
+    """A Sobel filter."""
+
+    def test_magnitude_is_that_of_a_loop_over_pixels(self) -> None:
+        """Sobel's two kernels, borders continued, on the mean of the channels."""
+        images = random_images(2, size=5, dtype=torch.float64)[:, :, :4]
+        found = edge_magnitude(images)
+        kernel = [[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]]
+        for n, row, column in ((0, 0, 0), (0, 2, 3), (1, 3, 4), (1, 1, 1)):
+            grey = images[n].mean(0)
+            around = [
+                [grey[min(max(row + i, 0), 3), min(max(column + j, 0), 4)] for j in (-1, 0, 1)] for i in (-1, 0, 1)
+            ]
+            across = sum(kernel[i][j] * around[i][j] for i in range(3) for j in range(3))
+            down = sum(kernel[j][i] * around[i][j] for i in range(3) for j in range(3))
+            assert found[n, row, column].item() == pytest.approx(math.hypot(across, down), rel=1e-12)
+
+    def test_flat_image_has_no_edges(self) -> None:
+        """Not at the border either, whatever the colour."""
+        assert not maps_of(Edges(), torch.tensor([2.0, -1.0, 3.0]).view(1, 3, 1, 1).expand(1, 3, 6, 6)).any()
+
+    def test_direction_of_the_step_does_not_matter(self) -> None:
+        """Up, down, left and right are the same map, turned."""
+        step = torch.zeros(1, 1, 6, 6)
+        step[..., 3:] = 1
+        found = edge_magnitude(step)[0]
+        assert found.unique().tolist() == [0, 4]
+        for turns in (1, 2, 3):
+            assert torch.equal(edge_magnitude(step.rot90(turns, (2, 3)))[0], found.rot90(turns))
+
+
+class TestShuffled:
+    """The map of another method in random order."""
+
+    @pytest.mark.parametrize("block", [1, 2, 4, 8])
+    def test_values_are_those_of_the_method(self, block: int) -> None:
+        """Block by block the same ones, in another order unless there is one block only."""
+        images = random_images(3)
+        maps, found = maps_of(Edges(), images), maps_of(Shuffled(Edges(), block=block), images)
+
+        def blocks(values: Tensor) -> list[list[float]]:
+            cut = values.unfold(0, block, block).unfold(1, block, block)
+            return cut.flatten(0, 1).flatten(1).tolist()
+
+        for before, after in zip(maps, found, strict=True):
+            assert sorted(blocks(before)) == sorted(blocks(after))
+            assert torch.equal(before, after) == (block == 8)
+
+    def test_order_is_read_row_by_row(self) -> None:
+        """Of a map that is higher than wide: each place gets the block that its order names."""
+        its_map, order = torch.arange(24.0).view(1, 6, 4), [1, 3, 0, 5, 4, 2]
+        found = permuted_blocks(its_map, torch.tensor([order]), block=2)
+        for place, source in enumerate(order):
+            (row, column), (old_row, old_column) = ((2 * (index // 2), 2 * (index % 2)) for index in (place, source))
+            here = found[0, row : row + 2, column : column + 2]
+            assert torch.equal(here, its_map[0, old_row : old_row + 2, old_column : old_column + 2])
+
+    def test_place_says_nothing_about_the_value(self) -> None:
+        """A shuffled Gaussian does not correlate with the Gaussian, nor from image to image or seed to seed."""
+        images = random_images(2, size=64)
+        maps = torch.cat([maps_of(c, images) for c in (CenteredGaussian(), *map(shuffled_gaussian, (0, 1)))])
+        correlations = torch.corrcoef(maps[1:].flatten(1)) - torch.eye(5)
+        assert correlations.abs().max() < 0.06
+
+    def test_method_is_traced_as_if_it_were_alone(self) -> None:
+        """Layers and gradients are captured for it, also the layer that is found."""
+        model, images = small_net(), random_images(3)
+        methods = {"cam": GradCAM("conv2"), "found": GradCAM(), "guided": GuidedGradient(), "gradient": InputGradient()}
+        shuffled = {name: Shuffled(method, block=2) for name, method in methods.items()}
+        before = state_of(model)
+        found = explain(model, images, attributions=shuffled)
+        assert_same_state(before, state_of(model))
+        alone = explain(model, images, attributions=methods)
+        for name, maps in found.items():
+            assert torch.equal(maps.flatten(1).sort().values, alone[name].flatten(1).sort().values), name
+            assert not torch.equal(maps, alone[name]), name
+
+    def test_methods_without_layer_or_score_have_none(self) -> None:
+        """As they are asked: by hasattr."""
+        assert layers_of(Shuffled(Random())) == []
+        assert layers_of(Shuffled(GradCAM(["conv1", "conv2"]))) == ["conv1", "conv2"]
+        assert not hasattr(Shuffled(Random()), "score")
+        assert Shuffled(GradCAM()).score is GradCAM().score
+        assert Shuffled(InputGradient()).needs_image_gradient
+        assert not Shuffled(GradCAM()).needs_image_gradient
+
+    def test_block_that_does_not_divide_the_image_is_refused(self) -> None:
+        """Rests would have to be dropped."""
+        with pytest.raises(
+            ValueError, match=r"`block` expected a divisor of the maps' height and width, \(8, 8\), got 3"
+        ):
+            maps_of(Shuffled(Edges(), block=3), random_images(1))
+
+    def test_arguments_that_make_no_sense_are_refused(self) -> None:
+        """A class instead of a method, and blocks of no pixel."""
+        with pytest.raises(TypeError, match=r"`attribution` expected an Attribution such as `GradCAM\(\)`, got <class"):
+            Shuffled(GradCAM)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="`block` expected a side of 1 pixel or more, got 0"):
+            Shuffled(GradCAM(), block=0)
+
+
+def shuffled_gaussian(seed: int) -> Shuffled:
+    """A smooth map that is shuffled with a seed."""
+    return Shuffled(CenteredGaussian(), seed=seed)
