@@ -55,13 +55,12 @@ class ShiftedLogits(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """The shifted logits (N,K)."""
         if self.layer is None:
-            return self._shifted(self.model(images), images, images)
-        with tapped(find_layer(self.model, self.layer)) as outputs:
+            shift = self.shift(at_least_float32(images), images)  # first: the model's layers stay the last to be called
             logits = self.model(images)
-        return self._shifted(logits, outputs[-1], images)
-
-    def _shifted(self, logits: Tensor, values: Tensor, images: Tensor) -> Tensor:
-        shift = self.shift(at_least_float32(values), images)
+        else:
+            with tapped(find_layer(self.model, self.layer)) as outputs:
+                logits = self.model(images)
+            shift = self.shift(at_least_float32(outputs[-1]), images)
         return logits + shift[:, None].to(logits.dtype)
 
 

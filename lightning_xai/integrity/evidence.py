@@ -92,23 +92,23 @@ def evidence_of(
     Raises:
         ValueError: If a method has no field ``score``.
     """
-    targets = targets.to(trace.logits.device)
-    common = at_least_float32(trace.gradient(mean_logit, targets, of=module))
-    rest = at_least_float32(trace.gradient(centered, targets, of=module))
-    activations = trace.activation(module)
+    with trace.computing():
+        targets = targets.to(trace.logits.device, copy=True)  # may have been made in inference mode
+        common = at_least_float32(trace.gradient(mean_logit, targets, of=module))
+        rest = at_least_float32(trace.gradient(centered, targets, of=module))
 
-    def maps(score: Score, gradients: Tensor) -> dict[str, Tensor]:
-        found = class_weighted_maps(activations, gradients) | _explained(trace, targets, methods, score)
-        return {name: _small(values) for name, values in found.items()}
+        def maps(score: Score, gradients: Tensor) -> dict[str, Tensor]:
+            found = class_weighted_maps(trace.activation(module), gradients)
+            return {name: _small(one) for name, one in (found | _explained(trace, targets, methods, score)).items()}
 
-    return Evidence(
-        logits=at_least_float32(trace.logits).cpu(),
-        common=sketch(common),
-        centered=sketch(rest),
-        raw_maps=maps(pre_softmax, common + rest),
-        zero_sum_maps=maps(centered, rest),
-        eps=_precision(model, trace.logits, activations),
-    )
+        return Evidence(
+            logits=at_least_float32(trace.logits).cpu(),
+            common=sketch(common),
+            centered=sketch(rest),
+            raw_maps=maps(pre_softmax, common + rest),
+            zero_sum_maps=maps(centered, rest),
+            eps=_precision(model, trace.logits, trace.activation(module)),
+        )
 
 
 def _explained(trace: Trace, targets: Tensor, methods: Mapping[str, Attribution], score: Score) -> dict[str, Tensor]:

@@ -102,8 +102,8 @@ class Fingerprint:
         Args:
             model: The model in question.
             images: The probe images of the fingerprint.
-            layer: The explained layer where it has another name now; None for the same name, or, where there is none
-                such, for the last layer with a spatial output.
+            layer: The explained layer where it has another name now. None for the one of the same name, maybe behind
+                a prefix such as that of a wrapper; where there is none such, for the last with a spatial output.
             attributions: The methods of the fingerprint, by the same names.
             context: Context to run the model in.
 
@@ -115,7 +115,7 @@ class Fingerprint:
         """
         methods = dict(attributions or {})
         self._check(images, methods)
-        at = self.layer if layer is None and self.layer in dict(model.named_modules()) else layer
+        at = _likely_name(model, self.layer) if layer is None else layer
         module, trace = traced(model, images, at, methods, context)
         name = name_of(model, module)
         self._check_shapes(trace, module, name)
@@ -230,6 +230,14 @@ def compare_models(
     """
     fingerprint = Fingerprint.of(reference, images, layer=reference_layer, attributions=attributions, context=context)
     return fingerprint.compare(model, images, layer=layer, attributions=attributions, context=context)
+
+
+def _likely_name(model: nn.Module, layer: str) -> str | None:
+    names = [name for name, _ in model.named_modules()]
+    behind_prefix = [name for name in names if name.endswith(f".{layer}")]
+    if layer in names:
+        return layer
+    return behind_prefix[0] if len(behind_prefix) == 1 else None
 
 
 def _tensors(evidence: Evidence) -> dict[str, Tensor]:

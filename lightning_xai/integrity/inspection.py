@@ -55,8 +55,8 @@ class Inspection:
         class_similarity: Rank correlation of the raw Grad-CAM maps of the two best classes, (N,) in [-1, 1]: near 1
             where every class gets the same map. Told, not judged: related classes resemble one another.
         image_shares: Share of the common-mode gradient at the image, (N,), if asked for.
-        mean_row: Share of the final layer's weights that is common to all classes; None where something non-linear
-            follows that layer, or it is not known.
+        mean_row: Share of the final layer's weights that is common to all classes; None where that layer's output is
+            not the logits, or it is not known.
         position: Row and column of the layer at which the common-mode gradient is largest.
         concentration: Share of its square that lies at that position.
         caveats: Reasons for which clean models of this kind may share a lot, in words.
@@ -213,41 +213,38 @@ def inspect_trace(
     caveats = head_caveats(trace.logits)
     if UNDECIDED not in caveats:  # an untrained network may well prefer one class
         _check_probes(trace.logits)
-    targets = predicted(trace.logits)
-    common = _gradient(trace, mean_logit, targets, layer)
-    rest = _gradient(trace, centered, targets, layer)
-    runner_up = _gradient(trace, centered, second_best(trace.logits), layer)
-    raw, zero_sum, raw_of_runner_up = (
-        class_weighted_maps(trace.activation(layer), gradients)
-        for gradients in (common + rest, rest, common + runner_up)
-    )
-    disagreement = {method: 1 - rank_correlation(raw[method], zero_sum[method]) for method in raw}
-    image_shares = None
-    if image_level:
-        common_at_image = trace.image_gradient(mean_logit, targets)
-        rest_at_image = trace.image_gradient(centered, targets)
-        image_shares = common_mode_share(common_at_image, rest_at_image)
-        of_image = channel_sum(common_at_image) + channel_sum(rest_at_image), channel_sum(rest_at_image)
-        disagreement["input gradient"] = 1 - rank_correlation(*of_image)
-    position, concentration = _largest(common)
-    return Inspection(
-        layer=str(layer) if name is None else name,
-        shares=common_mode_share(common, rest),
-        pooled_shares=common_mode_share(common.mean((2, 3)), rest.mean((2, 3))),
-        disagreement=disagreement,
-        class_similarity=rank_correlation(raw["Grad-CAM"], raw_of_runner_up["Grad-CAM"]),
-        image_shares=image_shares,
-        mean_row=mean_row,
-        position=position,
-        concentration=concentration,
-        caveats=caveats,
-        threshold=threshold or Threshold(),
-    )
+    with trace.computing():
+        targets = predicted(trace.logits)
+        common = _gradient(trace, mean_logit, targets, layer)
+        rest = _gradient(trace, centered, targets, layer)
+        runner_up = _gradient(trace, centered, second_best(trace.logits), layer)
+        activations = trace.activation(layer)
+        raw, zero_sum, raw_of_runner_up = (
+            class_weighted_maps(activations, gradients) for gradients in (common + rest, rest, common + runner_up)
+        )
+        disagreement = {method: 1 - rank_correlation(raw[method], zero_sum[method]) for method in raw}
+        image_shares = None
+        if image_level:
+            image_shares, disagreement["input gradient"] = _at_image(trace, targets)
+        position, concentration = _largest(common)
+        return Inspection(
+            layer=str(layer) if name is None else name,
+            shares=common_mode_share(common, rest),
+            pooled_shares=common_mode_share(common.mean((2, 3)), rest.mean((2, 3))),
+            disagreement=disagreement,
+            class_similarity=rank_correlation(raw["Grad-CAM"], raw_of_runner_up["Grad-CAM"]),
+            image_shares=image_shares,
+            mean_row=mean_row,
+            position=position,
+            concentration=concentration,
+            caveats=caveats,
+            threshold=threshold or Threshold(),
+        )
 
 
 UNDECIDED = "the predictions are undecided, as those of an untrained or frozen random head"
 SIGMOIDS = "the sigmoids of an image's logits sum to about one, as those of a head trained for sigmoids"
-RECTIFIED = "no logit is negative and the smallest are near 0, as where the classes' maps pass a ReLU"
+RECTIFIED = "no logit is negative and the smallest are near zero, as where the classes' maps pass a ReLU"
 
 
 def head_caveats(logits: Tensor) -> tuple[str, ...]:
@@ -261,12 +258,12 @@ def head_caveats(logits: Tensor) -> tuple[str, ...]:
         logits: Logits (N,K).
 
     Returns:
-        The signs, in words: the median entropy of the softmax is above 0.9 of its maximum; K >= 3 and the median sum of
-        sigmoids lies in [0.5, 2]; no logit is negative and the median image's smallest is under 5 % of the range of its
-        logits.
+        The signs, in words: the median entropy of the softmax is above 0.9 of its maximum; the median sum of sigmoids
+        lies in [0.5, 2] and the median image's mean logit is below minus one standard deviation of its logits; no logit
+        is negative and the median image's smallest is under 10 % of the range of its logits.
 
     Example:
-        >>> head_caveats(torch.tensor([[9.0, -9.0, -8.0]]))
+        >>> head_caveats(torch.tensor([[3.0, -9.0, -8.0, -9.0, -9.0]]))
         ("the sigmoids of an image's logits sum to about one, as those of a head trained for sigmoids",)
         >>> head_caveats(torch.tensor([[9.0, -4.0, -5.0, 5.0]]))
         ()
@@ -275,17 +272,23 @@ def head_caveats(logits: Tensor) -> tuple[str, ...]:
     classes = logits.shape[1]
     entropy = -(logits.softmax(1) * logits.log_softmax(1)).sum(1) / math.log(max(classes, 2))
     smallest, largest = logits.aminmax(dim=1)
-    sigmoids = logits.sigmoid().sum(1).median()
+    sigmoids, level = logits.sigmoid().sum(1).median(), (logits.mean(1) / logits.std(1)).median()
     signs = {
         UNDECIDED: entropy.median() > 0.9,
-        SIGMOIDS: classes >= 3 and 0.5 <= sigmoids <= 2,
-        RECTIFIED: smallest.min() >= 0 and (smallest / (largest - smallest)).median() < 0.05,
+        SIGMOIDS: 0.5 <= sigmoids <= 2 and level < -1,
+        RECTIFIED: smallest.min() >= 0 and (smallest / (largest - smallest)).median() < 0.1,
     }
     return tuple(sign for sign, shows in signs.items() if shows)
 
 
 def _gradient(trace: Trace, score: Score, targets: Tensor, layer: OneLayer) -> Tensor:
     return at_least_float32(trace.gradient(score, targets, of=layer))
+
+
+def _at_image(trace: Trace, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Shares at the image, and one minus the rank correlation of the raw and the centred input gradient, (N,) each."""
+    common, rest = (at_least_float32(trace.image_gradient(score, targets)) for score in (mean_logit, centered))
+    return common_mode_share(common, rest), 1 - rank_correlation(channel_sum(common + rest), channel_sum(rest))
 
 
 def _largest(gradients: Tensor) -> tuple[tuple[int, int], float]:

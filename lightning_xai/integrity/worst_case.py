@@ -51,11 +51,12 @@ class WorstCaseShift(Attack):
         """
         module = find_layer(model, self.layer)
         trace = run(model, self.images, Capture({self.layer: module}))
-        gradients = at_least_float32(trace.gradient(centered, predicted(trace.logits), of=self.layer))
-        activations = at_least_float32(trace.activation(self.layer))
-        budget = gradients.square().sum((1, 2, 3)).median() * self.share / (1 - self.share)
-        strength = (budget / gradients[0, 0].numel()).sqrt()  # |K u|^2 at each of the positions
-        direction = strength * worst_direction(activations, gradients)
+        with trace.computing():
+            gradients = at_least_float32(trace.gradient(centered, predicted(trace.logits), of=self.layer))
+            activations = at_least_float32(trace.activation(self.layer))
+            budget = gradients.square().sum((1, 2, 3)).median() * self.share / (1 - self.share)
+            strength = (budget / gradients[0, 0].numel()).sqrt()  # |K u|^2 at each of the positions
+            direction = strength * worst_direction(activations, gradients)
         return ShiftedLogits(copy.deepcopy(model), _ChannelSum(direction), name_of(model, module))
 
 
