@@ -276,7 +276,7 @@ def _dependence(results: list[Any], values: list[Tensor]) -> tuple[Tensor, ...]:
     NaN passes weights of 0, too, with which many heads begin.
     """
     results = [one for one in results if isinstance(one, Tensor) and one.requires_grad]
-    if not results:
+    if not results or not values:
         return tuple(map(torch.zeros_like, values))
     with torch.autograd.set_detect_anomaly(False):
         seeds = [torch.full_like(one, torch.nan) for one in results]

@@ -1,11 +1,15 @@
-"""Finding the classifier inside a module that contains it."""
+"""Finding the classifier inside a module that contains it, and the last layer that says where things are."""
 
 import pytest
 import torch
-from support import random_images, small_net
+import torch.nn.functional as F
+from architectures import CASES, Case, torchvision_vit
+from support import Unhappy, assert_same_state, random_images, small_net, state_of
 from torch import nn
 
-from lightning_xai.trace import Observer
+from lightning_xai import GradCAM, InputGradient
+from lightning_xai.trace import Observer, Tokens, last_spatial_layer, layers_of
+from lightning_xai.trace.layers import name_of
 
 
 class Wrapper(nn.Module):
@@ -73,3 +77,118 @@ def test_no_spatial_layer_says_so():
         model(random_images())
     with pytest.raises(ValueError, match=r"`layer=None` expected a layer.*found none"):
         observer.last_spatial(model)
+
+
+# The last layer whose positions matter
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, id=name) for name, case in CASES.items()])
+def test_the_last_layer_whose_patches_reach_the_logits_is_found(case: Case) -> None:
+    """With a class token the last block's first norm, else the last output before the pooling."""
+    model, images = case.model_and_images()
+    before = state_of(model.train())
+    assert name_of(model, last_spatial_layer(model, images)) == case.automatic
+    assert_same_state(before, state_of(model))
+
+
+def test_a_head_that_begins_with_zeros_hides_nothing() -> None:
+    """No gradient passes it yet: what counts is which way there is."""
+    model = torchvision_vit()
+    assert not model.heads.head.weight.any()
+    assert name_of(model, last_spatial_layer(model, torch.randn(1, 3, 32, 32))) == "encoder.layers.encoder_layer_1.ln_1"
+
+
+def test_convolutional_networks_take_one_pass_of_one_image() -> None:
+    """Transformers take a second one."""
+    for model, images, expected in (
+        (small_net(), random_images(), [(1, False)]),
+        (*CASES["timm ViT"].model_and_images(), [(1, False), (1, True)]),
+    ):
+        passes: list[tuple[int, bool]] = []
+        model.register_forward_pre_hook(
+            lambda module, args, to=passes: to.append((len(args[0]), args[0].requires_grad))
+        )
+        last_spatial_layer(model, images)
+        assert passes == expected
+
+
+def test_layers_are_found_while_anomalies_are_looked_for() -> None:
+    """The search sends NaN backwards; Trainer(detect_anomaly=True) would stop it."""
+    model, images = CASES["timm ViT"].model_and_images()
+    with torch.autograd.set_detect_anomaly(True):
+        assert last_spatial_layer(model, images) is model.blocks[1].norm1
+        assert torch.is_anomaly_enabled()
+
+
+def test_a_step_in_inference_mode_names_the_layer_of_a_transformer() -> None:
+    """What was seen are inference tensors; another model beside it has grids of its own."""
+    model, images = CASES["timm ViT"].model_and_images()
+    module = nn.ModuleDict({"model": model, "teacher": nn.Sequential(nn.Conv2d(3, 17, 15, stride=4), nn.Flatten())})
+    with torch.inference_mode(), Observer(module) as observer:
+        module["teacher"](images.clone())
+        model(images.clone())
+        assert observer.last_spatial(model) is model.blocks[1].norm1
+        assert torch.is_inference_mode_enabled()
+
+
+def test_a_search_that_fails_leaves_the_model_as_it_was() -> None:
+    """The model raises in the second pass."""
+    model, images = CASES["timm ViT"].model_and_images()
+    model.head_drop = Unhappy()
+    model.train()
+    before = state_of(model)
+    with torch.no_grad(), Observer(model) as observer:
+        model.eval()(images)
+    model.train()
+    model.head_drop.happy = False
+    with pytest.raises(ArithmeticError):
+        observer.last_spatial(model)
+    assert_same_state(before, state_of(model))
+
+
+def test_patches_that_reach_no_logits_say_so() -> None:
+    """The transformer runs without gradients; the class token alone is used, before any attention."""
+
+    class Deaf(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.norm, self.head = nn.Conv2d(3, 6, 2, stride=2), nn.LayerNorm(6), nn.Linear(6, 3)
+
+        def forward(self, images):
+            with torch.no_grad():
+                tokens = self.norm(self.embed(images).flatten(2).transpose(1, 2))
+            return self.head(F.pad(tokens, (0, 0, 1, 0))[:, 0])
+
+    with pytest.raises(ValueError, match=r"`layer=None` expected a layer of patches that the logits depend on, found"):
+        last_spatial_layer(Deaf(), random_images())
+
+
+def test_a_layer_counts_with_its_last_call() -> None:
+    """One ReLU serves the features and the pooled ones."""
+
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.relu, self.head = nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Linear(6, 3)
+
+        def forward(self, images):
+            return self.head(self.relu(self.relu(self.conv(images)).mean((2, 3))))
+
+    model = Shared()
+    assert last_spatial_layer(model, random_images()) is model.conv
+
+
+def test_one_position_is_no_place_wherever_the_channels_are() -> None:
+    """(N,1,1,D) is no row of D positions."""
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Unflatten(1, (1, 1, 6)))
+    model = nn.Sequential(*model, nn.LayerNorm(6), nn.Flatten())
+    assert last_spatial_layer(model, random_images()) is model[0]
+
+
+def test_layers_of_a_method_are_listed_one_by_one() -> None:
+    """Tokens are one layer, and stand among others."""
+    module, tokens = nn.Sequential(nn.ReLU()), Tokens("1", (2, 2))
+    for layer in (None, "1", module, tokens):
+        assert layers_of(GradCAM(layer)) == [layer]
+    assert layers_of(GradCAM(["0", tokens, module])) == ["0", tokens, module]
+    assert layers_of(InputGradient()) == []
