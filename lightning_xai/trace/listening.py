@@ -23,7 +23,7 @@ from lightning_xai.trace.layers import (
     name_of,
 )
 from lightning_xai.trace.modes import eager, evaluation_mode, lent, plain_tensors
-from lightning_xai.trace.tokens import Shapes, Tokens
+from lightning_xai.trace.tokens import Shapes, Tokens, arranged_as_given
 from lightning_xai.types import Attribution, ForwardContext, Interception, Score
 
 
@@ -288,7 +288,7 @@ class Trace:
 
     def _arranged(self, layer: OneLayer, values: Tensor) -> Tensor:
         if isinstance(layer, Tokens):
-            return layer.arranged(values)
+            return arranged_as_given(values, layer)
         return self._shapes.arranged(values, name_of(self._model, self._capture.layers[layer]))
 
     def _gradient(self, score: Score, targets: Tensor, source: Tensor, guided_rule: bool) -> Tensor:

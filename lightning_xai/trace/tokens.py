@@ -57,26 +57,28 @@ class Tokens:
         if self.prefix < 0:
             raise ValueError(f"`prefix` expected a number of tokens, at least 0, got {self.prefix!r}.")
 
-    def arranged(self, output: Tensor) -> Tensor:
-        """An output of the layer, or the gradient with respect to it, as (N,D,h,w).
 
-        Args:
-            output: Tokens (N,T,D) or channels-last features (N,h,w,D).
+def arranged_as_given(output: Tensor, tokens: Tokens) -> Tensor:
+    """An output of a layer whose places are given, or the gradient with respect to it, as (N,D,h,w).
 
-        Returns:
-            A view (N,D,h,w).
+    Args:
+        output: Tokens (N,T,D) or channels-last features (N,h,w,D).
+        tokens: Where they lie.
 
-        Raises:
-            ValueError: If the output has another number of tokens.
-        """
-        height, width = self.grid
-        tokens = output.shape[1:-1].numel()
-        if tokens != self.prefix + height * width or (output.ndim == 4 and output.shape[1:3] != self.grid):
-            raise ValueError(
-                f"`{self}` expected an output (N, {self.prefix} + {height} * {width}, D) or (N, {height}, {width}, D), "
-                f"got {tuple(output.shape)}."
-            )
-        return as_feature_maps(output, self.grid, self.prefix)
+    Returns:
+        A view (N,D,h,w).
+
+    Raises:
+        ValueError: If the output has other positions.
+    """
+    height, width = tokens.grid
+    count = output.shape[1:-1].numel()
+    if count != tokens.prefix + height * width or (output.ndim == 4 and output.shape[1:3] != tokens.grid):
+        raise ValueError(
+            f"`{tokens}` expected an output (N, {tokens.prefix} + {height} * {width}, D) or (N, {height}, {width}, D), "
+            f"got {tuple(output.shape)}."
+        )
+    return as_feature_maps(output, tokens.grid, tokens.prefix)
 
 
 class Shapes:
