@@ -262,7 +262,7 @@ class ROAD(ImageAverage):
             color = ax.lines[-1].get_color() if name == "lerf" else None
             curve = self.curves[f"{name}_accuracy"].tolist()
             ax.plot(self.percentages, curve, style, marker=".", color=color, label=f"{label} {name}".strip())
-        ax.set(xlim=(0, 100), ylim=(0, 1), xlabel="removed pixels, %", ylabel="accuracy")
+        ax.set(xlim=(0, 100), ylim=(-0.02, 1.02), xlabel="removed pixels, %", ylabel="accuracy")
         ax.legend()
         return ax.figure, ax
 

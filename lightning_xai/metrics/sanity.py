@@ -340,8 +340,8 @@ class ParameterRandomization(_SimilarityMetric):
         self.compute()
         ax = Figure(layout="constrained").subplots() if ax is None else ax
         color = f"C{len(ax.lines) // len(SIMILARITIES)}"
-        for (name, curve), style in zip(self.by_layer.items(), (":", "-", "--"), strict=True):
-            words = f"{label} {name.replace('_', ' ')}".strip()
+        for (name, curve), style in zip(self.by_layer.items(), ("-", "--", ":"), strict=True):
+            words = f"{label} {'SSIM' if name == 'ssim' else name.replace('_', ' ')}".strip()
             ax.plot(range(len(self.layers)), curve.tolist(), style, marker=".", color=color, label=words)
         ax.set_xticks(range(len(self.layers)), self.layers, rotation=90)
         ax.set(ylim=(-1.05, 1.05), xlabel="randomised layer", ylabel="similarity with the model's own map")
