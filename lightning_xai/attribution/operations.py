@@ -29,15 +29,16 @@ from lightning_xai.attribution.rules import InputRule, Propagation, Rule
 from lightning_xai.attribution.weighted import WeightedLayer, convolution_layer, diagonal_layer, linear_layer
 from lightning_xai.trace.interception import Call, Handler, spellings
 
-_SUMS = spellings(
+SUMS = spellings(
     *("sum", "mean", "avg_pool1d", "avg_pool2d", "avg_pool3d", "interpolate"),
     *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"),
 )
-_RECTIFIERS = spellings(
-    *("relu", "leaky_relu", "prelu", "rrelu", "abs", "max_pool1d", "max_pool2d", "max_pool3d", "amax"),
-    *("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d", "maximum"),
+RECTIFIERS = spellings("relu", "leaky_relu", "prelu", "rrelu", "abs", "maximum")
+MAXIMA = spellings(
+    *("max_pool1d", "max_pool2d", "max_pool3d", "amax"),
+    *("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d"),
 )
-_MOVES = [
+MOVES = [
     *spellings(
         *("flatten", "view", "reshape", "permute", "transpose", "movedim", "swapaxes", "squeeze", "unsqueeze", "t"),
         *("cat", "concat", "stack", "chunk", "split", "tensor_split", "unbind", "getitem", "select", "narrow"),
@@ -48,18 +49,18 @@ _MOVES = [
     Tensor.T.__get__,  # type: ignore[attr-defined]
     Tensor.mT.__get__,  # type: ignore[attr-defined]
 ]
-_ELEMENTWISE = spellings("add", "sub", "neg")
-_DIVISIONS = [one for one in spellings("div", "true_divide", "truediv") if not one.__name__.startswith("__r")]
-_PRODUCTS = spellings("mul", "multiply")
-_ACTIVATIONS = spellings(
+ELEMENTWISE = spellings("add", "sub", "neg")
+DIVISIONS = [one for one in spellings("div", "true_divide", "truediv") if not one.__name__.startswith("__r")]
+PRODUCTS = spellings("mul", "multiply")
+ACTIVATIONS = spellings(
     *("silu", "hardswish", "gelu", "mish", "elu", "selu", "celu", "tanh", "softplus", "softsign", "threshold"),
     "local_response_norm",
 )
-_CLIPS = spellings("hardtanh", "relu6", "clamp", "clip", "clamp_min", "clamp_max")
-_GATES = spellings("sigmoid", "hardsigmoid")
-_CONVOLUTIONS = spellings("conv1d", "conv2d", "conv3d")
-_LINEAR = spellings("linear")
-_NORMALIZATIONS = spellings("batch_norm")
+CLIPS = spellings("hardtanh", "relu6", "clamp", "clip", "clamp_min", "clamp_max")
+GATES = spellings("sigmoid", "hardsigmoid")
+CONVOLUTIONS = spellings("conv1d", "conv2d", "conv3d")
+LINEAR = spellings("linear")
+NORMALIZATIONS = spellings("batch_norm")
 
 
 class Outputs:
@@ -160,17 +161,17 @@ class Operations:
     def handlers(self) -> dict[Callable[..., Any], Handler]:
         """What stands in for each function."""
         table: dict[Handler, list[Callable[..., Any]]] = {
-            _added_up: _SUMS + _RECTIFIERS,
-            _moved: _MOVES,
-            _elementwise: _ELEMENTWISE,
-            _divided: _DIVISIONS,
-            _multiplied: _PRODUCTS,
-            partial(_activated, gate=0): _ACTIVATIONS,
-            partial(_activated, gate=1): _CLIPS,
-            partial(_activated, gate=2): _GATES,
-            self._convolved: _CONVOLUTIONS,
-            self._transformed: _LINEAR,
-            self._normalized: _NORMALIZATIONS,
+            _added_up: SUMS + RECTIFIERS + MAXIMA,
+            _moved: MOVES,
+            _elementwise: ELEMENTWISE,
+            _divided: DIVISIONS,
+            _multiplied: PRODUCTS,
+            partial(_activated, gate=0): ACTIVATIONS,
+            partial(_activated, gate=1): CLIPS,
+            partial(_activated, gate=2): GATES,
+            self._convolved: CONVOLUTIONS,
+            self._transformed: LINEAR,
+            self._normalized: NORMALIZATIONS,
         }
         return {function: handler for handler, functions in table.items() for function in functions}
 
