@@ -46,7 +46,7 @@ def secant_slope(inputs: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class DeepLIFT(Attribution):
-    """DeepLIFT with the rescale rule: the slope from the baseline to the image in place of each nonlinearity's gradient.
+    """DeepLIFT with the rescale rule: slopes from the baseline to the image in place of nonlinearities' gradients.
 
     Shrikumar et al., "Learning Important Features Through Propagating Activation Differences", 2017,
     https://arxiv.org/abs/1704.02685. Signed maps that sum to the score of the image minus that of the baseline, for
