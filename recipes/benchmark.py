@@ -1,0 +1,245 @@
+"""What maps cost, in units of one gradient-free forward pass of the same batch, beside other libraries.
+
+    python recipes/benchmark.py                               # ResNet-18, 8 images of 224 px: 20 minutes on 2 CPU cores
+    python recipes/benchmark.py --only grad-cam --rounds 20   # methods whose names begin so
+    python recipes/benchmark.py --device cuda --batch-size 64
+
+Data: none; random images and weights, which take the same time as others. The libraries compared with are the extra
+``peers``; rows of those that are not installed are left out.
+Timing: in every round each row runs once, right after one forward pass; their ratio is what counts. The table shows
+medians and quartiles of the ratios over the rounds, the first of which warms up and does not count.
+Output: the table on the screen, with the machine. What to expect is in the README.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+# Threads that wait by spinning, torch's default on CPUs, are several times slower beside another busy process.
+os.environ["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
+
+import peer_methods as peers
+import torch
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torchvision.models import resnet18
+
+import lightning_xai as xai
+from lightning_xai import attribution
+from lightning_xai.attribution.relevance import CLRP, LRP, SGLRP
+
+LAYER = "layer4"
+SCORES = {"pre": xai.pre_softmax, "post": xai.post_softmax, "log": xai.log_softmax}
+
+Method = Callable[[nn.Module, Tensor, Tensor], Any]
+
+
+def ours(attributions: xai.Attribution | Mapping[str, xai.Attribution]) -> Method:
+    """What a user calls."""
+    return lambda model, images, targets: xai.explain(model, images, targets, attributions=attributions)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: what is computed, by whom, how, and how many forward passes it should cost at most."""
+
+    name: str
+    library: str
+    method: Method
+    reach: float | None = None
+    one_image: bool = False
+
+
+CAMS = (attribution.GradCAM, attribution.GradCAMPlus, attribution.GradCAMPlusPlus)
+NINE = {f"{cam.__name__} {name}": cam(LAYER, score=score) for cam in CAMS for name, score in SCORES.items()}
+RELEVANCE = {"lrp": LRP(), "clrp": CLRP(), "sglrp": SGLRP()}
+INTEGRATED = attribution.IntegratedGradients(n_steps=20, baseline=torch.tensor(0.0))
+RSI = attribution.RSIGradCAM(LAYER, n_steps=50, baseline=torch.tensor(0.0))
+SCORE_CAM = attribution.ScoreCAM(LAYER, score=xai.pre_softmax, batch_size=16)  # score and batch of pytorch-grad-cam
+CHANNELS = "Score-CAM, one image, 512 channels"
+
+ROWS = [
+    Row("Grad-CAM", "lightning_xai", ours(attribution.GradCAM(LAYER)), 1.05),
+    Row("Grad-CAM", "captum", partial(peers.captum_gradcam, layer=LAYER)),
+    Row("Grad-CAM", "torch-cam", partial(peers.torchcam, method="GradCAM", layer=LAYER)),
+    Row("Grad-CAM", "pytorch-grad-cam", partial(peers.grad_cam_package, method="GradCAM", layer=LAYER)),
+    Row("Grad-CAM++", "lightning_xai", ours(attribution.GradCAMPlusPlus(LAYER)), 1.05),
+    Row("Grad-CAM++", "torch-cam", partial(peers.torchcam, method="GradCAMpp", layer=LAYER)),
+    Row("Grad-CAM++", "pytorch-grad-cam", partial(peers.grad_cam_package, method="GradCAMPlusPlus", layer=LAYER)),
+    Row("Grad-CAM, +, ++ of 3 scores", "lightning_xai", ours(NINE), 1.3),
+    Row("guided gradient", "lightning_xai", ours(attribution.GuidedGradient()), 2.2),
+    Row("guided gradient", "captum", peers.captum_guided_gradient),
+    Row("guided gradient", "zennit", peers.zennit_guided_gradient),
+    Row("Integrated Gradients, 20 steps", "lightning_xai", ours(INTEGRATED), 45),
+    Row("Integrated Gradients, 20 steps", "captum", partial(peers.captum_integrated_gradients, n_steps=20)),
+    Row("Integrated Gradients, 20 steps", "zennit", partial(peers.zennit_integrated_gradients, n_steps=20)),
+    Row("SmoothGrad, 20 samples", "lightning_xai", ours(attribution.SmoothGrad(n_samples=20))),
+    Row("SmoothGrad, 20 samples", "captum", partial(peers.captum_smoothgrad, n_samples=20, deviation=0.5)),
+    Row("SmoothGrad, 20 samples", "zennit", partial(peers.zennit_smoothgrad, n_samples=20, noise_level=0.15)),
+    Row("RSI Grad-CAM, 50 steps", "lightning_xai", ours(RSI), 55),
+    Row("LRP (z+, zB at the image)", "lightning_xai", ours(LRP()), 3.7),
+    Row("LRP (z+, flat at the image)", "zennit", peers.zennit_lrp),
+    Row("LRP, CLRP and SGLRP", "lightning_xai", ours(RELEVANCE), 6.7),
+    Row(CHANNELS, "lightning_xai", ours(SCORE_CAM), one_image=True),
+    Row(CHANNELS, "torch-cam", partial(peers.torchcam, method="ScoreCAM", layer=LAYER), one_image=True),
+    Row(CHANNELS, "pytorch-grad-cam", partial(peers.grad_cam_package, method="ScoreCAM", layer=LAYER), one_image=True),
+]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was measured for a row.
+
+    Attributes:
+        row: What was run.
+        ratios: Time of the row over that of one forward pass, one number for each round that counts.
+        seconds: Its time in each of them.
+    """
+
+    row: Row
+    ratios: list[float]
+    seconds: list[float]
+
+    @property
+    def median(self) -> float:
+        """Of the ratios."""
+        return statistics.median(self.ratios)
+
+    @property
+    def spread(self) -> tuple[float, float]:
+        """First and third quartile of the ratios."""
+        if len(self.ratios) == 1:
+            return self.ratios[0], self.ratios[0]
+        first, _, third = statistics.quantiles(self.ratios, n=4, method="inclusive")
+        return first, third
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5, help="how often each row runs, beside once to warm up")
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="beginnings of methods, or libraries")
+    parser.add_argument("--threads", type=int, help="CPU threads; what torch takes by itself if not given")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--fast-dev-run", action="store_true", help="one round on two images of 32 px")
+    args = parser.parse_args(arguments)
+    if args.fast_dev_run:
+        args.rounds, args.batch_size, args.image_size = 1, 2, 32
+    if args.rounds < 1:
+        parser.error(f"argument --rounds: expected 1 or more, got {args.rounds}")
+    return args
+
+
+def chosen(only: Sequence[str] | None) -> list[Row]:
+    """The rows whose method begins with one of the names, or whose library is one; all where none is given."""
+    if only is None:
+        return ROWS
+    names = tuple(name.lower() for name in only)
+    rows = [row for row in ROWS if row.name.lower().startswith(names) or row.library in names]
+    if not rows:
+        known = sorted({row.name for row in ROWS} | {row.library for row in ROWS})
+        raise SystemExit(f"--only expected the beginning of a method or a library of {known}, got {' '.join(only)}")
+    return rows
+
+
+def measure(rows: Sequence[Row], model: nn.Module, images: Tensor, targets: Tensor, rounds: int) -> list[Result]:
+    """Run all rows in turn, round after round; rows of libraries that are not installed are left out."""
+    results = [Result(row, [], []) for row in rows]
+    for n in range(rounds + 1):
+        for result in list(results):
+            batch = (images[:1], targets[:1]) if result.row.one_image else (images, targets)
+            try:
+                forward, seconds = time_once(result.row, model, *batch)
+            except ModuleNotFoundError:
+                results.remove(result)
+                continue
+            if n > 0:  # the first round warms up
+                result.ratios.append(seconds / forward)
+                result.seconds.append(seconds)
+    return results
+
+
+def time_once(row: Row, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[float, float]:
+    """Seconds of one forward pass and, right after it, of one row."""
+    # Others get a model and images of their own: some change what they are given, some want gradients switched on.
+    model_of_row, images_of_row = model, images
+    if row.library != "lightning_xai":
+        model_of_row, images_of_row = copy.deepcopy(model), images.clone().requires_grad_()
+    with torch.no_grad():
+        forward = seconds_of(lambda: model(images), images.device)
+    return forward, seconds_of(lambda: row.method(model_of_row, images_of_row, targets), images.device)
+
+
+def seconds_of(call: Callable[[], Any], device: torch.device) -> float:
+    """Time of one call, finished on the device."""
+    _synchronize(device)
+    start = time.perf_counter()
+    call()
+    _synchronize(device)
+    return time.perf_counter() - start
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def machine(device: torch.device) -> str:
+    """What the numbers were measured on."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    name = names[0] if names else platform.processor() or platform.machine()
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def table(results: Sequence[Result], title: str) -> Table:
+    """One line for each row, methods together."""
+    found = Table(title=title, box=SIMPLE_HEAD, title_justify="left")
+    for heading in ("method", "library"):
+        found.add_column(heading, no_wrap=True)
+    for heading in ("forwards", "quartiles", "reach", "seconds"):
+        found.add_column(heading, justify="right", no_wrap=True)
+    for result in results:
+        low, high = result.spread
+        reach = "" if result.row.reach is None else f"{result.row.reach:g}"
+        cost = f"{result.median:.2f}", f"{low:.2f} - {high:.2f}", reach, f"{statistics.median(result.seconds):.3f}"
+        found.add_row(result.row.name, result.row.library, *cost)
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> list[Result]:
+    """Measure what the command line asks for, and print it."""
+    args = parse(arguments)
+    rows, device = chosen(args.only), torch.device(args.device)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    model = resnet18().eval().to(device)
+    images = torch.randn(args.batch_size, 3, args.image_size, args.image_size, device=device)
+    with torch.no_grad():
+        targets = model(images).argmax(1)
+    results = measure(rows, model, images, targets, args.rounds)
+    shape = f"ResNet-18, batch {args.batch_size}, {args.image_size} px, {args.rounds} rounds"
+    Console(width=110).print(table(results, f"{shape}\n{machine(device)}"))
+    return results
+
+
+if __name__ == "__main__":
+    main()

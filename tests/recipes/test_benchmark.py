@@ -1,0 +1,98 @@
+"""The table of costs: what is run, in which order, and what is made of the times."""
+
+import benchmark
+import pytest
+import torch
+from benchmark import Result, Row, chosen, main, measure
+from torch import nn
+
+
+def test_a_run_measures_every_method_of_ours(capsys):
+    """One round on small images; each row is a line, under the machine."""
+    results = main(["--fast-dev-run", "--only", "lightning_xai", "--threads", "1"])
+    assert [result.row for result in results] == [row for row in benchmark.ROWS if row.library == "lightning_xai"]
+    assert all(len(result.ratios) == 1 and result.median > 0 for result in results)
+    printed = capsys.readouterr().out
+    assert "ResNet-18, batch 2, 32 px, 1 rounds" in printed
+    assert benchmark.machine(torch.device("cpu")) in printed
+    for result in results:
+        assert f"{result.row.name} " in printed
+
+
+class Counting(nn.Module):
+    """Answers with zeros and writes down who ran it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log: list[str] = []
+
+    def __deepcopy__(self, memo):
+        return self  # the copy that other libraries get writes into the same log
+
+    def forward(self, images):
+        self.log.append(f"forward {len(images)}")
+        return torch.zeros(len(images), 2)
+
+
+def test_rows_take_turns_each_after_a_forward_pass_of_its_batch():
+    """The first round warms up and does not count."""
+    model = Counting()
+
+    def row(name, **changes):
+        return Row(name, "lightning_xai", lambda model, images, targets: model.log.append(name), **changes)
+
+    rows = [row("a"), row("b", one_image=True)]
+    results = measure(rows, model, torch.zeros(3, 1, 2, 2), torch.zeros(3).long(), rounds=2)
+    assert model.log == ["forward 3", "a", "forward 1", "b"] * 3
+    assert [len(result.ratios) for result in results] == [2, 2]
+
+
+def test_libraries_that_are_not_installed_are_left_out():
+    """The other rows stay."""
+
+    def absent(model, images, targets):
+        raise ModuleNotFoundError("no such library")
+
+    rows = [Row("a", "absent", absent), Row("a", "lightning_xai", lambda *_: None)]
+    results = measure(rows, Counting(), torch.zeros(1, 1, 2, 2), torch.zeros(1).long(), rounds=1)
+    assert [result.row.library for result in results] == ["lightning_xai"]
+
+
+def test_other_libraries_get_a_model_and_images_of_their_own():
+    """Some leave gradients and hooks behind; the images require gradients, as captum wants them."""
+    given = []
+    model, images = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), torch.zeros(1, 1, 2, 2)
+    rows = [Row("a", library, lambda *arguments: given.append(arguments)) for library in ("captum", "lightning_xai")]
+    measure(rows, model, images, torch.zeros(1).long(), rounds=1)
+    (their_model, their_images, _), (our_model, our_images, _) = given[:2]
+    assert our_model is model
+    assert our_images is images
+    assert their_model is not model
+    assert their_images.requires_grad
+    assert not images.requires_grad
+
+
+def test_medians_and_quartiles_are_those_of_the_ratios():
+    """Of one round, the round itself."""
+    result = Result(benchmark.ROWS[0], [1.0, 5.0, 2.0, 3.0, 4.0], [0.1] * 5)
+    assert (result.median, result.spread) == (3.0, (2.0, 4.0))
+    assert Result(benchmark.ROWS[0], [2.0], [0.1]).spread == (2.0, 2.0)
+
+
+def test_rows_are_chosen_by_the_beginning_of_a_method_or_by_library():
+    """In any case of letters; all of them where nothing is said."""
+    assert chosen(None) == benchmark.ROWS
+    assert {row.name for row in chosen(["grad-cam++"])} == {"Grad-CAM++"}
+    assert {row.library for row in chosen(["zennit"])} == {"zennit"}
+    assert {row.name for row in chosen(["rsi", "Guided"])} == {"RSI Grad-CAM, 50 steps", "guided gradient"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--only", "lime"], "--only expected.*got lime"), (["--rounds", "0"], "2")],
+    ids=["unknown method", "no round"],
+)
+def test_a_bad_command_line_is_refused(arguments, message):
+    """Before anything runs."""
+    with pytest.raises(SystemExit, match=message):
+        main(arguments)
