@@ -16,6 +16,7 @@ from lightning_xai.integrity.comparison import Comparison
 from lightning_xai.integrity.digest import Digest
 from lightning_xai.integrity.fingerprint import Fingerprint, compare_models
 from lightning_xai.integrity.inspection import Inspection, inspect_model, inspect_trace
+from lightning_xai.integrity.locating import locate_shift
 from lightning_xai.integrity.measures import common_mode_share, mean_row_share, rank_correlation
 from lightning_xai.integrity.repair import CenteredLogits, center_logits
 from lightning_xai.integrity.verdict import Threshold, Verdict, calibrated_threshold
@@ -46,6 +47,7 @@ __all__ = [
     "compare_models",
     "inspect_model",
     "inspect_trace",
+    "locate_shift",
     "mean_row_share",
     "rank_correlation",
 ]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from lightning_xai.trace.layers import forward_hooks
+from lightning_xai.trace.listening import predict
+from lightning_xai.types import ForwardContext
 
 
 @contextmanager
@@ -76,3 +78,33 @@ def last_affine_call(model: nn.Module) -> Iterator[AffineCall]:
 
     with forward_hooks((one for one in model.modules() if isinstance(one, (nn.Linear, nn.Conv2d))), keep):
         yield call
+
+
+def spatial_layers(model: nn.Module, images: Tensor, context: ForwardContext = nullcontext) -> list[str]:
+    """The layers with a spatial output, in the order in which they finish, found by one gradient-free pass.
+
+    Args:
+        model: The classifier.
+        images: Images (N,C,H,W), of which the first is passed.
+        context: Context to run the model in.
+
+    Returns:
+        Dotted names of the modules that give (N,D,h,w) of more than one position.
+
+    Example:
+        >>> import torch
+        >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> spatial_layers(model, torch.zeros(1, 1, 8, 8))
+        ['0', '1']
+    """
+    names = {module: name for name, module in model.named_modules() if name}
+    found: dict[str, None] = {}
+
+    def note(module: nn.Module, args: object, kwargs: object, output: object) -> None:
+        if isinstance(output, Tensor) and output.ndim == 4 and output.shape[2] * output.shape[3] > 1:
+            found.pop(names[module], None)  # a module that is used again counts where it finishes last
+            found[names[module]] = None
+
+    with forward_hooks(names, note):
+        predict(model, images[:1], context)
+    return list(found)

@@ -1,6 +1,7 @@
 """The check without a reference: values on paper, verdicts, false-positive cases, and what a check costs."""
 
 import re
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -188,25 +189,24 @@ def test_calibration_replaces_the_caveats():
 @pytest.mark.parametrize(("rate", "expected"), [(0.05, 0.19), (0.1, 0.18), (0.5, 0.1)])
 def test_calibrated_threshold_is_the_conformal_quantile(rate, expected):
     """Of 19 models: the 19th, the 18th and the 10th smallest of 20 (1 - rate) ranks."""
-    clean = [mock.Mock(suspicion=(i + 1) / 100) for i in range(19)]
+    clean = [SimpleNamespace(suspicion=(i + 1) / 100) for i in range(19)]
     assert calibrated_threshold(clean[::-1], rate) == Threshold(expected, 19)
 
 
 def test_calibrated_threshold_keeps_its_rate():
     """Over 2000 draws of 9 clean models and one more, at a stated rate of 0.2."""
     draws = torch.rand(2000, 10, generator=torch.Generator().manual_seed(0)).tolist()
-    alarms = [
-        new > calibrated_threshold([mock.Mock(suspicion=one) for one in clean], 0.2).value for *clean, new in draws
-    ]
+    checks = [[SimpleNamespace(suspicion=value) for value in draw] for draw in draws]
+    alarms = [new.suspicion > calibrated_threshold(clean, 0.2).value for *clean, new in checks]
     assert sum(alarms) / len(alarms) == pytest.approx(0.2, abs=0.03)
 
 
 def test_too_few_clean_models_for_a_rate_are_an_error():
     """A rate of 0.05 needs 19."""
     with pytest.raises(ValueError, match=r"at least 19 clean models for a false positive rate of 0\.05, got 2"):
-        calibrated_threshold([mock.Mock(suspicion=0.1)] * 2)
+        calibrated_threshold([SimpleNamespace(suspicion=0.1)] * 2)
     with pytest.raises(ValueError, match=r"`false_positive_rate` expected a number in \(0, 1\), got 0"):
-        calibrated_threshold([mock.Mock(suspicion=0.1)] * 2, 0)
+        calibrated_threshold([SimpleNamespace(suspicion=0.1)] * 2, 0)
 
 
 def test_a_check_of_32_images_costs_one_forward_and_three_sweeps_of_the_head():

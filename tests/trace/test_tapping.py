@@ -6,7 +6,7 @@ from support import Unhappy, assert_same_state, random_images, small_net, state_
 from torch import nn
 
 from lightning_xai.trace import Capture, run
-from lightning_xai.trace.tapping import last_affine_call, tapped
+from lightning_xai.trace.tapping import last_affine_call, spatial_layers, tapped
 
 
 def test_tap_keeps_the_output_that_an_in_place_operation_overwrites():
@@ -75,3 +75,18 @@ def test_no_call_of_a_linear_layer_is_no_module():
         pass
     assert call.module is None
     assert call.output is None
+
+
+def test_spatial_layers_come_in_the_order_in_which_they_finish():
+    """Containers after what they contain; what gives one position only is left out."""
+    model = nn.Sequential(nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU()), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    before = state_of(model)
+    assert spatial_layers(model, random_images()) == ["0.0", "0.1", "0"]
+    assert_same_state(before, state_of(model))
+
+
+def test_a_layer_that_is_used_again_counts_where_it_finishes_last():
+    """A ReLU around two convolutions."""
+    relu = nn.ReLU()
+    model = nn.Sequential(nn.Conv2d(3, 2, 3), relu, nn.Conv2d(2, 2, 3), relu, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    assert spatial_layers(model, random_images()) == ["0", "2", "1"]

@@ -1,0 +1,61 @@
+"""Where a logit shift comes from: the last layer at which it is seen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+from torch import Tensor, nn
+
+from lightning_xai.integrity.inspection import Inspection, inspect_trace
+from lightning_xai.integrity.verdict import Threshold, Verdict
+from lightning_xai.trace import Capture, find_layer, run
+from lightning_xai.trace.tapping import spatial_layers
+from lightning_xai.types import ForwardContext
+
+
+def locate_shift(
+    model: nn.Module,
+    images: Tensor,
+    *,
+    layers: Sequence[str] | None = None,
+    threshold: Threshold | None = None,
+    context: ForwardContext = nullcontext,
+) -> Inspection | None:
+    """The last layer, in the order of the pass, at which a logit shift is seen; its ``position`` tells where in it.
+
+    A ``t`` that is computed from a layer depends on that layer and on what lies before it, and on nothing behind it.
+    One pass, and three sweeps for each layer: meant for models that were flagged, with few images. A ``t`` that is
+    computed from the image, by another network say, is at no layer of this one.
+
+    Args:
+        model: The classifier, images (N,C,H,W) -> logits (N,K), K >= 2.
+        images: Probe images (N,C,H,W); some 8 of different classes.
+        layers: Dotted names in the order of the pass; None for all with a spatial output, found by one pass of one
+            image.
+        threshold: From which suspicion on a shift is seen; None for the uncalibrated default.
+        context: Context to run the model in.
+
+    Returns:
+        The check at that layer; None where no layer shows a shift.
+
+    Raises:
+        ValueError: If a layer does not exist, or as :func:`inspect_model` does.
+
+    Example:
+        >>> import torch
+        >>> from lightning_xai.integrity import PositionShift
+        >>> model = nn.Sequential(nn.ReLU(), nn.Hardtanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 2))
+        >>> model[4].weight.data = torch.tensor([[40.0, -40.0], [-40.0, 40.0]])
+        >>> altered = PositionShift("0", (2, 3), strength=100.0)(model)
+        >>> found = locate_shift(altered, torch.rand(8, 2, 4, 4))
+        >>> found.layer, found.position
+        ('model.0', (2, 3))
+    """
+    names = spatial_layers(model, images, context) if layers is None else list(layers)
+    trace = run(model, images, Capture({name: find_layer(model, name) for name in names}), context)
+    for name in reversed(names):
+        inspection = inspect_trace(trace, name, threshold=threshold)
+        if inspection.verdict is Verdict.LOGIT_SHIFT:
+            return inspection
+    return None
