@@ -178,6 +178,19 @@ def test_a_layer_counts_with_its_last_call() -> None:
     assert last_spatial_layer(model, random_images()) is model.conv
 
 
+def test_a_layer_comes_where_its_last_call_comes() -> None:
+    """One ReLU after both convolutions."""
+    relu = nn.ReLU()
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), relu, nn.Conv2d(6, 3, 3), relu, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    assert last_spatial_layer(model, random_images()) is relu
+
+
+def test_layers_of_other_models_in_the_step_are_none_of_the_classifiers() -> None:
+    """A teacher that runs after it."""
+    wrapper, observer = observe(lambda self, images: (self.model(images), self.other(images)))
+    assert observer.last_spatial(wrapper.model) is wrapper.model.bn2
+
+
 def test_one_position_is_no_place_wherever_the_channels_are() -> None:
     """(N,1,1,D) is no row of D positions."""
     model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Unflatten(1, (1, 1, 6)))
