@@ -293,7 +293,7 @@ class RelativeGain(_ConfidenceMetric):
     """Relative gain, ``100/N sum_i max(0, o_i - p_i) / p_i``, in percent of each image's confidence; higher is better.
 
     The variant of :class:`AverageGain` that paper 004 prints (eq. 17, without its 1/N). Range [0, inf): an image with a
-    small p can outweigh all others, and p = 0 makes the average infinite. A map that shows nothing (constant, all-zero
+    small p outweighs all others, and p = 0 makes the average infinite. A map that shows nothing (constant, all-zero
     or not finite) counts with the baseline alone, which seldom gains anything.
 
     ``update(scores, masked_scores)`` takes log-probabilities (N,) as :func:`masked_scores` returns them. Without
