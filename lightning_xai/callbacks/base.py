@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytorch_lightning as pl
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_xai.explain import named_attributions
+from lightning_xai.metrics import Boxes
 from lightning_xai.trace import (
     Capture,
     Listener,
@@ -24,8 +25,8 @@ from lightning_xai.trace import (
 )
 from lightning_xai.types import Attribution
 
-Unpack: TypeAlias = Callable[[Any], tuple[Tensor, Tensor | None]]
-"""How a batch is taken apart: ``batch -> (images (N,C,H,W), labels (N,) or None)``."""
+Unpack: TypeAlias = Callable[[Any], Sequence[Any]]
+"""How a batch is taken apart: ``batch -> (images (N,C,H,W), labels (N,) or None)``, and boxes where there are any."""
 
 
 def _callback_classes() -> tuple[type, ...]:
@@ -126,7 +127,9 @@ class ExplainingCallback(LightningCallback):
         """What the validation step's forward must keep."""
         return self.full_capture()
 
-    def heard(self, trainer: pl.Trainer, trace: Trace, labels: Tensor | None, dataloader_idx: int) -> None:
+    def heard(
+        self, trainer: pl.Trainer, trace: Trace, labels: Tensor | None, boxes: Boxes | None, dataloader_idx: int
+    ) -> None:
         """Work on the trace of one batch; called without gradients and outside inference mode."""
         raise NotImplementedError
 
@@ -229,10 +232,10 @@ class ExplainingCallback(LightningCallback):
         if observer is not None:
             self._find(observer)
         if self.wants(trainer, dataloader_idx):
-            images, labels = self._unpacked(batch)
+            images, labels, boxes = self._unpacked(batch)
             with plain_tensors():
                 trace = self._shared_trace(listener, len(images)) or self._own_trace(trainer, images, observer)
-                self.heard(trainer, trace, labels, dataloader_idx)
+                self.heard(trainer, trace, labels, boxes, dataloader_idx)
 
     def _find(self, observer: Observer) -> None:
         self._model = self._model or observer.classifier()
@@ -240,12 +243,12 @@ class ExplainingCallback(LightningCallback):
             self._automatic = observer.last_spatial(self.model)
         self.full_capture()  # raises where a layer does not exist
 
-    def _unpacked(self, batch: Any) -> tuple[Tensor, Tensor | None]:
-        images, labels = self.unpack(batch)
+    def _unpacked(self, batch: Any) -> tuple[Tensor, Tensor | None, Boxes | None]:
+        images, labels, boxes = (*self.unpack(batch), None)[:3]
         if not isinstance(images, Tensor) or images.ndim != 4:
             found = f"shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
             raise TypeError(f"`unpack` expected to give images (N, C, H, W) and labels, got images of {found}.")
-        return images, labels
+        return images, labels, boxes
 
     def _shared_trace(self, listener: Listener | None, n_images: int) -> Trace | None:
         """The trace of the validation step's own pass, of its first one if there were several."""

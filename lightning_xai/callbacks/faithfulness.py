@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
-from torchmetrics import MeanMetric, Metric, MetricCollection
+from torchmetrics import MeanMetric, Metric
 
 from lightning_xai.attribution import CenteredGaussian, FakeCAM, Random
 from lightning_xai.callbacks.base import (
@@ -21,9 +24,9 @@ from lightning_xai.callbacks.base import (
 )
 from lightning_xai.callbacks.loggers import declare_metrics, log_key
 from lightning_xai.explain import attribute, named_attributions
-from lightning_xai.metrics import Baseline, black, degenerate, masked_scores
-from lightning_xai.scores import log_softmax, resolve_targets
-from lightning_xai.trace import Trace, plain_tensors
+from lightning_xai.metrics import Baseline, Boxes, Sample, black, degenerate, measured, taken_by
+from lightning_xai.scores import centered, log_softmax, resolve_targets
+from lightning_xai.trace import Capture, Trace, plain_tensors
 from lightning_xai.types import Attribution, Score, Targets
 from lightning_xai.visualization import check_standardized
 
@@ -32,18 +35,21 @@ CONSTANT_MAPS = "ConstantMaps"
 
 
 class Faithfulness(ExplainingCallback):
-    """Any set of attributions times any set of confidence metrics, on validation and test batches.
+    """Any set of attributions times any set of metrics, on validation and test batches.
 
-    The maps come from the forward pass that the validation step makes anyway; each attribution adds one masked forward
-    pass for all metrics together, and its own backward passes. Logged as ``val/xai/<attribution>/<metric>``
-    (``test/...``; with several dataloaders ``.../dataloader_idx_<i>``) at the end of the epoch, ready for
-    ``ModelCheckpoint(monitor=...)``, and beside them ``ConstantMaps``, the share of images in percent whose map shows
-    nothing.
+    The maps come from the forward pass that the validation step makes anyway; each attribution adds its own backward
+    passes, one masked forward pass for all confidence metrics together, and what other metrics need (their docstrings
+    say). Logged as ``val/xai/<attribution>/<metric>`` (``test/...``; with several dataloaders
+    ``.../dataloader_idx_<i>``) at the end of the epoch, ready for ``ModelCheckpoint(monitor=...)``, and beside them
+    ``ConstantMaps``, the share of images in percent whose map shows nothing. A metric of several numbers logs each
+    under its own name. What concerns several methods or the model rather than one map is logged once:
+    ``val/xai/RelativePerformance/<later>_vs_<earlier>``, ``val/xai/model/GradientAlignment``.
 
     Args:
         attributions: Named methods.
-        metrics: Confidence metrics, ``update(scores, masked_scores)``, such as ``[AverageDrop(), AverageGain()]``
-            (named by their class), or a dict of them.
+        metrics: Metrics such as ``[AverageDrop(), Insertion()]`` (named by their class), or a dict of them: any whose
+            ``update`` takes what a :class:`~lightning_xai.metrics.Sample` has, or that has a method
+            ``measure(sample)``.
         mean: Mean by which images were standardised, one number per channel.
         std: Standard deviation by which images were standardised.
         n_images: Number of images of each dataloader, over all ranks; None for all.
@@ -54,7 +60,7 @@ class Faithfulness(ExplainingCallback):
         targets: Which class, fixed from the unmasked image; None for the predicted one.
         log_probability: The confidence; ``log_sigmoid`` for one-logit and multi-label heads.
         classifier: Dotted name of the module that takes images and gives logits; None to find it.
-        unpack: How a batch is taken apart.
+        unpack: How a batch is taken apart: into images, labels and, for localisation metrics, boxes.
 
     Raises:
         TypeError: If an argument has the wrong type.
@@ -90,13 +96,15 @@ class Faithfulness(ExplainingCallback):
         super().__init__({**attributions, **controls}, classifier=classifier, unpack=unpack)
         if n_images is not None and n_images < 1:
             raise ValueError(f"`n_images` expected 1 or more, or None for all, got {n_images}.")
-        self.metrics = _collection(metrics)
+        self.metrics = _named_metrics(metrics)
+        self._wanted = frozenset(name for metric in self.metrics.values() for name in taken_by(metric))
         self.mean, self.std = tuple(mean), tuple(std)
         self.n_images = n_images
         self.baseline = baseline
         self.targets = targets
         self.log_probability = log_probability
-        self._states: list[dict[str, MetricCollection]] = []
+        self._states: list[dict[str, dict[str, Metric]]] = []
+        self._shared: list[dict[str, Metric]] = []
         self._degenerate: list[dict[str, MeanMetric]] = []
         self._left: list[int | None] = []
         self._checked: set[int] = set()
@@ -107,7 +115,7 @@ class Faithfulness(ExplainingCallback):
         self._checked = set()
 
     @property
-    def states(self) -> list[dict[str, MetricCollection]]:
+    def states(self) -> list[dict[str, dict[str, Metric]]]:
         """The metrics of the last epoch, by dataloader and attribution: per-image values where they were kept."""
         return self._states
 
@@ -119,47 +127,63 @@ class Faithfulness(ExplainingCallback):
         """Whether this rank's share of the images is not yet complete."""
         return self._left[dataloader_idx] != 0
 
-    def heard(self, trainer: pl.Trainer, trace: Trace, labels: Tensor | None, dataloader_idx: int) -> None:
+    def capture(self) -> Capture:
+        """What the forward must keep: for some metrics, the way to the image."""
+        return self.full_capture() | Capture(image_gradient="gradients" in self._wanted)
+
+    def heard(
+        self, trainer: pl.Trainer, trace: Trace, labels: Tensor | None, boxes: Boxes | None, dataloader_idx: int
+    ) -> None:
         """Update every metric of every attribution with one batch."""
         left = self._left[dataloader_idx]
-        images = trace.images[:left]
         if dataloader_idx not in self._checked:  # once a run: a later batch may hold a single odd image
             check_standardized(trace.images, self.mean, self.std)
             self._checked.add(dataloader_idx)
         targets = resolve_targets(self.targets, trace.logits, labels)
         maps = attribute(trace, targets, self.attributions)
-        targets = targets[:left]
-        scores = self.log_probability(trace.logits[:left].double(), targets)
-        baseline = self.baseline(images, self.mean, self.std)
-        for name, values in maps.items():
-            masked = masked_scores(
-                trace.predict, images, values[:left], targets, baseline=baseline, score=self.log_probability
-            )
-            known = self._known(trace.logits[:left], masked)
-            self._states[dataloader_idx][name].update(scores[known], masked[known])
-            self._degenerate[dataloader_idx][name].update(100.0 * degenerate(values[:left])[known])
-        self._left[dataloader_idx] = None if left is None else left - len(images)
+        images = _Images(trace, targets, labels, boxes)
+        rows = self._known(trace.logits.isfinite().all(1)[:left]).nonzero()[:, 0]
+        samples = {name: self._sample(images, name, values, rows) for name, values in maps.items()}
+        if self._wanted & {"masked_scores", "masked_scores_by_method"}:
+            known = self._known(~torch.stack([sample.masked_scores.isnan() for sample in samples.values()]).any(0))
+            if not known.all():  # the same images for all methods, so that their values can be paired
+                samples = {name: self._sample(images, name, values, rows[known]) for name, values in maps.items()}
+        for name, sample in samples.items():
+            self._degenerate[dataloader_idx][name].update(100.0 * degenerate(sample.maps))
+            self._update(self._states[dataloader_idx][name], sample)
+        first = next(iter(samples.values()))
+        self._update(self._shared[dataloader_idx], replace(first, methods=samples))
+        self._left[dataloader_idx] = None if left is None else left - len(trace.images[:left])
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin with empty metrics on the module's device."""
         loaders = loaders_of(trainer)
+        alone = {name: metric for name, metric in self.metrics.items() if not _is_shared(metric)}
+        shared = {name: metric for name, metric in self.metrics.items() if _is_shared(metric)}
         with plain_tensors():
             device = pl_module.device
-            self._states = [{name: self.metrics.clone().to(device) for name in self.attributions} for _ in loaders]
+            self._states = [{name: _copies(alone, device) for name in self.attributions} for _ in loaders]
+            self._shared = [_copies(shared, device) for _ in loaders]
             self._degenerate = [{name: MeanMetric().to(device) for name in self.attributions} for _ in loaders]
         self._left = [images_of_rank(trainer, loader, self.n_images) for loader in loaders]
-        if trainer.is_global_zero and not trainer.sanity_checking:
-            declare_metrics(trainer.loggers, self._directions(trainer))
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Compute and log."""
+        values: dict[str, float] = {}
+        directions: dict[str, bool | None] = {}
         with plain_tensors():
-            values = {
-                self._key(trainer, name, metric, i): float(value)
-                for i, states in enumerate(self._states)
-                for name, state in states.items()
-                for metric, value in {**state.compute(), CONSTANT_MAPS: self._degenerate[i][name].compute()}.items()
-            }
+            for i, states in enumerate(self._states):
+                for name, metrics in states.items():
+                    degenerate_maps: dict[str, Metric] = {CONSTANT_MAPS: self._degenerate[i][name]}
+                    for part, better, value in _results(metrics | degenerate_maps):
+                        values[self._key(trainer, name, part, i)] = value
+                        directions[self._key(trainer, name, part, i)] = better
+                for metric_name, metric in self._shared[i].items():
+                    for part, better, value in _results({metric_name: metric}):
+                        key = self._key(trainer, "model" if part == metric_name else metric_name, part, i)
+                        values[key], directions[key] = value, better
+        if trainer.is_global_zero and not trainer.sanity_checking:
+            declare_metrics(trainer.loggers, directions)
         # The values are equal on every rank already; Lightning warns where it is not asked to see to that. What is
         # logged in the sanity check it throws away.
         pl_module.log_dict(values, sync_dist=trainer.world_size > 1, add_dataloader_idx=False)
@@ -167,27 +191,88 @@ class Faithfulness(ExplainingCallback):
     on_test_epoch_start = on_validation_epoch_start
     on_test_epoch_end = on_validation_epoch_end
 
-    def _known(self, logits: Tensor, masked: Tensor) -> Tensor:
-        known = logits.isfinite().all(1) & ~masked.isnan()
+    def _sample(self, images: _Images, name: str, maps: Tensor, rows: Tensor) -> Sample:
+        """What metrics are told of one method and of some of the images."""
+        trace, targets = images.trace, images.targets[rows]
+        method = {name: self.attributions[name]}
+        return Sample(
+            images=trace.images[rows],
+            maps=maps[rows],
+            targets=targets,
+            logits=trace.logits[rows],
+            predict=trace.predict,
+            explain=lambda others, classes: attribute(trace.rerun(others), classes, method)[name],
+            mean=self.mean,
+            std=self.std,
+            labels=None if images.labels is None else images.labels[rows],
+            boxes=images.boxes_of(rows),
+            baseline=self.baseline,
+            log_probability=self.log_probability,
+            wanted=self._wanted,
+            image_gradient=lambda guided_rule: trace.image_gradient(centered, images.targets, guided_rule=guided_rule)[
+                rows
+            ],
+        )
+
+    def _update(self, metrics: dict[str, Metric], sample: Sample) -> None:
+        if len(sample.images):
+            for metric in metrics.values():
+                if arguments := measured(metric, sample):
+                    metric.update(**arguments)
+
+    def _known(self, known: Tensor) -> Tensor:
         if not known.all():
             self.say_once(rank_zero_warn, "images whose logits are NaN or infinite are left out of the metrics.")
         return known
-
-    def _directions(self, trainer: pl.Trainer) -> dict[str, bool | None]:
-        directions = {name: metric.higher_is_better for name, metric in self.metrics.items(keep_base=True)}
-        return {
-            self._key(trainer, name, metric, i): better
-            for i in range(len(self._left))
-            for name in self.attributions
-            for metric, better in {**directions, CONSTANT_MAPS: False}.items()
-        }
 
     def _key(self, trainer: pl.Trainer, name: str, metric: str, dataloader_idx: int) -> str:
         return log_key(stage_of(trainer), name, metric, dataloader_idx=dataloader_idx if len(self._left) > 1 else None)
 
 
-def _collection(metrics: Any) -> MetricCollection:
+@dataclass(frozen=True)
+class _Images:
+    """What is known of one batch."""
+
+    trace: Trace
+    targets: Tensor
+    labels: Tensor | None
+    boxes: Boxes | None
+
+    def boxes_of(self, rows: Tensor) -> Boxes | None:
+        if self.boxes is None or isinstance(self.boxes, Tensor):
+            return None if self.boxes is None else self.boxes[rows]
+        return [self.boxes[row] for row in rows.tolist()]
+
+
+def _is_shared(metric: Metric) -> bool:
+    """Whether a metric concerns the model or several methods, not one map."""
+    return bool({"gradients", "masked_scores_by_method"} & set(taken_by(metric)))
+
+
+def _copies(metrics: dict[str, Metric], device: torch.device) -> dict[str, Metric]:
+    return {name: metric.clone().to(device) for name, metric in metrics.items()}
+
+
+def _results(metrics: Mapping[str, Metric]) -> Iterator[tuple[str, bool | None, float]]:
+    """Name, direction and value of each number."""
+    for name, metric in metrics.items():
+        with warnings.catch_warnings():  # a rank without images has updated nothing
+            warnings.filterwarnings("ignore", message="The ``compute`` method of metric")
+            value = metric.compute()
+        better = False if name == CONSTANT_MAPS else metric.higher_is_better
+        parts = value if isinstance(value, Mapping) else {name: value}
+        own_name = name == type(metric).__name__
+        for part, number in parts.items():
+            yield part if own_name or part == name else f"{name}_{part}", better, float(number)
+
+
+def _named_metrics(metrics: Any) -> dict[str, Metric]:
     given = list(metrics.values()) if isinstance(metrics, Mapping) else metrics
     if not isinstance(given, Sequence) or not given or not all(isinstance(metric, Metric) for metric in given):
         raise TypeError(f"`metrics` expected a list or a dict of metrics such as [AverageDrop()], got {metrics!r}.")
-    return MetricCollection(dict(metrics) if isinstance(metrics, Mapping) else list(metrics))
+    named = dict(metrics) if isinstance(metrics, Mapping) else {type(metric).__name__: metric for metric in given}
+    if len(named) < len(given):
+        raise ValueError(
+            "`metrics` expected one metric of each class, got several. Name them: {'fine': Insertion(steps=50), ...}."
+        )
+    return named

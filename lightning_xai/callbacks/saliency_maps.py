@@ -13,6 +13,7 @@ from torch import Tensor
 from lightning_xai.callbacks.base import ExplainingCallback, Unpack, first_two, loaders_of, stage_of
 from lightning_xai.callbacks.loggers import log_key, log_panel
 from lightning_xai.explain import attribute
+from lightning_xai.metrics import Boxes
 from lightning_xai.scores import log_softmax, predicted, resolve_targets
 from lightning_xai.trace import Capture, Trace, run
 from lightning_xai.types import Attribution, Score, Targets
@@ -102,7 +103,9 @@ class SaliencyMaps(ExplainingCallback):
         """Nothing: only the images are wanted from the validation step's forward."""
         return Capture()
 
-    def heard(self, trainer: pl.Trainer, trace: Trace, labels: Tensor | None, dataloader_idx: int) -> None:
+    def heard(
+        self, trainer: pl.Trainer, trace: Trace, labels: Tensor | None, boxes: Boxes | None, dataloader_idx: int
+    ) -> None:
         """Take images until there are enough; draw those just taken, in later epochs all of them."""
         followed = self._of(trainer, dataloader_idx)
         if not followed.complete:

@@ -74,6 +74,7 @@ from lightning_xai.metrics.robustness import (
     max_sensitivity,
     square_perturbation,
 )
+from lightning_xai.metrics.sample import Sample, measured, taken_by
 from lightning_xai.metrics.sanity import (
     ClassSensitivity,
     ParameterRandomization,
@@ -119,6 +120,7 @@ __all__ = [
     "RelativeGain",
     "RelativePerformance",
     "RoadScores",
+    "Sample",
     "absolute_drop",
     "adcc",
     "average_drop",
@@ -151,6 +153,7 @@ __all__ = [
     "masked_scores",
     "max_sensitivity",
     "mean_color",
+    "measured",
     "mosaics",
     "noisy_linear_imputation",
     "normalized_masks",
@@ -163,4 +166,5 @@ __all__ = [
     "relative_gain",
     "road_scores",
     "square_perturbation",
+    "taken_by",
 ]

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure, SubFigure
 from torch import Tensor
 
 from lightning_xai.metrics.averages import ImageAverage
-from lightning_xai.metrics.masking import degenerate
+from lightning_xai.metrics.masking import blurred, degenerate
+from lightning_xai.metrics.sample import Sample, taken_by
 from lightning_xai.scores import post_softmax
 from lightning_xai.types import Score
 
@@ -293,6 +294,11 @@ class _CurveMetric(ImageAverage):
         self.fractions, self.curve = self.fraction_sums / n_known, self.curve_sums / n_known
         return super().compute()
 
+    def measure(self, sample: Sample) -> dict[str, Tensor]:
+        """Arguments of ``update``: deletion to the sample's baseline, insertion into the blurred image."""
+        curves = sample.once(("curves", self.steps), lambda: _sampled(sample, self.steps))
+        return {name: curves[name] for name in taken_by(self)}
+
     def plot(self, val: Any = None, ax: Axes | None = None) -> tuple[Figure | SubFigure, Axes]:
         """Draw the mean curve with its area in the legend.
 
@@ -324,6 +330,20 @@ class _CurveMetric(ImageAverage):
         self.fraction_sums = self.fraction_sums + known.sum() * fractions
         self.curve_sums = self.curve_sums + curves[known].sum(0)
         self._add(areas.where(known, torch.nan))
+
+
+def _sampled(sample: Sample, steps: int) -> dict[str, Tensor]:
+    """The curves that a sample's metrics want; where they want both, the ends are shared."""
+    data = sample.predict, sample.images, sample.maps, sample.targets
+    options: dict[str, Any] = {"steps": steps, "score": sample.probability}
+    if {"deletion_curve", "insertion_curve"} <= sample.wanted:
+        blur = sample.behind(blurred)
+        return perturbation_curves(*data, baseline=sample.behind(), insertion_baseline=blur, **options)._asdict()
+    if "deletion_curve" in sample.wanted:
+        fractions, curve = deletion_curve(*data, baseline=sample.behind(), **options)
+        return {"fractions": fractions, "deletion_curve": curve}
+    fractions, curve = insertion_curve(*data, baseline=sample.behind(blurred), **options)
+    return {"fractions": fractions, "insertion_curve": curve}
 
 
 class Deletion(_CurveMetric):

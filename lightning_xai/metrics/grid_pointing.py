@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_xai.metrics.boxes import as_masks
 from lightning_xai.metrics.localization import LocalizationMetric, energy_in_box
+from lightning_xai.metrics.sample import Sample
 
 
 def confident_groups(scores: Tensor, labels: Tensor, *, size: int, confidence: float = 0.9) -> Tensor:
@@ -89,6 +90,8 @@ class GridPointingGame(LocalizationMetric):
     images the result is NaN.
 
     Args:
+        n: Cells along a side of the mosaics that a callback makes of its batches' images.
+        confidence: Least probability of the images in them.
         keep_values: Whether to keep the value of each map, over all processes, for ``values``.
         kwargs: Options of :class:`torchmetrics.Metric`.
 
@@ -106,8 +109,19 @@ class GridPointingGame(LocalizationMetric):
         (tensor(0.2500, dtype=torch.float64), 0.25)
     """
 
-    def __init__(self, *, keep_values: bool = False, **kwargs: Any) -> None:
+    def __init__(self, *, n: int = 2, confidence: float = 0.9, keep_values: bool = False, **kwargs: Any) -> None:
         super().__init__(keep_values=keep_values, **kwargs)
+        self.n = n
+        self.confidence = confidence
+
+    def measure(self, sample: Sample) -> dict[str, Tensor]:
+        """Arguments of ``update``: mosaics of the sample's confident images, none where there are too few of them."""
+        groups = confident_groups(sample.scores, sample.targets, size=self.n**2, confidence=self.confidence)
+        if not len(groups):
+            return {}
+        images, cells = mosaics(sample.images[groups])
+        maps = [sample.explain(images, classes) for classes in sample.targets[groups].T]
+        return {"maps": torch.cat(maps), "cells": cells.repeat_interleave(len(groups), 0)}
 
     def update(self, maps: Tensor, cells: Tensor) -> None:
         """Add one batch of maps (N,H,W) of mosaics, with the masks (N,H,W) of the cells that they explain."""

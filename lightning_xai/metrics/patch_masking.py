@@ -14,7 +14,8 @@ from torchmetrics.utilities import dim_zero_cat
 
 from lightning_xai.metrics.confidence import log_probabilities
 from lightning_xai.metrics.curves import check_maps, float64_logits
-from lightning_xai.metrics.masking import degenerate
+from lightning_xai.metrics.masking import degenerate, mean_color
+from lightning_xai.metrics.sample import Sample
 from lightning_xai.scores import log_softmax
 from lightning_xai.types import Score
 
@@ -173,6 +174,19 @@ class MaximalPatchMasking(Metric):
         setattr(self, self._count, getattr(self, self._count) + len(scores))
         if self.keep_values:
             self.kept.append(changes.flatten())  # flat, since a rank without images gives a flat empty tensor
+
+    def measure(self, sample: Sample) -> dict[str, Tensor]:
+        """Arguments of ``update``: the patch takes the mean colour."""
+        patch_scores = patch_masked_scores(
+            sample.predict,
+            sample.images,
+            sample.maps,
+            sample.targets,
+            baseline=sample.behind(mean_color),
+            sizes=self.sizes,
+            score=sample.log_probability,
+        )
+        return {"scores": sample.scores, "patch_scores": patch_scores}
 
     def compute(self) -> dict[str, Tensor]:
         """Mean probability after masking and mean change for each size, float64."""

@@ -14,6 +14,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from lightning_xai.metrics.confidence import log_probabilities
+from lightning_xai.metrics.sample import Sample
 
 
 def log_relative_performance(masked_scores: Tensor) -> Tensor:
@@ -144,6 +145,14 @@ class RelativePerformance(Metric):
         setattr(self, self._counts, getattr(self, self._counts) + counts)
         if self.keep_values:
             self.kept.append(masked[used].flatten())  # flat, since a rank without images gives a flat empty tensor
+
+    def measure(self, sample: Sample) -> dict[str, Any]:
+        """Arguments of ``update``, from the samples of all methods."""
+        missing = sorted(set(self.methods) - set(sample.methods))
+        if missing:
+            raise ValueError(f"`methods` expected names of attributions, {sorted(sample.methods)}, got {missing}.")
+        masked = {name: sample.methods[name].masked_scores for name in self.methods}
+        return {"scores": sample.scores, "masked_scores_by_method": masked}
 
     def compute(self) -> dict[str, Tensor]:
         """Each later method against each earlier one, and how many images that is, as in tables 1 and 2 of the paper.

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lightning_xai.metrics.averages import ImageAverage
 from lightning_xai.metrics.curves import check_maps, float64_logits, relevance_ranks
+from lightning_xai.metrics.sample import Sample
 from lightning_xai.metrics.seeding import image_generators
 from lightning_xai.scores import post_softmax, predicted
 from lightning_xai.types import Score
@@ -235,6 +236,11 @@ class ROAD(ImageAverage):
         self.road_sums = self.road_sums + values[known].sum(0)
         gaps = (values[:, 3] - values[:, 1]).mean(1)
         self._add(gaps.where(known, torch.nan))
+
+    def measure(self, sample: Sample) -> dict[str, Tensor]:
+        """Arguments of ``update``: accuracy is that of the sample's targets, labels where the paper is followed."""
+        data = sample.predict, sample.images, sample.maps, sample.targets
+        return road_scores(*data, percentages=self.percentages, score=sample.probability)._asdict()
 
     def compute(self) -> dict[str, Tensor]:  # type: ignore[override]  # several numbers
         """Accuracy and probability for both orders and the gap, means over images and percentages, float64."""

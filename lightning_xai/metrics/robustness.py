@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from lightning_xai.metrics.averages import ImageAverage
 from lightning_xai.metrics.curves import float64_logits
+from lightning_xai.metrics.sample import Sample
 from lightning_xai.metrics.seeding import image_generators
 from lightning_xai.scores import centered
 from lightning_xai.types import Score
@@ -174,6 +175,9 @@ class Infidelity(ImageAverage):
     ``update(infidelities)`` takes the values (N,) of the function. Without images the result is NaN.
 
     Args:
+        perturbation: As for :func:`infidelity`, for callbacks, and so are the next two.
+        n_samples: Number of perturbations for each image.
+        normalize: Whether each map is scaled so that its value is least: for maps that are not on the score's scale.
         keep_values: Whether to keep the value of each image, over all processes, for ``values``.
         kwargs: Options of :class:`torchmetrics.Metric`.
 
@@ -191,6 +195,26 @@ class Infidelity(ImageAverage):
     higher_is_better = False
     plot_upper_bound = None
 
+    def __init__(
+        self,
+        *,
+        perturbation: Perturbation = gaussian_perturbation,
+        n_samples: int = 10,
+        normalize: bool = False,
+        keep_values: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(keep_values=keep_values, **kwargs)
+        self.perturbation = perturbation
+        self.n_samples = n_samples
+        self.normalize = normalize
+
+    def measure(self, sample: Sample) -> dict[str, Tensor]:
+        """Arguments of ``update``: infidelity to the centred logit."""
+        options: dict[str, Any] = {"n_samples": self.n_samples, "normalize": self.normalize}
+        data = sample.predict, sample.images, sample.maps, sample.targets
+        return {"infidelities": infidelity(*data, perturbation=self.perturbation, **options)}
+
     def update(self, infidelities: Tensor) -> None:
         """Add the infidelities (N,) of one batch."""
         self._add(_one_each("infidelities", infidelities))
@@ -205,6 +229,8 @@ class MaxSensitivity(ImageAverage):
     ``update(sensitivities)`` takes the values (N,) of the function. Without images the result is NaN.
 
     Args:
+        radius: As for :func:`max_sensitivity`, for callbacks, and so is the next one.
+        n_samples: Number of perturbations for each image.
         keep_values: Whether to keep the value of each image, over all processes, for ``values``.
         kwargs: Options of :class:`torchmetrics.Metric`.
 
@@ -221,6 +247,21 @@ class MaxSensitivity(ImageAverage):
 
     higher_is_better = False
     plot_upper_bound = None
+
+    def __init__(self, *, radius: float = 0.02, n_samples: int = 10, keep_values: bool = False, **kwargs: Any) -> None:
+        super().__init__(keep_values=keep_values, **kwargs)
+        self.radius = radius
+        self.n_samples = n_samples
+
+    def measure(self, sample: Sample) -> dict[str, Tensor]:
+        """Arguments of ``update``; the classes stay those of the unperturbed images."""
+        sensitivities = max_sensitivity(
+            lambda images: sample.explain(images, sample.targets),
+            sample.images,
+            radius=self.radius,
+            n_samples=self.n_samples,
+        )
+        return {"sensitivities": sensitivities}
 
     def update(self, sensitivities: Tensor) -> None:
         """Add the sensitivities (N,) of one batch."""

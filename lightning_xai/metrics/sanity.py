@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import zlib
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -19,7 +20,9 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from lightning_xai.metrics.averages import ImageAverage
 from lightning_xai.metrics.curves import featureless
+from lightning_xai.metrics.sample import Sample
 from lightning_xai.metrics.seeding import image_generators
+from lightning_xai.scores import predicted, second_best
 
 SIMILARITIES = ("rank_correlation", "absolute_rank_correlation", "ssim")
 """What the last dimension of similarities is, in this order."""
@@ -260,6 +263,13 @@ class ClassSensitivity(_SimilarityMetric):
         """Add similarities (N,3) of one batch."""
         _check_similarities("class_similarities", class_similarities, (3,))
         self._add_similarities(class_similarities.detach().double())
+
+    def measure(self, sample: Sample) -> dict[str, Tensor]:
+        """Arguments of ``update``: the other class is the second best, or the best where that one was explained."""
+        others = second_best(sample.logits)
+        others = torch.where(others == sample.targets, predicted(sample.logits), others)
+        explain = partial(sample.explain, sample.images)
+        return {"class_similarities": class_sensitivity(explain, sample.targets, others)}
 
 
 class ParameterRandomization(_SimilarityMetric):

@@ -47,7 +47,7 @@ class Probe(ExplainingCallback):
     def wants(self, trainer: Any, dataloader_idx: int) -> bool:
         return True
 
-    def heard(self, trainer: Any, trace: Trace, labels: Tensor | None, dataloader_idx: int) -> None:
+    def heard(self, trainer: Any, trace: Trace, labels: Any, boxes: Any, dataloader_idx: int) -> None:
         assert not torch.is_grad_enabled()
         assert not torch.is_inference_mode_enabled()
         self.found = self.model
@@ -149,10 +149,10 @@ def test_own_passes_of_one_callback_are_not_heard_by_the_next() -> None:
     """Images that another callback runs in between are none of the step's."""
 
     class Busy(Probe):
-        def heard(self, trainer: Any, trace: Trace, labels: Tensor | None, dataloader_idx: int) -> None:
+        def heard(self, trainer: Any, trace: Trace, labels: Any, boxes: Any, dataloader_idx: int) -> None:
             trace.predict(trace.images + 1)
             trace.rerun(trace.images + 2)
-            super().heard(trainer, trace, labels, dataloader_idx)
+            super().heard(trainer, trace, labels, boxes, dataloader_idx)
 
     def in_parts(module: Any, images: Tensor) -> None:
         module.model.forward(images)  # neither module hooks nor a shadowed forward see the parts

@@ -1,0 +1,167 @@
+"""Faithfulness runs every family of metrics: each number is that of the pure functions, on the same images."""
+
+from typing import Any
+
+import pytest
+import torch
+from callbacks.trainers import MEAN, STD, Forwards, classifier, loader, trainer
+from torch import Tensor
+from torchmetrics import Metric, SumMetric
+
+from lightning_xai import Faithfulness, GradCAM, GradCAMPlus, InputGradient, explain
+from lightning_xai.metrics import (
+    ADCC,
+    ROAD,
+    AverageDrop,
+    AverageGain,
+    AverageIncrease,
+    ClassSensitivity,
+    Complexity,
+    Deletion,
+    EnergyInBox,
+    GradientAlignment,
+    GridPointingGame,
+    Infidelity,
+    Insertion,
+    MaximalPatchMasking,
+    MaxSensitivity,
+    PointingGame,
+    RelativePerformance,
+    black,
+    blurred,
+    infidelity,
+    perturbation_curves,
+)
+
+METHODS = {"cam": GradCAM("conv2"), "plus": GradCAMPlus("conv2")}
+BOX = torch.tensor([[1, 1, 5, 5]])
+
+
+def with_boxes(batch: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """The same box in every image."""
+    images, labels = batch
+    return images, labels, [BOX] * len(images)
+
+
+def run(metrics: Any, methods: Any = METHODS, **options: Any) -> tuple[Any, Any, dict[str, float]]:
+    """Module, data and what was logged."""
+    module, data, running = classifier(), loader(7), None
+    callback = Faithfulness(methods, metrics, mean=MEAN, std=STD, controls={}, **options)
+    running = trainer(callbacks=[callback])
+    running.validate(module, data, verbose=False)
+    values = {key.removeprefix("val/xai/"): value.item() for key, value in running.callback_metrics.items()}
+    return module, data.dataset.tensors[0], values
+
+
+def test_every_family_logs_finite_numbers_under_its_names() -> None:
+    """Localisation, curves, patches, imputation, robustness, sensitivity, coherence, gradients and comparisons."""
+    metrics = [
+        AverageDrop(), ADCC(), Complexity(), Deletion(steps=3), Insertion(steps=3), MaximalPatchMasking(sizes=(1, 3)),
+        ROAD(percentages=(50,)), Infidelity(n_samples=2, normalize=True), MaxSensitivity(n_samples=2), PointingGame(),
+        EnergyInBox(), ClassSensitivity(), GradientAlignment(), RelativePerformance(("cam", "plus"), threshold=0.0),
+        GridPointingGame(n=1, confidence=0.0),
+    ]  # fmt: skip
+    _, _, values = run(metrics, unpack=with_boxes)
+    cam = {key.removeprefix("cam/") for key in values if key.startswith("cam/")}
+    assert cam >= {"AverageDrop", "ADCC", "Deletion", "patch_change_3", "road_gap", "PointingGame", "class_ssim"}
+    assert {"model/GradientAlignment", "RelativePerformance/plus_vs_cam", "RelativePerformance/n_used"} <= set(values)
+    assert not any(key.startswith(("cam/Gradient", "cam/plus_vs")) for key in values)
+    assert values["RelativePerformance/n_used"] == 7
+    assert {key for key, value in values.items() if value != value} == set()
+
+
+def test_curves_are_those_of_the_functions_and_share_their_ends() -> None:
+    """Deletion to black, insertion from the blurred image; 2 (s - 1) + 3 passes, since their baselines differ."""
+    module, data = classifier(), loader(4)
+    forwards = Forwards(module.model)
+    callback = Faithfulness(
+        {"cam": METHODS["cam"]}, [Deletion(steps=3), Insertion(steps=3)], mean=MEAN, std=STD, controls={},
+        classifier="model",
+    )  # fmt: skip
+    running = trainer(callbacks=[callback])
+    running.validate(module, data, verbose=False)
+    assert len(forwards.sizes) == 1 + 2 * 2 + 3
+
+    images = data.dataset.tensors[0]
+    with torch.no_grad():
+        targets = module.model.eval()(images).argmax(1)
+        curves = perturbation_curves(
+            module.model, images, explain(module.model, images, attributions=METHODS["cam"]), targets, steps=3,
+            baseline=black(images, MEAN, STD), insertion_baseline=blurred(images, MEAN, STD),
+        )  # fmt: skip
+    for name, curve in (("Deletion", curves.deletion_curve), ("Insertion", curves.insertion_curve)):
+        expected = torch.trapezoid(curve, curves.fractions, dim=1).mean().item()
+        assert running.callback_metrics[f"val/xai/cam/{name}"].item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_drop_increase_gain_and_comparison_of_m_methods_cost_m_masked_passes() -> None:
+    """Beside the validation step's own pass, for each batch."""
+    module, data = classifier(), loader(7)
+    forwards = Forwards(module.model)
+    metrics = [AverageDrop(), AverageIncrease(), AverageGain(), RelativePerformance(tuple(METHODS))]
+    callback = Faithfulness(METHODS, metrics, mean=MEAN, std=STD, controls={}, classifier="model")
+    trainer(callbacks=[callback]).validate(module, data, verbose=False)
+    assert forwards.sizes == [4] * 3 + [3] * 3
+
+
+def test_options_of_a_metric_reach_its_measurement() -> None:
+    """Infidelity of the raw gradient, with its own number of samples."""
+    module, images, values = run([Infidelity(n_samples=3)], {"gradient": InputGradient()})
+    with torch.no_grad():
+        targets = module.model.eval()(images).argmax(1)
+        maps = explain(module.model, images, attributions=InputGradient())
+        expected = infidelity(module.model, images, maps, targets, n_samples=3).mean().item()
+    assert values["gradient/Infidelity"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_named_metrics_of_one_class_log_apart() -> None:
+    """Numbers of several parts keep both names."""
+    _, _, values = run({"small": MaximalPatchMasking(sizes=(1,)), "large": MaximalPatchMasking(sizes=(5,))})
+    assert {"cam/small_patch_change_1", "cam/large_patch_change_5"} <= set(values)
+
+
+def test_two_metrics_of_one_class_need_names() -> None:
+    """One would hide the other."""
+    with pytest.raises(ValueError, match=r"`metrics` expected one metric of each class.*Name them"):
+        run([Insertion(steps=2), Insertion(steps=3)])
+
+
+def test_missing_boxes_are_told_about() -> None:
+    """With the way to get them."""
+    with pytest.raises(ValueError, match=r"`PointingGame` expected boxes, got none. Let `unpack` take them"):
+        run([PointingGame()])
+
+
+def test_a_metric_of_something_else_is_told_about() -> None:
+    """What a sample has is listed."""
+    with pytest.raises(TypeError, match=r"`SumMetric` expected an `update` that takes what a Sample has.*'value'"):
+        run([SumMetric()])
+
+
+def test_comparisons_of_unknown_methods_are_told_about() -> None:
+    """The names there are."""
+    with pytest.raises(ValueError, match=r"`methods` expected names of attributions, \['cam', 'plus'\], got \['x'\]"):
+        run([RelativePerformance(("cam", "x"))])
+
+
+def test_a_users_metric_takes_what_it_names() -> None:
+    """No base class needed."""
+
+    class Brightest(Metric):
+        full_state_update = False
+        higher_is_better = True
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.add_state("largest", torch.zeros(()), dist_reduce_fx="max")
+
+        def update(self, maps: Tensor, labels: Tensor) -> None:
+            assert len(maps) == len(labels)
+            self.largest = torch.maximum(self.largest, maps.max())
+
+        def compute(self) -> Tensor:
+            return self.largest
+
+    module, images, values = run([Brightest()])
+    expected = explain(module.model, images, attributions=METHODS["cam"]).max().item()
+    assert values["cam/Brightest"] == pytest.approx(expected, rel=1e-4)
