@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -133,6 +134,7 @@ class _Mode(TorchFunctionMode):
     def __init__(self, model: nn.Module, handlers: Mapping[Callable[..., Any], Handler]) -> None:
         super().__init__()
         self.marks = WeakTensorKeyDictionary()
+        self._origins = WeakTensorKeyDictionary()
         self._model = model
         self._handlers = handlers
 
@@ -142,7 +144,7 @@ class _Mode(TorchFunctionMode):
         kwargs = kwargs or {}
         given = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
         call = Call(function, args, kwargs, [one for one in given if one in self.marks], self.marks, self._model)
-        if any(one.requires_grad and not one.is_leaf and one not in self.marks for one in given):
+        if any(self._is_foreign(one) for one in given):
             raise call.refusal(
                 "expected tensors made by torch functions, got one made by a custom autograd function or by scripted "
                 "code, which hand relevance on by no known rule: use their plain forms."
@@ -154,8 +156,17 @@ class _Mode(TorchFunctionMode):
             result, mark = self._handlers.get(function, _unhandled)(call)
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor) and (call.inplace or not any(tensor is one for one in call.on_path)):
-                self.marks[tensor] = mark
+                self.marks[tensor], self._origins[tensor] = mark, tensor.grad_fn
         return result
+
+    def _is_foreign(self, tensor: Tensor) -> bool:
+        """Whether it comes out of a function that was not seen: with gradients, and no mark or another origin."""
+        if not tensor.requires_grad or tensor.is_leaf:
+            return False
+        if tensor not in self._origins:
+            return tensor not in self.marks  # the images may have a history
+        # a custom function puts its own name on what the functions inside of it made
+        return isinstance(tensor.grad_fn, BackwardCFunction) and tensor.grad_fn is not self._origins[tensor]
 
 
 def _unhandled(call: Call) -> tuple[Any, None]:

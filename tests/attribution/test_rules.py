@@ -28,10 +28,12 @@ CONVOLUTIONS = {
 
 
 def generator(seed=0):
+    """Seeded, whatever the global random state."""
     return torch.Generator().manual_seed(seed)
 
 
 def affine(inputs, scale, shift):
+    """Batch normalisation in evaluation mode."""
     return inputs * scale[:, None, None] + shift[:, None, None]
 
 
@@ -69,24 +71,29 @@ def shared(contributions, relevance, total=None):
 
 
 def z_plus_matrix(a, w, b, z, r):
+    """Positive contributions."""
     return shared((a[:, None] * w).clamp(min=0), r)
 
 
 def negated_matrix(a, w, b, z, r):
+    """Positive contributions of negated weights."""
     return shared((-a[:, None] * w).clamp(min=0), r)
 
 
 def epsilon_matrix(a, w, b, z, r):
+    """All contributions, over a stabilised output."""
     return shared(a[:, None] * w, r, torch.where(z < 0, z - 0.1, z + 0.1))
 
 
 def gamma_matrix(a, w, b, z, r):
+    """Contributions of the output's sign raised by half, the bias among them."""
     contributions = torch.cat([a[:, None] * w, b[None]])
     preferred = torch.where(z > 0, contributions.clamp(min=0), contributions.clamp(max=0))
     return shared(contributions + 0.5 * preferred, r)[:-1]
 
 
 def alpha_beta_matrix(a, w, b, z, r):
+    """Twice the positive minus once the negative shares."""
     contributions = a[:, None] * w
     return 2 * shared(contributions.clamp(min=0), r) - shared(contributions.clamp(max=0), r)
 
@@ -122,6 +129,7 @@ LOW, HIGH = (-3.0, -4.0, -5.0, -4.5), (4.0, 3.5, 5.0, 6.0)
 
 
 def box_matrix(x, w, r):
+    """Contributions relative to the bounds."""
     low, high = (torch.tensor(ends).double().repeat_interleave(36)[:, None] for ends in (LOW, HIGH))
     return shared(x[:, None] * w - low * w.clamp(min=0) - high * w.clamp(max=0), r)
 
@@ -192,7 +200,7 @@ def test_alpha_one_beta_zero_is_z_plus():
 
 def test_large_gamma_is_z_plus_where_outputs_are_positive():
     """Without a bias."""
-    layer, inputs, function = example("plain", signed=True)
+    layer, inputs, _ = example("plain", signed=True)
     layer = convolution_layer(layer.weight)
     outputs = layer.forward(inputs, layer.weight)
     multipliers = (outputs > 0).double()
