@@ -1,0 +1,417 @@
+"""How well logit shifts are told from clean models: clean models x edits x strengths, with and without a reference.
+
+    python recipes/integrity_roc.py                             # networks trained here on generated images
+    python recipes/integrity_roc.py --data DIR                  # real weights, and networks trained on CIFAR-10
+    python recipes/integrity_roc.py --data DIR --only real      # one group: small, tuned, real or photos
+
+Data: nothing, or a folder with ``weights/cifar10_resnet20.safetensors``, ``cifar10_resnet44``,
+``imagenet_squeezenet1_1`` and ``imagenet_mobilenetv1_075_fp16``, ``cifar10_train.npz``, ``cifar10_test.npz`` (JPEG
+files end to end as ``jpeg``, ``offsets``, ``labels``) and photographs in ``imagenet/val/*/*.JPEG``.
+Output: a table on the screen, and with ``--out FILE`` every pair of model and edit as a line of a CSV file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from classifiers import create_classifier, load_weights
+from generated_images import GeneratedImages
+from PIL import Image
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torchvision.transforms.v2.functional import center_crop, normalize, pil_to_tensor, resize
+
+from lightning_xai.integrity import (
+    Attack,
+    Fingerprint,
+    PositionShift,
+    RandomShift,
+    RowEdit,
+    Threshold,
+    UniformShift,
+    Verdict,
+    WorstCaseShift,
+    inspect_model,
+)
+
+STRENGTHS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+SHARES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)  # of the worst case, instead of a strength
+VISIBLE = 0.9  # below this rank correlation with the clean map, before any ReLU, an edit is seen
+STEPS = {"small": 150, "tuned": 25}
+PROBES = {"small": 32, "tuned": 16, "real": 16, "photos": 8}  # fewer where a pass is dear
+CIFAR = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass
+class Subject:
+    """A clean model with the probes and the layers at which it is checked."""
+
+    name: str
+    model: nn.Module
+    images: Tensor
+    layers: tuple[str, ...]
+
+
+@dataclass
+class Outcome:
+    """One check of one model."""
+
+    model: str
+    layer: str
+    edit: str
+    strength: float
+    suspicion: float
+    verdict: str
+    agreement: float  # with the clean model's raw maps, the smaller of Grad-CAM and HiResCAM
+    zero_sum_agreement: float
+    against_reference: str
+
+
+class SmallNet(nn.Module):
+    """Three convolutions with BatchNorm, mean pooling, a linear head."""
+
+    def __init__(self, classes: int = 10) -> None:
+        super().__init__()
+        widths = (3, 24, 48, 64)
+        self.layers = nn.Sequential(*(self._layer(*pair) for pair in itertools.pairwise(widths)))
+        self.head = nn.Linear(64, classes)
+
+    @staticmethod
+    def _layer(before: int, after: int) -> nn.Sequential:
+        return nn.Sequential(nn.Conv2d(before, after, 3, 2, 1), nn.BatchNorm2d(after), nn.ReLU())
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (N,3,32,32) to logits (N,K)."""
+        return self.head(self.layers(images).mean((2, 3)))
+
+
+class Block(nn.Module):
+    """Two convolutions and a shortcut without parameters."""
+
+    def __init__(self, before: int, after: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(before, after, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(after)
+        self.conv2 = nn.Conv2d(after, after, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(after)
+        self.missing = (after - before) // 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Activations (N,D,h,w)."""
+        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        if self.missing:
+            x = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.missing, self.missing))
+        return F.relu(x + y)
+
+
+class CifarResNet(nn.Module):
+    """ResNet for 32 x 32 pixels (He et al., "Deep Residual Learning", 2016, section 4.2), 6 n + 2 layers."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16)
+        self.layer1, self.layer2, self.layer3 = (
+            nn.Sequential(Block(before, after, stride), *(Block(after, after, 1) for _ in range(n - 1)))
+            for before, after, stride in ((16, 16, 1), (16, 32, 2), (32, 64, 2))
+        )
+        self.linear = nn.Linear(64, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (N,3,32,32) to logits (N,10)."""
+        x = F.relu(self.bn1(self.conv1(images)))
+        return self.linear(self.layer3(self.layer2(self.layer1(x))).mean((2, 3)))
+
+
+def cifar(data: Path, split: str, n: int) -> tuple[Tensor, Tensor]:
+    """The first images (n,3,32,32), standardised, and their labels (n,)."""
+    with np.load(data / f"cifar10_{split}.npz") as file:
+        jpeg, offsets, labels = file["jpeg"], file["offsets"], file["labels"]
+    opened = (Image.open(io.BytesIO(jpeg[offsets[i] : offsets[i + 1]].tobytes())) for i in range(n))
+    images = torch.stack([pil_to_tensor(image) for image in opened])
+    return normalize(images / 255, *map(list, CIFAR)), torch.from_numpy(labels[:n]).long()
+
+
+def generated(split: str, n: int) -> tuple[Tensor, Tensor]:
+    """Generated images (n,3,32,32), standardised, and their labels (n,)."""
+    drawn = GeneratedImages(n, split=split, size=32)
+    return normalize(drawn.images / 255, *map(list, HALF)), drawn.labels
+
+
+def photographs(data: Path, n: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """Photographs (n,3,224,224) of different classes, standardised."""
+    paths = sorted((data / "imagenet" / "val").glob("*/*.JPEG"))
+    taken = paths[:: max(len(paths) // n, 1)][:n]
+    images = [center_crop(resize(pil_to_tensor(Image.open(path).convert("RGB")), [256]), [224]) for path in taken]
+    return normalize(torch.stack(images) / 255, list(mean), list(std))
+
+
+def sigmoids(logits: Tensor, labels: Tensor) -> Tensor:
+    """Each class against the rest."""
+    return F.binary_cross_entropy_with_logits(logits, F.one_hot(labels, logits.shape[1]).float())
+
+
+TRAININGS: dict[str, tuple[Loss, Callable[..., torch.optim.Optimizer]]] = {
+    "SGD": (F.cross_entropy, partial(torch.optim.SGD, lr=0.1, momentum=0.9)),
+    "SGD, weight decay": (F.cross_entropy, partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=5e-4)),
+    "AdamW": (F.cross_entropy, partial(torch.optim.AdamW, lr=3e-3)),
+    "label smoothing": (partial(F.cross_entropy, label_smoothing=0.1), partial(torch.optim.AdamW, lr=3e-3)),
+    "sigmoids": (sigmoids, partial(torch.optim.AdamW, lr=3e-3)),
+}
+
+
+def trained(
+    model: nn.Module, images: Tensor, labels: Tensor, training: str, *, steps: int, rate: float = 1.0
+) -> nn.Module:
+    """The model after some steps with batches of 64, in evaluation mode."""
+    loss, make = TRAININGS[training]
+    optimizer = make(model.parameters())
+    for group in optimizer.param_groups:
+        group["lr"] *= rate
+    model.train()
+    for step in range(steps):
+        start = step * 64 % (len(images) - 63)
+        optimizer.zero_grad()
+        loss(model(images[start : start + 64]), labels[start : start + 64]).backward()
+        optimizer.step()
+    return model.eval().requires_grad_(False)
+
+
+def small(data: Path | None, steps: int) -> Iterator[Subject]:
+    """Networks trained here from scratch, with two seeds for each training."""
+    source: Callable[[str, int], tuple[Tensor, Tensor]] = generated if data is None else partial(cifar, data)
+    (images, labels), (probes, _) = (
+        source("train", min(64 * steps, 4096)),
+        source("test" if data else "val", PROBES["small"]),
+    )
+    for seed in (0, 1):
+        for training in TRAININGS:
+            torch.manual_seed(seed)
+            model = trained(SmallNet(), images, labels, training, steps=steps)
+            yield Subject(f"SmallNet, {training}, seed {seed}", model, probes, ("layers.2", "layers.1"))
+
+
+def resnet(data: Path, n: int) -> nn.Module:
+    """A ResNet with its weights, in evaluation mode."""
+    model = CifarResNet(n)
+    load_weights(model, data / "weights" / f"cifar10_resnet{6 * n + 2}.safetensors")
+    return model.eval()
+
+
+def tuned(data: Path) -> Iterator[Subject]:
+    """ResNet-20, trained further in several ways."""
+    images, labels = cifar(data, "train", 64 * STEPS["tuned"])
+    probes, _ = cifar(data, "test", PROBES["tuned"])
+    for training in TRAININGS:
+        model = trained(resnet(data, 3), images, labels, training, steps=STEPS["tuned"], rate=0.1)
+        yield Subject(f"ResNet-20 tuned, {training}", model, probes, ("layer3", "layer2"))
+
+
+def folded(model: nn.Module) -> nn.Module:
+    """A ResNet with every BatchNorm in the weights of the convolution before it."""
+    for module in model.modules():
+        for name in ("1", "2"):
+            conv, norm = getattr(module, f"conv{name}", None), getattr(module, f"bn{name}", None)
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                setattr(module, f"conv{name}", fuse_conv_bn_eval(conv, norm))
+                setattr(module, f"bn{name}", nn.Identity())
+    return model
+
+
+def real(data: Path) -> Iterator[Subject]:
+    """ResNet-20 as it is, rounded to bfloat16, and with folded BatchNorms; ResNet-44 as it is."""
+    probes, _ = cifar(data, "test", PROBES["real"])
+    changes: dict[str, Callable[[nn.Module], nn.Module]] = {
+        "": lambda model: model,
+        ", bfloat16": lambda model: model.bfloat16().float(),
+        ", folded": folded,
+    }
+    for change, apply in changes.items():
+        yield Subject(f"ResNet-20{change}", apply(resnet(data, 3)), probes, ("layer3", "layer2"))
+    yield Subject("ResNet-44", resnet(data, 7), probes, ("layer3", "layer2"))
+
+
+def photos(data: Path) -> Iterator[Subject]:
+    """The classifiers of ImageNet, on photographs."""
+    weights = data / "weights"
+    squeezenet = create_classifier("torchvision:squeezenet1_1", weights=weights / "imagenet_squeezenet1_1.safetensors")
+    yield Subject(
+        "SqueezeNet", squeezenet.eval(), photographs(data, PROBES["photos"], *CIFAR), ("features.12", "features.4")
+    )
+    options: dict[str, Any] = {
+        "variant": "mobilenetv1_100",
+        "channel_multiplier": 0.75,
+        "pad_type": "same",
+        "bn_eps": 1e-3,
+    }
+    mobilenet = create_classifier(
+        "timm.models.efficientnet:_gen_mobilenet_v1",
+        weights=weights / "imagenet_mobilenetv1_075_fp16.safetensors",
+        **options,
+    )
+    yield Subject("MobileNet", mobilenet.eval(), photographs(data, PROBES["photos"], *HALF), ("blocks.4", "blocks.2"))
+
+
+def edits(subject: Subject, layer: str) -> Iterator[tuple[str, float, Attack]]:
+    """Every edit at a layer, by name and strength."""
+    kinds: dict[str, Callable[[float], Attack]] = {
+        "position": lambda strength: PositionShift(layer, (0, 0), strength),
+        "uniform": lambda strength: UniformShift(layer, strength),
+        "random": lambda strength: RandomShift(layer, strength),
+        "rows": lambda strength: RowEdit(subject.images, strength),
+    }
+    for name, make in kinds.items():
+        for strength in STRENGTHS:
+            yield name, strength, make(strength)
+    for share in SHARES:
+        yield "worst case", share, WorstCaseShift(layer, subject.images, share)
+
+
+def outcomes(subject: Subject) -> Iterator[Outcome]:
+    """The clean model and all its edits, at each layer."""
+    for layer in subject.layers:
+        fingerprint = Fingerprint.of(subject.model, subject.images, layer=layer)
+        yield _outcome(subject, fingerprint, "clean", 0.0, subject.model)
+        for name, strength, attack in edits(subject, layer):
+            with suppress(ValueError):  # rows that something non-linear follows cannot be edited
+                yield _outcome(subject, fingerprint, name, strength, attack(subject.model))
+
+
+def _outcome(subject: Subject, fingerprint: Fingerprint, name: str, strength: float, model: nn.Module) -> Outcome:
+    layer = fingerprint.layer if fingerprint.layer in dict(model.named_modules()) else f"model.{fingerprint.layer}"
+    inspection = inspect_model(model, subject.images, layer=layer)
+    comparison = fingerprint.compare(model, subject.images, layer=layer)
+    return Outcome(
+        model=subject.name,
+        layer=fingerprint.layer,
+        edit=name,
+        strength=strength,
+        suspicion=inspection.suspicion,
+        verdict=inspection.verdict.name,
+        agreement=min(float(one.nanmedian()) for one in comparison.raw_agreement.values()),
+        zero_sum_agreement=min(float(one.nanmedian()) for one in comparison.zero_sum_agreement.values()),
+        against_reference=comparison.verdict.name,
+    )
+
+
+def area_under_curve(clean: list[float], edited: list[float]) -> float:
+    """Probability that an edited model is more suspicious than a clean one, ties counted half."""
+    first, second = torch.tensor(edited)[:, None], torch.tensor(clean)[None]
+    return float(((first > second).double() + 0.5 * (first == second).double()).mean())
+
+
+def report(found: list[Outcome], console: Console) -> None:
+    """Tables of false alarms, of edits that users see, and of smaller ones."""
+    clean = [one for one in found if one.edit == "clean"]
+    untold = {(one.model, one.layer) for one in clean if one.verdict == Verdict.CANNOT_TELL.name}
+    edited = [one for one in found if one.edit != "clean"]
+    for title, chosen in {
+        "Models that can be told without a reference": lambda one: (one.model, one.layer) not in untold,
+        "Models that cannot, since their clean form shares a lot": lambda one: (one.model, one.layer) in untold,
+    }.items():
+        if any(map(chosen, clean)):
+            console.print(_table(title, list(filter(chosen, clean)), list(filter(chosen, edited))))
+
+
+def _table(title: str, clean: list[Outcome], edited: list[Outcome]) -> Table:
+    suspicions = sorted(one.suspicion for one in clean)
+    alarms = sum(one.verdict == Verdict.LOGIT_SHIFT.name for one in clean)
+    told = f"{len(clean)} clean checks, {alarms} false alarms, suspicion {suspicions[0]:.2g} to {suspicions[-1]:.2g}"
+    table = Table(
+        *("edit", "seen", "n", "AUC", "flagged", "cannot tell", "with reference"),
+        title=f"{title}: {told}, threshold {Threshold()}",
+        box=SIMPLE_HEAD,
+    )
+    for seen in (True, False):
+        these = [one for one in edited if (one.agreement < VISIBLE) == seen]
+        for edit in dict.fromkeys(one.edit for one in these):
+            table.add_row(edit, *_rates([one for one in these if one.edit == edit], seen, suspicions))
+        table.add_section()
+    unseen = [one for one in edited if one.agreement >= VISIBLE and one.edit != "worst case"]
+    for strength in sorted({one.strength for one in unseen}):
+        chosen = [one for one in unseen if one.strength == strength]
+        table.add_row(f"all at K = {strength:g}", *_rates(chosen, False, suspicions))
+    return table
+
+
+def _rates(chosen: list[Outcome], seen: bool, clean: list[float]) -> tuple[str, ...]:
+    def rate(verdicts: list[str], verdict: Verdict) -> str:
+        return f"{verdicts.count(verdict.name) / len(verdicts):.1%}"
+
+    alone, referred = [one.verdict for one in chosen], [one.against_reference for one in chosen]
+    area = area_under_curve(clean, [one.suspicion for one in chosen])
+    told = rate(alone, Verdict.LOGIT_SHIFT), rate(alone, Verdict.CANNOT_TELL), rate(referred, Verdict.LOGIT_SHIFT)
+    return "yes" if seen else "no", str(len(chosen)), f"{area:.4f}", *told
+
+
+def main(arguments: list[str] | None = None) -> list[Outcome]:
+    """Run the experiment; returns what it found."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder with weights and images; without it, networks trained here")
+    parser.add_argument("--only", choices=["small", "tuned", "real", "photos"], help="one group of models")
+    parser.add_argument("--from", type=Path, nargs="+", dest="files", help="report on such CSV files; runs nothing")
+    parser.add_argument("--out", type=Path, help="CSV file to append every outcome to")
+    parser.add_argument("--fast-dev-run", action="store_true", help="one model, to see that everything works")
+    options = parser.parse_args(arguments)
+    if options.files:
+        found = [one for path in options.files for one in read(path)]
+        report(found, Console(width=120))
+        return found
+    groups: dict[str, Iterator[Subject]] = {
+        "small": small(options.data, 20 if options.fast_dev_run else STEPS["small"])
+    }
+    if options.data is not None:
+        groups |= {"tuned": tuned(options.data), "real": real(options.data), "photos": photos(options.data)}
+    elif options.only not in (None, "small"):
+        parser.error(f"--only {options.only} expected --data")
+    found = []
+    for name, subjects in groups.items():
+        if options.only in (None, name):
+            for subject in subjects:
+                found += outcomes(subject)
+                if options.out is not None:
+                    write(options.out, [one for one in found if one.model == subject.name])
+                if options.fast_dev_run:
+                    break
+    report(found, Console(width=120))
+    return found
+
+
+def write(path: Path, found: list[Outcome]) -> None:
+    """Append outcomes to a CSV file."""
+    new = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(asdict(found[0])))
+        if new:
+            writer.writeheader()
+        writer.writerows(map(asdict, found))
+
+
+def read(path: Path) -> list[Outcome]:
+    """Outcomes from a CSV file."""
+    numbers = {"strength", "suspicion", "agreement", "zero_sum_agreement"}
+    with path.open(newline="", encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    values: list[dict[str, Any]] = [{k: float(v) if k in numbers else v for k, v in one.items()} for one in lines]
+    return [Outcome(**one) for one in values]
+
+
+if __name__ == "__main__":
+    main()
