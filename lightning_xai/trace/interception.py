@@ -184,6 +184,7 @@ def _running(model: nn.Module) -> str:
     while frame is not None:
         owner = frame.f_locals.get("self")
         if isinstance(owner, nn.Module) and owner in inside:
-            return f"{name_of(model, owner) or 'the model'!r} ({type(owner).__name__})"
+            name = "the model" if owner is model else repr(name_of(model, owner))
+            return f"{name} ({type(owner).__name__})"
         frame = frame.f_back
     return "the model"
