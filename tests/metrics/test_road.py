@@ -104,7 +104,7 @@ class TestImputation:
         for n in range(4):
             for channel in range(3):
                 expected = dense_imputation(images[n, channel], removed[n])
-                torch.testing.assert_close(found[n, channel], expected, rtol=0, atol=1e-5)
+                torch.testing.assert_close(found[n, channel], expected, rtol=0, atol=1e-4)
 
     def test_pixels_that_were_left_are_the_same(self) -> None:
         """Bit for bit, in the images' dtype, and whatever stood in the hole."""
