@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_xai.explain import attribute
-from lightning_xai.integrity.inspection import check_logits, mean_logit
+from lightning_xai.integrity.heads import check_logits
+from lightning_xai.integrity.inspection import mean_logit
 from lightning_xai.integrity.measures import class_weighted_maps
 from lightning_xai.scores import at_least_float32, centered, pre_softmax
 from lightning_xai.trace import Capture, Trace, capture_for, find_layer, last_spatial_layer, run

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lightning_xai.attribution.gradient import channel_sum
 from lightning_xai.integrity.final_layer import gives_logits
+from lightning_xai.integrity.heads import UNDECIDED, check_logits, head_caveats
 from lightning_xai.integrity.measures import (
     class_weighted_maps,
     common_mode_share,
@@ -133,11 +134,14 @@ def inspect_model(
     """Look for a logit shift in a classifier alone, without a reference.
 
     Raw-logit maps can be trusted as far as the gradient of the mean logit is small beside that of the centred score.
-    Training with softmax and cross-entropy hardly moves the mean logit, whose gradient with respect to the logits is 0;
-    what is added to all logits moves nothing else. Edits that act on triggers, away from the probes, or on the
-    differences between classes are not seen; those at another layer than the explained one, or at the image, are seen
-    there. One pass with three sweeps from the logits to the layer; two sweeps to the image more with ``image_level``;
-    without a layer one pass of one image more. The model runs in evaluation mode and is as before afterwards.
+    The loss of a softmax does not depend on the mean logit, so that training hardly moves it, and what is added to all
+    logits moves nothing else. A shift is seen at the layer it is computed from and at those before: inspect every layer
+    at which maps are made, and the image for maps made there. Edits that act on triggers, away from the probes, or on
+    the differences between classes are not seen.
+
+    One pass with three sweeps from the logits to the layer; with ``image_level`` two sweeps to the image more; without
+    a layer one pass of one image more. Measured on ResNet-20: 1.2 forward passes of the probes, 3.5 with the image. The
+    model runs in evaluation mode and is as before afterwards.
 
     Args:
         model: The classifier, images (N,C,H,W) -> logits (N,K), K >= 2, for a softmax.
@@ -242,46 +246,6 @@ def inspect_trace(
         )
 
 
-UNDECIDED = "the predictions are undecided, as those of an untrained or frozen random head"
-SIGMOIDS = "the sigmoids of an image's logits sum to about one, as those of a head trained for sigmoids"
-RECTIFIED = "no logit is negative and the smallest are near zero, as where the classes' maps pass a ReLU"
-
-
-def head_caveats(logits: Tensor) -> tuple[str, ...]:
-    """Signs of a head whose logits share a lot though nobody edited it.
-
-    Untrained heads have a mean row of random size; those trained for sigmoids push all logits down together; a ReLU
-    before the logits makes their mean grow with every class's evidence. A softmax does not see such a common part, so
-    that the predictions tell nothing of it.
-
-    Args:
-        logits: Logits (N,K).
-
-    Returns:
-        The signs, in words: the median entropy of the softmax is above 0.9 of its maximum; the sum of sigmoids lies in
-        [0.5, 2] for 80 % of the images and the median image's mean logit is below minus one standard deviation of its
-        logits; no logit is negative and the median image's smallest is under 10 % of the range of its logits.
-
-    Example:
-        >>> head_caveats(torch.tensor([[3.0, -9.0, -8.0, -9.0, -9.0]]))
-        ("the sigmoids of an image's logits sum to about one, as those of a head trained for sigmoids",)
-        >>> head_caveats(torch.tensor([[9.0, -4.0, -5.0, 5.0]]))
-        ()
-    """
-    logits = at_least_float32(logits)
-    classes = logits.shape[1]
-    entropy = -(logits.softmax(1) * logits.log_softmax(1)).sum(1) / math.log(max(classes, 2))
-    smallest, largest = logits.aminmax(dim=1)
-    sigmoids, level = logits.sigmoid().sum(1), (logits.mean(1) / logits.std(1)).median()
-    about_one = ((sigmoids >= 0.5) & (sigmoids <= 2)).double().mean()
-    signs = {
-        UNDECIDED: entropy.median() > 0.9,
-        SIGMOIDS: about_one >= 0.8 and level < -1,
-        RECTIFIED: smallest.min() >= 0 and (smallest / (largest - smallest)).median() < 0.1,
-    }
-    return tuple(sign for sign, shows in signs.items() if shows)
-
-
 def _gradient(trace: Trace, score: Score, targets: Tensor, layer: OneLayer) -> Tensor:
     return at_least_float32(trace.gradient(score, targets, of=layer))
 
@@ -309,24 +273,6 @@ def _check_images(images: Tensor) -> None:
     if not is_image_batch(images) or 0 in images.shape or not images.isfinite().all():
         found = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
         raise ValueError(f"`images` expected finite probe images (N, C, H, W) of a floating dtype, got {found}.")
-
-
-def check_logits(logits: Tensor) -> None:
-    """Refuse logits of which no share can be taken.
-
-    Args:
-        logits: Logits (N,K).
-
-    Raises:
-        ValueError: If they are not finite, or there is one class only.
-    """
-    if not logits.isfinite().all():
-        raise ValueError("`model` expected to give finite logits, got NaN or infinity.")
-    if logits.shape[1] < 2:
-        raise ValueError(
-            f"`model` expected to give logits of at least 2 classes for a softmax, got shape {tuple(logits.shape)}. "
-            "A shift of one logit changes its sigmoid: compare predictions instead."
-        )
 
 
 def _check_probes(logits: Tensor) -> None:

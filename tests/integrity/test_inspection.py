@@ -25,7 +25,7 @@ from lightning_xai.integrity import (
     inspect_model,
     inspect_trace,
 )
-from lightning_xai.integrity.inspection import RECTIFIED, SIGMOIDS, UNDECIDED, head_caveats
+from lightning_xai.integrity.heads import RECTIFIED, SIGMOIDS, UNDECIDED, head_caveats
 from lightning_xai.trace import Capture, run
 
 IMAGES = data(32)[0]

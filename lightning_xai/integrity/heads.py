@@ -1,0 +1,67 @@
+"""Heads that the check without a reference cannot judge, told by their logits."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from lightning_xai.scores import at_least_float32
+
+UNDECIDED = "the predictions are undecided, as those of an untrained or frozen random head"
+SIGMOIDS = "the sigmoids of an image's logits sum to about one, as those of a head trained for sigmoids"
+RECTIFIED = "no logit is negative and the smallest are near zero, as where the classes' maps pass a ReLU"
+
+
+def head_caveats(logits: Tensor) -> tuple[str, ...]:
+    """Signs of a head whose logits share a lot though nobody edited it.
+
+    Untrained heads have a mean row of random size; those trained for sigmoids push all logits down together; a ReLU
+    before the logits makes their mean grow with every class's evidence. A softmax does not see such a common part, so
+    that the predictions tell nothing of it.
+
+    Args:
+        logits: Logits (N,K).
+
+    Returns:
+        The signs, in words: the median entropy of the softmax is above 0.9 of its maximum; the sum of sigmoids lies in
+        [0.5, 2] for 80 % of the images and the median image's mean logit is below minus one standard deviation of its
+        logits; no logit is negative and the median image's smallest is under 10 % of the range of its logits.
+
+    Example:
+        >>> import torch
+        >>> head_caveats(torch.tensor([[3.0, -9.0, -8.0, -9.0, -9.0]]))
+        ("the sigmoids of an image's logits sum to about one, as those of a head trained for sigmoids",)
+        >>> head_caveats(torch.tensor([[9.0, -4.0, -5.0, 5.0]]))
+        ()
+    """
+    logits = at_least_float32(logits)
+    classes = logits.shape[1]
+    entropy = -(logits.softmax(1) * logits.log_softmax(1)).sum(1) / math.log(max(classes, 2))
+    smallest, largest = logits.aminmax(dim=1)
+    sigmoids, level = logits.sigmoid().sum(1), (logits.mean(1) / logits.std(1)).median()
+    about_one = ((sigmoids >= 0.5) & (sigmoids <= 2)).double().mean()
+    signs = {
+        UNDECIDED: entropy.median() > 0.9,
+        SIGMOIDS: about_one >= 0.8 and level < -1,
+        RECTIFIED: smallest.min() >= 0 and (smallest / (largest - smallest)).median() < 0.1,
+    }
+    return tuple(sign for sign, shows in signs.items() if shows)
+
+
+def check_logits(logits: Tensor) -> None:
+    """Refuse logits of which no share can be taken.
+
+    Args:
+        logits: Logits (N,K).
+
+    Raises:
+        ValueError: If they are not finite, or there is one class only.
+    """
+    if not logits.isfinite().all():
+        raise ValueError("`model` expected to give finite logits, got NaN or infinity.")
+    if logits.shape[1] < 2:
+        raise ValueError(
+            f"`model` expected to give logits of at least 2 classes for a softmax, got shape {tuple(logits.shape)}. "
+            "A shift of one logit changes its sigmoid: compare predictions instead."
+        )
