@@ -51,7 +51,7 @@ def explain(
 
     The model runs in evaluation mode and is exactly as before afterwards, also after an error. Works inside
     ``torch.no_grad()`` and ``torch.inference_mode()``, with frozen parameters, and under autocast. ``layer=None`` costs
-    one more gradient-free pass of one image.
+    one more gradient-free pass of one image, for transformers also a forward and a backward pass of it.
 
     Args:
         model: The classifier, images (N,C,H,W) -> logits (N,K).
@@ -161,6 +161,9 @@ def named_attributions(attributions: Mapping[str, Attribution]) -> dict[str, Att
 
 
 def _with_score(name: str, method: Attribution, score: Score) -> Attribution:
+    inner = getattr(method, "attribution", None)
+    if isinstance(inner, Attribution):  # a method around another one
+        return dataclasses.replace(method, attribution=_with_score(name, inner, score))  # type: ignore[type-var]
     if not hasattr(method, "score"):
         raise ValueError(
             f"`score` expected methods that explain a score, but {name!r} ({type(method).__name__}) has none. "

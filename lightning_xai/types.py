@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torch import Tensor, nn
@@ -26,8 +27,41 @@ TargetRule: TypeAlias = Callable[[Tensor, Tensor | None], Tensor]
 Targets: TypeAlias = int | Sequence[int] | TargetRule | Tensor | None
 """What a user may say about the classes to explain; None means the predicted class."""
 
-Layer: TypeAlias = str | nn.Module | Sequence[str | nn.Module] | None
-"""Where a method looks: a dotted name, a module, several of them, or None for the last layer with a spatial output."""
+
+@dataclass(frozen=True)
+class Tokens:
+    """A layer of tokens whose place on the image is given; for those where it cannot be found from the model.
+
+    Attributes:
+        layer: Dotted name or module, with an output (N,T,D) or (N,h,w,D).
+        grid: Rows and columns of patches, (h, w); patches are in reading order.
+        prefix: Number of tokens before the first patch: class, distillation and register tokens.
+
+    Raises:
+        TypeError: If ``layer`` is neither a name nor a module.
+        ValueError: If there is no such grid.
+
+    Example:
+        >>> Tokens("blocks.11.norm1", grid=(14, 14), prefix=1)
+        Tokens(layer='blocks.11.norm1', grid=(14, 14), prefix=1)
+    """
+
+    layer: str | nn.Module
+    grid: tuple[int, int]
+    prefix: int = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.layer, (str, nn.Module)):
+            raise TypeError(f"`layer` expected a dotted name or a module, got {type(self.layer).__name__}.")
+        if not isinstance(self.grid, tuple) or len(self.grid) != 2 or min(self.grid) < 1:
+            raise ValueError(f"`grid` expected a tuple of two positive integers (h, w), got {self.grid!r}.")
+        if self.prefix < 0:
+            raise ValueError(f"`prefix` expected a number of tokens, at least 0, got {self.prefix!r}.")
+
+
+Layer: TypeAlias = str | nn.Module | Tokens | Sequence[str | nn.Module | Tokens] | None
+"""Where a method looks: a dotted name, a module, tokens whose places are given, several of them, or None for the last
+layer with a spatial output."""
 
 ForwardContext: TypeAlias = Callable[[], AbstractContextManager[Any]]
 """Makes the context in which a model is to be run, such as a precision plugin's autocast."""

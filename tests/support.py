@@ -21,12 +21,13 @@ class SmallNet(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.conv2 = nn.Conv2d(6, 8, 3, padding=1)
         self.bn2 = nn.BatchNorm2d(8)
+        self.last = nn.ReLU()
         self.dropout = nn.Dropout(0.5)
         self.head = nn.Linear(8, classes)
 
     def forward(self, images: Tensor) -> Tensor:
         hidden = F.max_pool2d(self.relu(self.bn1(self.conv1(images))), 2)
-        hidden = F.relu(self.bn2(self.conv2(hidden)))
+        hidden = self.last(self.bn2(self.conv2(hidden)))
         return self.head(self.dropout(hidden.mean((2, 3))))
 
 

@@ -6,21 +6,36 @@ from support import Unhappy, assert_same_state, random_images, small_net, state_
 from torch import nn
 
 from lightning_xai import (
+    CAM,
     Attribution,
     CenteredGaussian,
+    Edges,
     FakeCAM,
+    FromCallable,
     GradCAM,
     GradCAMPlus,
     GradCAMPlusPlus,
+    GuidedGradCAM,
     GuidedGradient,
+    HiResCAM,
     InputGradient,
+    InputXGradient,
+    IntegratedGradients,
+    LayerCAM,
     Random,
+    RSIGradCAM,
+    ScoreCAM,
+    Shuffled,
+    SmoothGrad,
+    SmoothGradCAMPlusPlus,
+    XGradCAM,
     explain,
     post_softmax,
     pre_softmax,
     second_best,
 )
 
+COLORS = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
 EVERY = {
     "gradcam": GradCAM("conv2"),
     "gradcam auto": GradCAM(),
@@ -31,6 +46,20 @@ EVERY = {
     "random": Random(),
     "gaussian": CenteredGaussian(),
     "fake cam": FakeCAM(),
+    "edges": Edges(),
+    "shuffled": Shuffled(GradCAM("conv2")),
+    "cam": CAM(),
+    "hirescam": HiResCAM("conv2"),
+    "layercam": LayerCAM("conv2"),
+    "xgradcam": XGradCAM("conv2"),
+    "smooth gradcam plus plus": SmoothGradCAMPlusPlus("conv2", n_samples=3),
+    "scorecam": ScoreCAM("conv2"),
+    "rsi gradcam": RSIGradCAM("conv2", n_steps=3, **COLORS),
+    "guided gradcam": GuidedGradCAM("conv2"),
+    "input x gradient": InputXGradient(),
+    "smoothgrad": SmoothGrad(n_samples=3),
+    "integrated gradients": IntegratedGradients(n_steps=3, **COLORS),
+    "foreign": FromCallable(lambda model, images, targets: images * model(images).sum(1)[:, None, None, None]),
 }
 
 
@@ -123,14 +152,16 @@ def test_maps_are_the_same_in_every_grad_mode(name, context):
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
-def test_all_methods_share_one_forward():
+def test_all_methods_of_one_pass_share_it():
     """Counted at the first convolution; a method with layer=None adds a look at one image."""
     model, images, seen = small_net(), random_images(5), []
     model.conv1.register_forward_hook(lambda module, args, output: seen.append(len(output)))
-    named = {name: method for name, method in EVERY.items() if name != "gradcam auto"}
+    several = ("gradcam auto", "cam", "smooth", "scorecam", "rsi", "integrated", "foreign", "lrp", "deep")
+    named = {name: method for name, method in EVERY.items() if not name.startswith(several)}
+    assert len(named) > 12
     explain(model, images, attributions=named)
     assert seen == [5]
-    explain(model, images, attributions=EVERY)
+    explain(model, images, attributions={**named, "auto": EVERY["gradcam auto"]})
     assert seen == [5, 1, 5]
 
 
@@ -176,11 +207,50 @@ def test_score_replaces_that_of_every_method():
     assert not torch.allclose(found, explain(model, images, attributions=GradCAM("conv2")))
 
 
+def test_score_replaces_that_of_a_method_inside_another():
+    """A shuffled map explains what the map explains."""
+    model, images = small_net(), random_images()
+    found = explain(model, images, attributions=Shuffled(GradCAM("conv2")), score=post_softmax)
+    expected = explain(model, images, attributions=Shuffled(GradCAM("conv2", score=post_softmax)))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "name", ["gradcam", "gradcam plus plus", "guided gradient", "integrated gradients", "smoothgrad"]
+)
+def test_maps_can_be_put_into_a_loss(name):
+    """With create_graph their derivative with respect to a weight is that of finite differences."""
+    model, images = small_net().double(), random_images().double()
+    method, weight = EVERY[name], model.conv2.weight
+    (found,) = torch.autograd.grad(
+        explain(model, images, 1, attributions=method, create_graph=True).square().sum(), weight
+    )
+    direction = torch.randn(weight.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+    def moved(step):
+        with torch.no_grad():
+            weight.add_(step * direction)
+        value = explain(model, images, 1, attributions=method).square().sum()
+        with torch.no_grad():
+            weight.sub_(step * direction)
+        return value
+
+    expected = (moved(1e-7) - moved(-1e-7)) / 2e-7
+    torch.testing.assert_close((found * direction).sum(), expected, rtol=1e-4, atol=1e-8)
+
+
+def test_maps_have_no_graph_unless_asked():
+    """Also where gradients are on and the images require them."""
+    images = random_images().requires_grad_()
+    assert not explain(small_net(), images, attributions=InputGradient()).requires_grad
+    assert explain(small_net(), images, attributions=InputGradient(), create_graph=True).requires_grad
+
+
 def test_the_last_spatial_layer_is_found():
-    """conv2 is followed by bn2, whose output is the last with more than one position."""
+    """conv2 is followed by bn2 and a ReLU, whose output is the last with more than one position."""
     model, images = small_net(), random_images()
     found = explain(model, images, attributions=GradCAM())
-    torch.testing.assert_close(found, explain(model, images, attributions=GradCAM("bn2")))
+    torch.testing.assert_close(found, explain(model, images, attributions=GradCAM("last")))
 
 
 def test_a_layer_called_twice_counts_with_its_last_call():

@@ -14,12 +14,14 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "lightning_xai"
 LEVELS = {
     "types": 0,
+    "noise": 1,
     "scores": 1,
     "visualization": 1,
     "trace": 2,
     "metrics": 2,
     "attribution": 3,
     "explain": 4,
+    "integrity": 5,
     "regularization": 5,
     "callbacks": 6,
     "__init__": 7,
@@ -68,9 +70,8 @@ def test_one_place_for_hooks_modes_and_loggers(path):
         assert not LOGGERS & {name.split(".")[0] for name in imports_of(path)}
 
 
-def test_public_names_are_sorted_documented_and_there():
-    """One sorted list, no name without a docstring."""
-    assert lightning_xai.__all__ == sorted(lightning_xai.__all__)
+def test_public_names_are_documented_and_there():
+    """No name without a docstring; that the list is sorted is ruff's to see."""
     for name in lightning_xai.__all__:
         assert getattr(lightning_xai, name).__doc__, name
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from lightning_xai.attribution.cam import _GradientCAM, _LayerMaps, weighted_sum
-from lightning_xai.attribution.noise import generators
 from lightning_xai.attribution.paths import _require_batch_size, _require_count
+from lightning_xai.noise import generators
 from lightning_xai.scores import at_least_float32, centered
 from lightning_xai.trace import Trace, layers_of
 from lightning_xai.types import Score

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_xai.attribution.noise import generators
+from lightning_xai.noise import generators
 from lightning_xai.scores import at_least_float32
 from lightning_xai.trace import Trace
 from lightning_xai.types import Attribution, Interception, Layer, Score

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from lightning_xai.attribution.gradient import channel_sum
-from lightning_xai.attribution.noise import generators
 from lightning_xai.metrics.masking import Baseline, black
+from lightning_xai.noise import generators
 from lightning_xai.scores import at_least_float32, centered, post_softmax
 from lightning_xai.trace import Trace
 from lightning_xai.types import Attribution, Score

@@ -18,7 +18,7 @@ from torch import Tensor
 from lightning_xai.metrics.averages import ImageAverage
 from lightning_xai.metrics.curves import check_maps, float64_logits, relevance_ranks
 from lightning_xai.metrics.sample import Sample
-from lightning_xai.metrics.seeding import image_generators
+from lightning_xai.noise import generators
 from lightning_xai.scores import post_softmax, predicted
 from lightning_xai.types import Score
 
@@ -113,7 +113,7 @@ def noisy_linear_imputation(images: Tensor, removed: Tensor, *, noise: float = 0
         >>> noisy_linear_imputation(image, removed)
         tensor([[[[1.0000, 1.4938, 2.0000]]]])
     """
-    drawn = [torch.randn(images.shape[1:], generator=generator) for generator in image_generators(images, seed)]
+    drawn = [torch.randn(images.shape[1:], generator=generator) for generator in generators(images, seed)]
     disturbed = linear_imputation(images, removed) + noise * torch.stack(drawn).to(images)
     return torch.where(removed[:, None], disturbed, images.detach())
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_xai.metrics.averages import ImageAverage
 from lightning_xai.metrics.curves import float64_logits
 from lightning_xai.metrics.sample import Sample
-from lightning_xai.metrics.seeding import image_generators
+from lightning_xai.noise import generators
 from lightning_xai.scores import centered
 from lightning_xai.types import Score
 
@@ -110,11 +110,11 @@ def infidelity(
         tensor([0.], dtype=torch.float64)
     """
     _check_infidelity(images, attributions, targets, n_samples)
-    generators = image_generators(images, seed)
+    sources = generators(images, seed)
     before = score(float64_logits(predict, images), targets)
     accounts, changes = [], []
     for _ in range(n_samples):
-        drawn = torch.stack([perturbation(*pair) for pair in zip(images.detach(), generators, strict=True)])
+        drawn = torch.stack([perturbation(*pair) for pair in zip(images.detach(), sources, strict=True)])
         accounts.append(_account(attributions.detach().double(), drawn.double()))
         changes.append(before - score(float64_logits(predict, images.detach() - drawn), targets))
     account, change = torch.stack(accounts), torch.stack(changes)
@@ -155,11 +155,11 @@ def max_sensitivity(
         raise ValueError(
             f"`n_samples` and `radius` expected 1 or more and a positive number, got {n_samples} and {radius}."
         )
-    generators = image_generators(images, seed)
+    sources = generators(images, seed)
     maps = _flat_maps(explain, images)
     changes = []
     for _ in range(n_samples):
-        noise = torch.stack([torch.rand(images.shape[1:], generator=generator) for generator in generators])
+        noise = torch.stack([torch.rand(images.shape[1:], generator=source) for source in sources])
         changed = _flat_maps(explain, images + radius * (2 * noise - 1).to(images))
         changes.append((changed - maps).norm(dim=1))
     return _finite(torch.stack(changes).amax(0) / maps.norm(dim=1))

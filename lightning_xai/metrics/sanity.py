@@ -21,7 +21,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from lightning_xai.metrics.averages import ImageAverage
 from lightning_xai.metrics.curves import featureless
 from lightning_xai.metrics.sample import Sample
-from lightning_xai.metrics.seeding import image_generators
+from lightning_xai.noise import generators
 from lightning_xai.scores import predicted, second_best
 
 SIMILARITIES = ("rank_correlation", "absolute_rank_correlation", "ssim")
@@ -202,7 +202,7 @@ def random_other_targets(images: Tensor, targets: Tensor, n_classes: int, *, see
     """
     if n_classes < 2:
         raise ValueError(f"`n_classes` expected 2 or more, got {n_classes}.")
-    shifts = [torch.randint(1, n_classes, (), generator=generator) for generator in image_generators(images, seed)]
+    shifts = [torch.randint(1, n_classes, (), generator=generator) for generator in generators(images, seed)]
     return (targets + torch.stack(shifts).to(targets.device)) % n_classes
 
 

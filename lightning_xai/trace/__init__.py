@@ -9,14 +9,12 @@ from lightning_xai.trace.guided import guided
 from lightning_xai.trace.layers import Observer, find_layer, last_spatial_layer, layers_of
 from lightning_xai.trace.listening import Capture, Listener, Trace, capture_for, predict, run
 from lightning_xai.trace.modes import batch_norm_evaluation, evaluation_mode, plain_tensors
-from lightning_xai.trace.tokens import Tokens
 
 __all__ = [
     "Capture",
     "DoubleBackward",
     "Listener",
     "Observer",
-    "Tokens",
     "Trace",
     "batch_norm_evaluation",
     "capture_for",

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from lightning_xai.trace.modes import eager, evaluation_mode, plain_tensors
-from lightning_xai.trace.tokens import Shapes, Tokens
-from lightning_xai.types import Attribution, ForwardContext, Layer
+from lightning_xai.trace.tokens import Shapes
+from lightning_xai.types import Attribution, ForwardContext, Layer, Tokens
 
 _T = TypeVar("_T")
 

@@ -23,8 +23,8 @@ from lightning_xai.trace.layers import (
     name_of,
 )
 from lightning_xai.trace.modes import eager, evaluation_mode, lent, plain_tensors
-from lightning_xai.trace.tokens import Shapes, Tokens, arranged_as_given
-from lightning_xai.types import Attribution, ForwardContext, Interception, Score
+from lightning_xai.trace.tokens import Shapes, arranged_as_given
+from lightning_xai.types import Attribution, ForwardContext, Interception, Score, Tokens
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
+
+from lightning_xai.types import Tokens
 
 
 def as_feature_maps(output: Tensor, grid: tuple[int, int], prefix: int = 0) -> Tensor:
@@ -25,37 +25,6 @@ def as_feature_maps(output: Tensor, grid: tuple[int, int], prefix: int = 0) -> T
                   [3., 4.]]]])
     """
     return output.flatten(1, -2)[:, prefix:].unflatten(1, grid).movedim(3, 1)
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """A layer of tokens whose place on the image is given; for those where it cannot be found from the model.
-
-    Attributes:
-        layer: Dotted name or module, with an output (N,T,D) or (N,h,w,D).
-        grid: Rows and columns of patches, (h, w); patches are in reading order.
-        prefix: Number of tokens before the first patch: class, distillation and register tokens.
-
-    Raises:
-        TypeError: If ``layer`` is neither a name nor a module.
-        ValueError: If there is no such grid.
-
-    Example:
-        >>> Tokens("blocks.11.norm1", grid=(14, 14), prefix=1)
-        Tokens(layer='blocks.11.norm1', grid=(14, 14), prefix=1)
-    """
-
-    layer: str | nn.Module
-    grid: tuple[int, int]
-    prefix: int = 0
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.layer, (str, nn.Module)):
-            raise TypeError(f"`layer` expected a dotted name or a module, got {type(self.layer).__name__}.")
-        if not isinstance(self.grid, tuple) or len(self.grid) != 2 or min(self.grid) < 1:
-            raise ValueError(f"`grid` expected a tuple of two positive integers (h, w), got {self.grid!r}.")
-        if self.prefix < 0:
-            raise ValueError(f"`prefix` expected a number of tokens, at least 0, got {self.prefix!r}.")
 
 
 def arranged_as_given(output: Tensor, tokens: Tokens) -> Tensor:

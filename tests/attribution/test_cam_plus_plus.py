@@ -22,7 +22,7 @@ from lightning_xai.attribution.cam_plus_plus import (
     literal_alphas,
     smooth_weights,
 )
-from lightning_xai.attribution.noise import generators
+from lightning_xai.noise import generators
 
 
 def random_pair(seed=0, size=(5, 6, 7, 7)):

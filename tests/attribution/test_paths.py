@@ -13,7 +13,7 @@ from torch import nn
 from lightning_xai import InputGradient, explain, post_softmax, pre_softmax
 from lightning_xai.attribution import IntegratedGradients, SmoothGrad
 from lightning_xai.attribution.gradient import channel_max
-from lightning_xai.attribution.noise import gaussian_noise, generators
+from lightning_xai.noise import gaussian_noise, generators
 from lightning_xai.attribution.paths import completeness_error, gauss_legendre, trapezoid
 from lightning_xai.metrics import black, blurred
 from lightning_xai.trace import capture_for, run

@@ -21,7 +21,7 @@ from lightning_xai.metrics.robustness import (
     max_sensitivity,
     square_perturbation,
 )
-from lightning_xai.metrics.seeding import image_generators
+from lightning_xai.noise import generators
 from lightning_xai.scores import pre_softmax
 
 N_SAMPLES = 7
@@ -85,10 +85,10 @@ def example(n: int = 4) -> tuple[Tensor, Tensor, Tensor]:
 
 def drawn(perturbation: Perturbation, images: Tensor, seed: int = 0) -> list[list[Tensor]]:
     """The perturbations (C,H,W) of each image, in their order."""
-    generators = image_generators(images, seed)
+    sources = generators(images, seed)
     return [
         [perturbation(image, generator) for _ in range(N_SAMPLES)]
-        for image, generator in zip(images, generators, strict=True)
+        for image, generator in zip(images, sources, strict=True)
     ]
 
 
@@ -264,7 +264,7 @@ class TestMaxSensitivityFunction:
         """The largest of relative Euclidean distances."""
         images = random_images(dtype=torch.float64)
         found = max_sensitivity(torch.sin, images, radius=0.3, n_samples=N_SAMPLES)
-        for n, generator in enumerate(image_generators(images, 0)):
+        for n, generator in enumerate(generators(images, 0)):
             distances = []
             for _ in range(N_SAMPLES):
                 noise = 0.3 * (2 * torch.rand(3, 8, 8, generator=generator).double() - 1)
@@ -396,7 +396,7 @@ class TestCaptum:
         images = random_images(dtype=torch.float64)
 
         def perturb(repeated: Tensor, radius: float) -> Tensor:
-            noise = [torch.rand(3, 8, 8, generator=g) for g in image_generators(images, 0) for _ in range(N_SAMPLES)]
+            noise = [torch.rand(3, 8, 8, generator=g) for g in generators(images, 0) for _ in range(N_SAMPLES)]
             return repeated + radius * (2 * torch.stack(noise) - 1).double()
 
         def explained(inputs: Tensor | tuple[Tensor]) -> Tensor | tuple[Tensor]:

@@ -8,8 +8,9 @@ from support import Unhappy, assert_same_state, random_images, small_net, state_
 from torch import nn
 
 from lightning_xai import GradCAM, InputGradient
-from lightning_xai.trace import Observer, Tokens, last_spatial_layer, layers_of
+from lightning_xai.trace import Observer, last_spatial_layer, layers_of
 from lightning_xai.trace.layers import name_of
+from lightning_xai.types import Tokens
 
 
 class Wrapper(nn.Module):

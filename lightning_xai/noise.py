@@ -7,8 +7,6 @@ import zlib
 import torch
 from torch import Tensor
 
-from lightning_xai.scores import at_least_float32
-
 
 def generators(images: Tensor, seed: int) -> list[torch.Generator]:
     """One source of random numbers for each image, from the seed and the image's content (CRC-32 in float32) alone.
@@ -47,4 +45,4 @@ def gaussian_noise(images: Tensor, n_samples: int, seed: int) -> Tensor:
     """
     shape = n_samples, *images.shape[1:]
     noise = torch.stack([torch.randn(shape, generator=source) for source in generators(images, seed)], dim=1)
-    return noise.to(images.device, at_least_float32(images).dtype)
+    return noise.to(images.device, torch.promote_types(images.dtype, torch.float32))
