@@ -37,7 +37,6 @@ from torch import Tensor, nn
 from torchvision.models import resnet18
 
 import lightning_xai as xai
-from lightning_xai import attribution
 from lightning_xai.attribution.relevance import CLRP, LRP, SGLRP
 
 LAYER = "layer4"
@@ -62,30 +61,30 @@ class Row:
     one_image: bool = False
 
 
-CAMS = (attribution.GradCAM, attribution.GradCAMPlus, attribution.GradCAMPlusPlus)
+CAMS = (xai.GradCAM, xai.GradCAMPlus, xai.GradCAMPlusPlus)
 NINE = {f"{cam.__name__} {name}": cam(LAYER, score=score) for cam in CAMS for name, score in SCORES.items()}
 RELEVANCE = {"lrp": LRP(), "clrp": CLRP(), "sglrp": SGLRP()}
-INTEGRATED = attribution.IntegratedGradients(n_steps=20, baseline=torch.tensor(0.0))
-RSI = attribution.RSIGradCAM(LAYER, n_steps=50, baseline=torch.tensor(0.0))
-SCORE_CAM = attribution.ScoreCAM(LAYER, score=xai.pre_softmax, batch_size=16)  # score and batch of pytorch-grad-cam
+INTEGRATED = xai.IntegratedGradients(n_steps=20, baseline=torch.tensor(0.0))
+RSI = xai.RSIGradCAM(LAYER, n_steps=50, baseline=torch.tensor(0.0))
+SCORE_CAM = xai.ScoreCAM(LAYER, score=xai.pre_softmax, batch_size=16)  # score and batch of pytorch-grad-cam
 CHANNELS = "Score-CAM, one image, 512 channels"
 
 ROWS = [
-    Row("Grad-CAM", "lightning_xai", ours(attribution.GradCAM(LAYER)), 1.05),
+    Row("Grad-CAM", "lightning_xai", ours(xai.GradCAM(LAYER)), 1.05),
     Row("Grad-CAM", "captum", partial(peers.captum_gradcam, layer=LAYER)),
     Row("Grad-CAM", "torch-cam", partial(peers.torchcam, method="GradCAM", layer=LAYER)),
     Row("Grad-CAM", "pytorch-grad-cam", partial(peers.grad_cam_package, method="GradCAM", layer=LAYER)),
-    Row("Grad-CAM++", "lightning_xai", ours(attribution.GradCAMPlusPlus(LAYER)), 1.05),
+    Row("Grad-CAM++", "lightning_xai", ours(xai.GradCAMPlusPlus(LAYER)), 1.05),
     Row("Grad-CAM++", "torch-cam", partial(peers.torchcam, method="GradCAMpp", layer=LAYER)),
     Row("Grad-CAM++", "pytorch-grad-cam", partial(peers.grad_cam_package, method="GradCAMPlusPlus", layer=LAYER)),
     Row("Grad-CAM, +, ++ of 3 scores", "lightning_xai", ours(NINE), 1.3),
-    Row("guided gradient", "lightning_xai", ours(attribution.GuidedGradient()), 2.2),
+    Row("guided gradient", "lightning_xai", ours(xai.GuidedGradient()), 2.2),
     Row("guided gradient", "captum", peers.captum_guided_gradient),
     Row("guided gradient", "zennit", peers.zennit_guided_gradient),
     Row("Integrated Gradients, 20 steps", "lightning_xai", ours(INTEGRATED), 45),
     Row("Integrated Gradients, 20 steps", "captum", partial(peers.captum_integrated_gradients, n_steps=20)),
     Row("Integrated Gradients, 20 steps", "zennit", partial(peers.zennit_integrated_gradients, n_steps=20)),
-    Row("SmoothGrad, 20 samples", "lightning_xai", ours(attribution.SmoothGrad(n_samples=20))),
+    Row("SmoothGrad, 20 samples", "lightning_xai", ours(xai.SmoothGrad(n_samples=20))),
     Row("SmoothGrad, 20 samples", "captum", partial(peers.captum_smoothgrad, n_samples=20, deviation=0.5)),
     Row("SmoothGrad, 20 samples", "zennit", partial(peers.zennit_smoothgrad, n_samples=20, noise_level=0.15)),
     Row("RSI Grad-CAM, 50 steps", "lightning_xai", ours(RSI), 55),

@@ -77,7 +77,7 @@ def leaves_hooks_and_attributes(model, images, targets):
 
 
 def replaces(model, images, targets):
-    """As zennit's rules (parameters) and pytorch-grad-cam's guided backpropagation (modules)."""
+    """As libraries that load parameters by assignment, and pytorch-grad-cam's guided backpropagation (modules)."""
     model.relu = nn.ReLU()
     state = {name: value.clone() for name, value in model.state_dict().items()}
     model.load_state_dict(state, assign=True)
