@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_xai.attribution import attention
 from lightning_xai.attribution.rules import InputRule, Propagation, Rule
 from lightning_xai.attribution.weighted import WeightedLayer, convolution_layer, diagonal_layer, linear_layer
 from lightning_xai.trace.interception import Call, Handler, spellings
@@ -60,6 +61,11 @@ CLIPS = spellings("hardtanh", "relu6", "clamp", "clip", "clamp_min", "clamp_max"
 GATES = spellings("sigmoid", "hardsigmoid")
 CONVOLUTIONS = spellings("conv1d", "conv2d", "conv3d")
 LINEAR = spellings("linear")
+MATRIX_PRODUCTS = spellings("matmul", "bmm")
+SOFTMAXES = spellings("softmax")
+LAYER_NORMALIZATIONS = spellings("layer_norm")
+GROUP_NORMALIZATIONS = spellings("group_norm")
+ATTENTIONS = spellings("scaled_dot_product_attention")
 NORMALIZATIONS = spellings("batch_norm")
 
 
@@ -172,6 +178,11 @@ class Operations:
             self._convolved: CONVOLUTIONS,
             self._transformed: LINEAR,
             self._normalized: NORMALIZATIONS,
+            self._matrix_multiplied: MATRIX_PRODUCTS,
+            _softmax: SOFTMAXES,
+            partial(_by, attention.layer_normalized): LAYER_NORMALIZATIONS,
+            partial(_by, attention.group_normalized): GROUP_NORMALIZATIONS,
+            partial(_by, attention.attended): ATTENTIONS,
         }
         return {function: handler for handler, functions in table.items() for function in functions}
 
@@ -200,6 +211,15 @@ class Operations:
         if mark.pixels:
             return _elementwise(call)
         return self._apply(call, diagonal_layer(scale, shift, inputs.ndim - 2), self.convolution, inputs)
+
+    def _matrix_multiplied(self, call: Call) -> tuple[Any, Mark]:
+        """A linear layer where the second factor is a constant matrix."""
+        if len(call.on_path) > 1:
+            return _by(attention.multiplied, call)
+        inputs, weight = call.argument(0, "input"), call.argument(1, "other")
+        if call.on_path[0] is not inputs or weight.ndim != 2:
+            raise call.refusal("expected a product with a constant matrix on the right, or of two signals.")
+        return self._apply(call, linear_layer(weight.detach().T), self.linear, inputs)
 
     def _apply(self, call: Call, layer: WeightedLayer, rule: Rule, inputs: Tensor) -> tuple[Any, Mark]:
         if not call.marks[call.on_path[0]].pixels:
@@ -301,7 +321,7 @@ def _multiplied(call: Call) -> tuple[Any, Mark]:
     gate = _gate(call)
     if call.inplace and gate is call.argument(0, "input"):
         raise call.refusal("expected the signal to be multiplied in place by its gate, got the reverse.")
-    return _native(_entered(call).mapped(lambda one: one.detach() if one is gate else one)), Mark()
+    return _native(call.mapped(lambda one: one.detach() if one is gate else _enter(call, one))), Mark()
 
 
 def _gate(call: Call) -> Tensor:
@@ -319,11 +339,22 @@ def _activated(call: Call, gate: int) -> tuple[Any, Mark]:
     return _Unchanged.apply(call.argument(0, "input"), call, False), Mark(gate=gate)
 
 
+def _softmax(call: Call) -> tuple[Any, Mark]:
+    """Its gradient is its rule, and its results are gates."""
+    return _native(_entered(call)), Mark(gate=2)
+
+
+def _by(function: Callable[[Call], Tensor], call: Call) -> tuple[Any, Mark]:
+    return function(_entered(call)), Mark()
+
+
 def _entered(call: Call) -> Call:
     """The call with pixels turned into features."""
-    if not any(one.pixels for one in _marks(call)):
-        return call
-    return call.mapped(lambda one: _Entered.apply(one) if call.marks[one].pixels else one)
+    return call.mapped(partial(_enter, call))
+
+
+def _enter(call: Call, tensor: Tensor) -> Tensor:
+    return _Entered.apply(tensor) if call.marks[tensor].pixels else tensor
 
 
 def _native(call: Call) -> Any:

@@ -62,9 +62,10 @@ class Call:
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> Call:
         """The same call with each tensor that descends from the images changed."""
-        path = {id(one) for one in self.on_path}
-        args, kwargs = tree_map(lambda one: change(one) if id(one) in path else one, (self.args, self.kwargs))
-        return dataclasses.replace(self, args=args, kwargs=kwargs)
+        changed = {id(one): change(one) for one in self.on_path}
+        args, kwargs = tree_map(lambda one: changed.get(id(one), one), (self.args, self.kwargs))
+        on_path = [changed[id(one)] for one in self.on_path]
+        return dataclasses.replace(self, args=args, kwargs=kwargs, on_path=on_path)
 
     def refusal(self, reason: str) -> NotImplementedError:
         """An error that names the function and the module that called it.

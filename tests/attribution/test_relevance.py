@@ -530,7 +530,7 @@ TORCHVISION = [
         "inception_v3",
     ),
     *("mobilenet_v2", "mobilenet_v3_large", "squeezenet1_0", "efficientnet_b0", "efficientnet_v2_s", "alexnet"),
-    *("shufflenet_v2_x0_5", "mnasnet0_5", "regnet_y_400mf"),
+    *("shufflenet_v2_x0_5", "mnasnet0_5", "regnet_y_400mf", "inception_v3"),
 ]
 
 
@@ -538,7 +538,7 @@ TORCHVISION = [
 @pytest.mark.parametrize("name", TORCHVISION)
 def test_all_architectures_of_torchvision_run(name):
     """Random weights; where the rules can, relevance is conserved."""
-    random = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    random = {"init_weights": True, "aux_logits": False} if name in ("googlenet", "inception_v3") else {}
     check_architecture(lambda: getattr(vision, name)(num_classes=7, **random), 1.0)
 
 
