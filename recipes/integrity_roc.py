@@ -305,8 +305,8 @@ def _outcome(subject: Subject, fingerprint: Fingerprint, name: str, strength: fl
         strength=strength,
         suspicion=inspection.suspicion,
         verdict=inspection.verdict.name,
-        agreement=min(float(one.nanmedian()) for one in comparison.raw_agreement.values()),
-        zero_sum_agreement=min(float(one.nanmedian()) for one in comparison.zero_sum_agreement.values()),
+        agreement=min(float(one.nanquantile(0.5)) for one in comparison.raw_agreement.values()),
+        zero_sum_agreement=min(float(one.nanquantile(0.5)) for one in comparison.zero_sum_agreement.values()),
         against_reference=comparison.verdict.name,
     )
 

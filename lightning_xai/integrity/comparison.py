@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_xai.integrity.evidence import Evidence
 from lightning_xai.integrity.final_layer import centered_logits
-from lightning_xai.integrity.measures import rank_correlation
+from lightning_xai.integrity.measures import median, rank_correlation
 from lightning_xai.integrity.verdict import Verdict
 
 
@@ -72,11 +72,11 @@ class Comparison:
         numbers = {
             "logit residual": float(self.residuals.max()),
             "logit shift": float(self.shifts.abs().max()),
-            "residual gradient": float(self.residual_gradients.median()),
-            "shift gradient": float(self.shift_gradients.median()),
+            "residual gradient": median(self.residual_gradients),
+            "shift gradient": median(self.shift_gradients),
         }
-        numbers |= {f"{name} zero-sum": float(one.nanmedian()) for name, one in self.zero_sum_agreement.items()}
-        return numbers | {f"{name} raw": float(one.nanmedian()) for name, one in self.raw_agreement.items()}
+        numbers |= {f"{name} zero-sum": median(one) for name, one in self.zero_sum_agreement.items()}
+        return numbers | {f"{name} raw": median(one) for name, one in self.raw_agreement.items()}
 
     def __str__(self) -> str:
         lines = [f"{self.verdict} against the reference at {self.layer!r}, {len(self.shifts)} images"]
@@ -111,7 +111,7 @@ def compare(model: Evidence, reference: Evidence, *, layer: str, differing: tupl
     rest = reference.centered.norm(dim=1)
     eps = max(model.eps, reference.eps)
     largest = float(torch.maximum(model.logits.abs().max(), reference.logits.abs().max()))
-    common_ratio = float((torch.maximum(model.common.norm(dim=1), reference.common.norm(dim=1)) / rest).nanmedian())
+    common_ratio = median(torch.maximum(model.common.norm(dim=1), reference.common.norm(dim=1)) / rest)
     return Comparison(
         layer=layer,
         residuals=(z - z0).norm(dim=1) / sizes,
@@ -133,8 +133,8 @@ VISIBLE = 0.9
 def _exceeds(values: Tensor, gradients: Tensor, agreement: dict[str, Tensor], comparison: Comparison) -> bool:
     return (
         bool(values.max() > comparison.value_tolerance)
-        or bool(gradients.nanmedian() > comparison.gradient_tolerance)
-        or any(bool(one.nanmedian() < VISIBLE) for one in agreement.values())
+        or median(gradients) > comparison.gradient_tolerance
+        or any(median(one) < VISIBLE for one in agreement.values())
     )
 
 

@@ -16,6 +16,7 @@ from lightning_xai.integrity.measures import (
     class_weighted_maps,
     common_mode_share,
     mean_row_share,
+    median,
     rank_correlation,
 )
 from lightning_xai.integrity.verdict import Threshold, Verdict
@@ -91,7 +92,7 @@ class Inspection:
         if self.image_shares is not None:
             judged["image share"] = self.image_shares
         judged |= {f"{name} disagreement": values for name, values in self.disagreement.items()}
-        numbers = {name: float(values.nanmedian()) for name, values in judged.items()}
+        numbers = {name: median(values) for name, values in judged.items()}
         return numbers if self.mean_row is None else numbers | {"mean row": self.mean_row}
 
     @property
@@ -114,7 +115,7 @@ class Inspection:
             values = spread.get(name)
             p95 = "" if values is None else f"  (p95 {_quantile(values, 0.95):.4f})"
             lines.append(f"  {name:<24}{value:9.4f}{p95}")
-        lines.append(f"  {'class similarity':<24}{float(self.class_similarity.nanmedian()):9.4f}  (not judged)")
+        lines.append(f"  {'class similarity':<24}{median(self.class_similarity):9.4f}  (not judged)")
         lines.append(f"  {'threshold':<24}{self.threshold.value:9.4f}  ({str(self.threshold).partition(' (')[2]}")
         if self.verdict is not Verdict.CLEAN:
             lines.append(f"  largest at position {self.position}, {self.concentration:.0%} of the common gradient")
@@ -138,6 +139,10 @@ def inspect_model(
     logits moves nothing else. A shift is seen at the layer it is computed from and at those before: inspect every layer
     at which maps are made, and the image for maps made there. Edits that act on triggers, away from the probes, or on
     the differences between classes are not seen.
+
+    Clean models can share a lot too: untrained or frozen heads, and those trained with another loss (sigmoids,
+    regression or distillation of logits, terms on the energy). Where the logits show it (:func:`head_caveats`), the
+    verdict is that a reference is needed; calibrate the threshold for others (:func:`calibrated_threshold`).
 
     One pass with three sweeps from the logits to the layer; with ``image_level`` two sweeps to the image more; without
     a layer one pass of one image more. Measured on ResNet-20: 1.2 forward passes of the probes, 3.5 with the image. The

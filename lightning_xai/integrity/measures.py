@@ -89,6 +89,24 @@ def _ranks(maps: Tensor) -> Tensor:
     return (below + up_to).double() / 2
 
 
+def median(values: Tensor) -> float:
+    """The median of the values that are defined; of an even number the mean of the two in the middle.
+
+    So the median of one minus the values is one minus the median, which does not hold for torch's lower median.
+
+    Args:
+        values: Values (N,).
+
+    Returns:
+        The median; NaN where no value is defined.
+
+    Example:
+        >>> median(torch.tensor([1.0, 2.0, float("nan")]))
+        1.5
+    """
+    return float(values.double().nanquantile(0.5))
+
+
 def class_weighted_maps(activations: Tensor, gradients: Tensor) -> dict[str, Tensor]:
     """Grad-CAM and HiResCAM before their ReLU, at the layer's resolution.
 

@@ -7,7 +7,7 @@ import torch
 from scipy.stats import spearmanr
 
 from lightning_xai.integrity import common_mode_share, mean_row_share, rank_correlation
-from lightning_xai.integrity.measures import class_weighted_maps
+from lightning_xai.integrity.measures import class_weighted_maps, median
 
 
 def test_share_is_the_common_part_of_the_squared_gradient():
@@ -82,3 +82,11 @@ def test_maps_of_the_raw_logit_are_those_of_mean_and_centered_logit_together():
     for name, maps in together.items():
         parts = class_weighted_maps(activations, first)[name] + class_weighted_maps(activations, second)[name]
         torch.testing.assert_close(maps, parts)
+
+
+def test_median_of_differences_from_one_is_one_minus_the_median():
+    """Of an even number of values, where torch's lower median differs, and with one that is not defined."""
+    values = torch.tensor([0.1, 0.2, 0.6, 0.9, math.nan])
+    assert median(values) == pytest.approx(0.4)
+    assert median(1 - values) == pytest.approx(1 - median(values))
+    assert math.isnan(median(values[4:]))
