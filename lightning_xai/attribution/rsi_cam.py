@@ -219,7 +219,7 @@ class RSIGradCAM(_LayerMaps):
         """
         whole = replace(self, gradients=signed_gradients, units=every_unit)
         baseline = baseline_images(trace.images, self.baseline, self.mean, self.std)
-        ends = [self.score(logits, targets) for logits in (trace.logits, trace.predict(baseline))]
+        ends = [self.score(logits, targets) for logits in (trace.logits, trace.predict(baseline.contiguous()))]
         return torch.stack([completeness_error(one.sum(1), *ends) for one in whole.contributions(trace, targets)])
 
     def _path(self, trace: Trace, targets: Tensor) -> Iterator[tuple[Tensor, list[Tensor]]]:

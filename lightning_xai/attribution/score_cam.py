@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_xai.attribution.cam import _LayerMaps, upsample, weighted_sum
 from lightning_xai.attribution.paths import _require_batch_size, baseline_images, require_standardization
 from lightning_xai.metrics import Baseline
-from lightning_xai.scores import at_least_float32, post_softmax
+from lightning_xai.scores import at_least_float32, centered
 from lightning_xai.trace import Trace, layers_of
 from lightning_xai.trace.layers import OneLayer
 from lightning_xai.types import Score
@@ -20,9 +20,9 @@ from lightning_xai.types import Score
 def softmax_weights(increases: Tensor, varied: Tensor) -> Tensor:
     """Channel weights of Score-CAM's algorithm 1: the softmax of the increases over the channels.
 
-    What all increases have in common, such as the score of the baseline, cancels. Increases of probabilities lie within
-    [-1, 1], so that their weights differ by a factor of e^2 at most and the map is close to the plain mean of the
-    activations; those of logits often leave one or two channels.
+    For logits; what all increases have in common, such as the score of the baseline, cancels. Increases of
+    probabilities lie within [-1, 1], so that their weights can hardly differ: on SqueezeNet the map is then that of the
+    mean activation, whatever the class.
 
     Args:
         increases: By how much each channel's image raises the score, (N,D).
@@ -40,6 +40,8 @@ def softmax_weights(increases: Tensor, varied: Tensor) -> Tensor:
 
 def increase_weights(increases: Tensor, varied: Tensor) -> Tensor:
     """Channel weights of Score-CAM's definition, paper 004 eq. 6: the increases themselves.
+
+    For probabilities. Most channels alone lower a logit, and then count against the map.
 
     Args:
         increases: By how much each channel's image raises the score, (N,D).
@@ -86,16 +88,17 @@ class ScoreCAM(_LayerMaps):
 
     Attributes:
         layer: As for :class:`~lightning_xai.attribution.GradCAM`; each layer's channels are passed by themselves.
-        score: The number that is explained: :func:`~lightning_xai.scores.post_softmax`, or a logit such as
-            :func:`~lightning_xai.scores.centered` or :func:`~lightning_xai.scores.pre_softmax`.
+        score: The number that is explained. A logit, :func:`~lightning_xai.scores.centered` or
+            :func:`~lightning_xai.scores.pre_softmax`, goes with ``weights=softmax_weights``, the probability
+            :func:`~lightning_xai.scores.post_softmax` with ``weights=increase_weights``.
         weights: What the increases become: :func:`softmax_weights`, as in the paper's algorithm, or
-            :func:`increase_weights`, as in its definition.
+            :func:`increase_weights`, as in its definition and in the published code.
         baseline: What stands where the mask is 0: a tensor in the images' space that broadcasts to (N,C,H,W), None for
             zeros, or a function such as :func:`~lightning_xai.metrics.black`.
         mean: Mean by which the images were standardised, one number per channel; for a function only.
         std: Standard deviation by which they were standardised.
         batch_size: How many masked images run at once; None for as many as there are images. On a GPU larger is
-            faster.
+            faster. Images given in ``torch.channels_last`` are passed so, in which CPUs run many networks faster.
         relu: Whether to keep the positive part only, as the paper does.
 
     Raises:
@@ -110,12 +113,12 @@ class ScoreCAM(_LayerMaps):
         torch.Size([2, 8, 8])
     """
 
-    score: Score = post_softmax
+    score: Score = centered
     weights: Callable[[Tensor, Tensor], Tensor] = softmax_weights
     baseline: Baseline | Tensor | None = None
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
-    batch_size: int | None = None
+    batch_size: int | None = 16
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -128,24 +131,30 @@ class ScoreCAM(_LayerMaps):
 
     def layer_maps(self, trace: Trace, targets: Tensor) -> list[Tensor]:
         """Maps (N,h,w) of each layer."""
-        baseline = baseline_images(trace.images, self._baseline, self.mean, self.std)
-        hidden_scores = self.score(_logits(trace, baseline), targets)
-        return [self._map(trace, targets, layer, baseline, hidden_scores) for layer in layers_of(self)]
+        baseline = at_least_float32(baseline_images(trace.images, self._baseline, self.mean, self.std))
+        hidden = self._scores(trace, baseline, targets)
+        return [self._map(trace, targets, layer, baseline, hidden) for layer in layers_of(self)]
 
-    def _map(self, trace: Trace, targets: Tensor, layer: OneLayer, baseline: Tensor, hidden_scores: Tensor) -> Tensor:
-        activations = at_least_float32(trace.activation(layer))
+    def _map(self, trace: Trace, targets: Tensor, layer: OneLayer, baseline: Tensor, hidden: Tensor) -> Tensor:
+        activations, images = at_least_float32(trace.activation(layer)), at_least_float32(trace.images)
         varied = activations.amax((2, 3)) > activations.amin((2, 3))
-        increases = hidden_scores.new_zeros(varied.shape)
+        increases = hidden.new_zeros(varied.shape)
         pairs, at_once = varied.nonzero(), self.batch_size or len(targets)
         for start in range(0, len(pairs), at_once):
             of, channel = pairs[start : start + at_once].unbind(1)
-            masks = channel_masks(activations[of, channel], trace.images[of])[:, None]
-            masked = trace.images[of] * masks + baseline[of] * (1 - masks)
-            scores = self.score(_logits(trace, masked.to(trace.images.dtype)), targets[of])
-            increases = increases.index_put((of, channel), scores - hidden_scores[of])
+            masks = channel_masks(activations[of, channel], images[of])[:, None]
+            scores = self._scores(trace, torch.lerp(baseline[of], images[of], masks), targets[of])
+            increases = increases.index_put((of, channel), scores - hidden[of])
         return weighted_sum(activations, self.weights(increases, varied))
 
+    def _scores(self, trace: Trace, images: Tensor, targets: Tensor) -> Tensor:
+        images = images.to(trace.images.dtype).contiguous(memory_format=_memory_format(trace.images))
+        # a pass with a graph costs more, and is made only for maps that are to be differentiated through it
+        logits = trace.rerun(images).logits if trace.create_graph else trace.predict(images)
+        return self.score(logits, targets)
 
-def _logits(trace: Trace, images: Tensor) -> Tensor:
-    # a pass with a graph costs more, and is made only for maps that are to be differentiated through it
-    return trace.rerun(images).logits if trace.create_graph else trace.predict(images)
+
+def _memory_format(images: Tensor) -> torch.memory_format:
+    # that of the caller, who knows whether the network can take it: a `view` inside may refuse channels_last
+    channels_last = not images.is_contiguous() and images.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if channels_last else torch.contiguous_format

@@ -103,6 +103,35 @@ def test_constant_channels_get_no_weight():
     assert increase_weights(increases, varied).tolist() == [[1.0, 0.0, 1.0]]
 
 
+def test_the_softmax_of_probabilities_hardly_tells_channels_apart(model):
+    """The map is the mean activation, up to a few percent, for any class; that of the increases is not."""
+    images = random_images(3, dtype=torch.float64)
+    blind = [
+        explain(model, images, target, attributions=ScoreCAM("relu2", post_softmax)).flatten(1) for target in (0, 1)
+    ]
+    seeing = [
+        explain(
+            model, images, target, attributions=ScoreCAM("relu2", post_softmax, weights=increase_weights, relu=False)
+        )
+        for target in (0, 1)
+    ]
+    assert torch.cosine_similarity(*blind).min() > 0.98
+    assert torch.cosine_similarity(*(one.flatten(1) for one in seeing)).max() < 0.9
+
+
+def test_channels_last_images_are_passed_as_they_are(model):
+    """The memory format is the caller's, and the map the same."""
+    images, formats = random_images(3, dtype=torch.float64), []
+    expected = explain(model, images, 1, attributions=ScoreCAM("relu2"))
+    model.conv1.register_forward_pre_hook(lambda module, args: formats.append(args[0].is_contiguous()))
+    found = explain(model, images.contiguous(memory_format=torch.channels_last), 1, attributions=ScoreCAM("relu2"))
+    assert not any(formats)
+    torch.testing.assert_close(found, expected)
+    formats.clear()
+    explain(model, images, 1, attributions=ScoreCAM("relu2"))
+    assert all(formats)
+
+
 def test_masks_are_normalised_after_resizing():
     """Bilinear resizing flattens peaks; each mask still reaches from 0 to 1, and a constant channel masks all."""
     channels = torch.tensor([[[0.0, 0.0, 0.0], [0.0, 9.0, 0.0], [0.0, 0.0, 0.0]], [[4.0] * 3] * 3])
