@@ -91,7 +91,7 @@ def evidence_of(
         The evidence, on the CPU.
 
     Raises:
-        ValueError: If a method has no field ``score``.
+        ValueError: If a method has no field ``score``, or the name of a map at the layer.
     """
     with trace.computing():
         targets = targets.to(trace.logits.device, copy=True)  # may have been made in inference mode
@@ -116,6 +116,8 @@ def _explained(trace: Trace, targets: Tensor, methods: Mapping[str, Attribution]
     without = [name for name, method in methods.items() if not hasattr(method, "score")]
     if without:
         raise ValueError(f"`attributions` expected methods with a field `score`, got {without}: leave them out.")
+    if taken := sorted(set(methods) & set(AT_LAYER)):
+        raise ValueError(f"`attributions` expected other names than {taken}, which are those of the maps at the layer.")
     scored = {name: _with_score(method, score) for name, method in methods.items()}
     return attribute(trace, targets, scored) if scored else {}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -125,6 +126,8 @@ class Fingerprint:
     def save(self, path: str | Path) -> None:
         """Write the fingerprint into a safetensors file; nothing in it is executed on loading.
 
+        Its checksum tells of damage. It is no signature: whoever can replace the file can make another.
+
         Args:
             path: The file; its folder must exist.
 
@@ -134,15 +137,16 @@ class Fingerprint:
         from safetensors.torch import save_file  # not needed by anything else
 
         tensors = {name: tensor.contiguous() for name, tensor in _tensors(self.evidence).items()}
-        about = {
-            "layer": self.layer,
-            "layer_shape": self.layer_shape,
-            "eps": self.evidence.eps,
-            "digest": dataclasses.asdict(self.digest),
-            "images": self.images,
-            "contents": digest_of_tensors(tensors),
-        }
-        save_file(tensors, path, metadata={"format": FORMAT, "about": json.dumps(about)})
+        about = json.dumps(
+            {
+                "layer": self.layer,
+                "layer_shape": self.layer_shape,
+                "eps": self.evidence.eps,
+                "digest": dataclasses.asdict(self.digest),
+                "images": self.images,
+            }
+        )
+        save_file(tensors, path, metadata={"format": FORMAT, "about": about, "checksum": _checksum(about, tensors)})
 
     @classmethod
     def load(cls, path: str | Path) -> Fingerprint:
@@ -255,15 +259,16 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        about = json.loads(metadata["about"]) if metadata.get("format") == FORMAT else None
-    except (SafetensorError, ValueError) as error:
-        raise ValueError(
-            f"`path` expected a fingerprint file, got {path.name!r}, truncated or corrupted: {error}"
-        ) from error
-    if about is None:
+    except SafetensorError as error:
+        raise ValueError(f"`path` expected a fingerprint file, got {path.name!r}, truncated or corrupted.") from error
+    if metadata.get("format") != FORMAT:
         raise ValueError(
             f"`path` expected a file of Fingerprint.save, got {path.name!r} of format {metadata.get('format')!r}."
         )
-    if digest_of_tensors(tensors) != about["contents"]:
+    if metadata.get("checksum") != _checksum(metadata.get("about", ""), tensors):
         raise ValueError(f"`path` expected a fingerprint file, got {path.name!r}, whose contents were altered.")
-    return about, tensors
+    return json.loads(metadata["about"]), tensors
+
+
+def _checksum(about: str, tensors: dict[str, Tensor]) -> str:
+    return hashlib.sha256(f"{about} {digest_of_tensors(tensors)}".encode()).hexdigest()

@@ -230,6 +230,15 @@ def test_altered_contents_are_an_error(saved):
         Fingerprint.load(saved)
 
 
+def test_altered_description_is_an_error(saved):
+    """Another digit in the digest of the probe images."""
+    digest = Fingerprint.load(saved).images.encode()
+    other = (b"0" if digest[:1] != b"0" else b"1") + digest[1:]
+    saved.write_bytes(saved.read_bytes().replace(digest, other))
+    with pytest.raises(ValueError, match="whose contents were altered"):
+        Fingerprint.load(saved)
+
+
 def test_other_files_are_errors(tmp_path):
     """Weights, and nothing at all."""
     save_file({"weight": torch.zeros(1)}, tmp_path / "weights.safetensors")
@@ -281,6 +290,12 @@ def test_methods_without_a_score_are_an_error():
     """Random maps have nothing to compare."""
     with pytest.raises(ValueError, match=r"methods with a field `score`, got \['random'\]"):
         Fingerprint.of(trained(), IMAGES, attributions={"random": Random()})
+
+
+def test_names_of_the_maps_at_the_layer_are_taken():
+    """Two maps of one name could not be told apart."""
+    with pytest.raises(ValueError, match=r"expected other names than \['HiResCAM'\]"):
+        Fingerprint.of(trained(), IMAGES, attributions={"HiResCAM": GradCAM()})
 
 
 def test_logits_that_are_not_finite_are_an_error():
