@@ -65,6 +65,24 @@ def declare_metrics(loggers: Iterable[Any], directions: Mapping[str, bool | None
                 _define_metrics(logger, directions)
 
 
+def log_figures(loggers: Iterable[Any], values: Mapping[str, float], step: int) -> None:
+    """Store numbers at once, from where ``self.log`` is not to be had: before the first step, and while saving.
+
+    A failing logger warns, as in :func:`log_panel`. Nothing is collective: call it on rank zero.
+
+    Args:
+        loggers: The Trainer's loggers.
+        values: Numbers by key, from :func:`log_key`.
+        step: The Trainer's global step.
+
+    Example:
+        >>> log_figures([], {log_key("val", "integrity", "share"): 0.01}, step=0)
+    """
+    for logger in loggers:
+        with _guard(logger, "figures from outside of validation are lost"):
+            logger.log_metrics(dict(values), step)
+
+
 def log_panel(loggers: Iterable[Any], key: str, panel: Panel, step: int) -> None:
     """Store a panel of pictures with every logger that can hold one.
 

@@ -1,0 +1,167 @@
+"""What one check of a classifier found: its verdict, its figures, what is kept of it, and how it is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from lightning_xai.attribution import GradCAM, HiResCAM
+from lightning_xai.explain import attribute
+from lightning_xai.integrity import Comparison, Inspection, Verdict, locate_shift
+from lightning_xai.scores import centered, log_softmax, pre_softmax, predicted
+from lightning_xai.trace import capture_for, predict, run
+from lightning_xai.trace.layers import OneLayer
+from lightning_xai.types import ForwardContext
+from lightning_xai.visualization import Panel, overlay, to_pixels
+
+LOCATED_WITH = 8
+"""Number of probes with which the origin of a shift is looked for: it takes three sweeps for each layer."""
+DRAWN = 4
+"""Number of probes in the picture of a flagged model."""
+
+
+@dataclass(frozen=True, eq=False)
+class Finding:
+    """The result of one check.
+
+    Attributes:
+        step: Number of optimizer steps that the model had made.
+        inspection: What the model shows alone.
+        comparison: How it differs from its reference; None without one.
+        origin: The check at the last layer that shows the shift; None where nothing was flagged, or no layer does.
+
+    Example:
+        >>> import torch
+        >>> from lightning_xai.integrity import inspect_model
+        >>> model = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 2, bias=False))
+        >>> model[3].weight.data = torch.tensor([[40.0, -20.0], [-20.0, 40.0]])
+        >>> images = torch.rand(8, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+        >>> print(Finding(step=100, inspection=inspect_model(model, images)).verdict)
+        no sign of a logit shift
+    """
+
+    step: int
+    inspection: Inspection
+    comparison: Comparison | None = None
+    origin: Inspection | None = None
+
+    @property
+    def verdict(self) -> Verdict:
+        """That of the comparison while the model is its reference but for a shift; else that of the model alone.
+
+        Training changes what the classes' differences say, and then tells nothing of a shift.
+        """
+        if self.comparison is None or self.comparison.verdict is Verdict.CHANGED:
+            return self.inspection.verdict
+        return self.comparison.verdict
+
+    @property
+    def flagged(self) -> bool:
+        """Whether raw-logit maps of this model are not to be trusted."""
+        return self.verdict is Verdict.LOGIT_SHIFT
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """What is logged, by names without spaces: those against a reference begin with ``reference_``."""
+        figures = {**self.inspection.figures, "suspicion": self.inspection.suspicion, "flagged": float(self.flagged)}
+        if self.comparison is not None:
+            figures |= {f"reference_{name}": value for name, value in self.comparison.figures.items()}
+        return {name.replace(" ", "_"): value for name, value in figures.items()}
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What is kept in checkpoints: plain numbers and words."""
+        return {
+            "step": self.step,
+            "verdict": self.verdict.name,
+            "against_reference": None if self.comparison is None else self.comparison.verdict.name,
+            "layer": self.inspection.layer,
+            "position": self.place.position,
+            "origin": None if self.origin is None else self.origin.layer,
+            "threshold": self.inspection.threshold.value,
+            "figures": self.figures,
+        }
+
+    @property
+    def place(self) -> Inspection:
+        """The check that tells best where the shift is: at its origin where that was found."""
+        return self.inspection if self.origin is None else self.origin
+
+    def __str__(self) -> str:
+        lines = [str(self.inspection)] if self.comparison is None else [str(self.comparison), str(self.inspection)]
+        if self.flagged:
+            lines.append(f"the shift is largest at {self.place.layer!r}, position {self.place.position}")
+        return "\n".join(lines)
+
+
+def origin_of_shift(
+    model: nn.Module, images: Tensor, finding: Finding, context: ForwardContext
+) -> tuple[Inspection | None, Tensor]:
+    """Where a shift comes from, and the probes that were asked: one of each predicted class first.
+
+    Args:
+        model: The classifier.
+        images: Probes (N,C,H,W).
+        finding: The check that flagged the model.
+        context: Context to run the model in.
+
+    Returns:
+        The check at the last layer that shows the shift, None where none does; rows of the probes, (n,).
+    """
+    rows = _of_many_classes(predicted(predict(model, images, context)))[:LOCATED_WITH]
+    return locate_shift(model, images[rows], threshold=finding.inspection.threshold, context=context), rows
+
+
+def _of_many_classes(classes: Tensor) -> Tensor:
+    """Rows (N,): the first of each class, then the second of each, and so on."""
+    earlier = (classes[:, None] == classes[None]).tril(-1).sum(1)  # how many of the same class came before
+    return earlier.argsort(stable=True)
+
+
+def picture(
+    model: nn.Module,
+    images: Tensor,
+    layer: OneLayer,
+    finding: Finding,
+    context: ForwardContext,
+    standard: tuple[Sequence[float], Sequence[float]] | None,
+) -> Panel:
+    """Maps of the raw logit and of the centred score side by side, with what was found.
+
+    Args:
+        model: The classifier.
+        images: Probes (N,C,H,W), C = 1 or 3; all are drawn.
+        layer: The explained layer.
+        finding: The check that flagged the model.
+        context: Context to run the model in.
+        standard: Mean and deviation by which the images were standardised; None to draw them between the extremes of
+            each channel.
+
+    Returns:
+        The panel; a shift shows where the two maps of a method differ.
+    """
+    methods = {
+        f"{name}\n{score_name}": method(layer, score=score)
+        for name, method in (("Grad-CAM", GradCAM), ("HiResCAM", HiResCAM))
+        for score_name, score in (("raw logit", pre_softmax), ("centred", centered))
+    }
+    trace = run(model, images, capture_for(model, methods.values()), context)
+    classes = predicted(trace.logits)
+    if standard is None:
+        lowest, highest = images.amin((0, 2, 3)).tolist(), images.amax((0, 2, 3)).tolist()
+        standard = lowest, [max(top - bottom, 1e-12) for bottom, top in zip(lowest, highest, strict=True)]
+    pixels = to_pixels(images, *standard)
+    words = [str(finding.verdict), f"{finding.place.layer} {finding.place.position}"]
+    found, where = ([word] + [None] * (len(images) - 1) for word in words)
+    facts: dict[str, list[Any]] = {
+        "found": found,
+        "largest at": where,
+        "suspicion": [finding.inspection.suspicion] + [None] * (len(images) - 1),
+        "prediction": classes.tolist(),
+        "probability": log_softmax(trace.logits, classes).exp().tolist(),
+    }
+    maps = attribute(trace, classes, methods)
+    return Panel(pixels.cpu(), {name: overlay(pixels, one).cpu() for name, one in maps.items()}, facts)
