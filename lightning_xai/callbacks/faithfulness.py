@@ -13,7 +13,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torchmetrics import MeanMetric, Metric
 
-from lightning_xai.attribution import CenteredGaussian, FakeCAM, Random
+from lightning_xai.attribution import CenteredGaussian, Edges, FakeCAM, Random, Shuffled
 from lightning_xai.callbacks.base import (
     ExplainingCallback,
     Unpack,
@@ -53,8 +53,8 @@ class Faithfulness(ExplainingCallback):
         mean: Mean by which images were standardised, one number per channel.
         std: Standard deviation by which images were standardised.
         n_images: Number of images of each dataloader, over all ranks; None for all.
-        controls: Methods that know nothing of the model, to be beaten. None for random, centred Gaussian and
-            Fake-CAM; an empty dict for none.
+        controls: Methods that know nothing of the model, to be beaten; an empty dict for none. None for
+            :func:`default_controls`.
         baseline: What stands where the map hides the image: :func:`~lightning_xai.metrics.black` (the papers'),
             :func:`~lightning_xai.metrics.mean_color` or :func:`~lightning_xai.metrics.blurred`.
         targets: Which class, fixed from the unmasked image; None for the predicted one.
@@ -70,7 +70,7 @@ class Faithfulness(ExplainingCallback):
         >>> from lightning_xai import AverageDrop, GradCAM
         >>> callback = Faithfulness({"gradcam": GradCAM("layer4")}, [AverageDrop()], mean=(0.5,) * 3, std=(0.5,) * 3)
         >>> list(callback.attributions)
-        ['gradcam', 'random', 'gaussian', 'fake_cam']
+        ['gradcam', 'random', 'gaussian', 'edges', 'fake_cam', 'shuffled']
     """
 
     def __init__(
@@ -88,9 +88,9 @@ class Faithfulness(ExplainingCallback):
         classifier: str | None = None,
         unpack: Unpack = first_two,
     ) -> None:
-        if controls is None:
-            controls = {"random": Random(), "gaussian": CenteredGaussian(), "fake_cam": FakeCAM()}
-        twice = set(named_attributions(attributions)) & set(controls)
+        attributions = named_attributions(attributions)
+        controls = default_controls(attributions) if controls is None else controls
+        twice = set(attributions) & set(controls)
         if twice:
             raise ValueError(f"`controls` expected other names than `attributions`, got {sorted(twice)} in both.")
         super().__init__({**attributions, **controls}, classifier=classifier, unpack=unpack)
@@ -227,6 +227,30 @@ class Faithfulness(ExplainingCallback):
 
     def _key(self, trainer: pl.Trainer, name: str, metric: str, dataloader_idx: int) -> str:
         return log_key(stage_of(trainer), name, metric, dataloader_idx=dataloader_idx if len(self._left) > 1 else None)
+
+
+def default_controls(attributions: Mapping[str, Attribution]) -> dict[str, Attribution]:
+    """Maps to be beaten: noise, a centred Gaussian, edges, all but one pixel, and the first method's own, shuffled.
+
+    Args:
+        attributions: Named methods.
+
+    Returns:
+        Named controls; the shuffled map costs what the first method costs.
+
+    Example:
+        >>> from lightning_xai import GradCAM
+        >>> default_controls({"gradcam": GradCAM("layer4")})["edges"]
+        Edges()
+    """
+    first = next(iter(attributions.values()))
+    return {
+        "random": Random(),
+        "gaussian": CenteredGaussian(),
+        "edges": Edges(),
+        "fake_cam": FakeCAM(),
+        "shuffled": Shuffled(first),
+    }
 
 
 @dataclass(frozen=True)

@@ -192,7 +192,8 @@ class Observer:
         if images is None:
             raise RuntimeError("`layer=None` expected a pass of images (N, C, H, W) to find the layer in, saw none.")
         shapes, inside = Shapes(images), set(model.modules()) - {model}
-        outputs = [(module, shape) for module, shape in self._outputs if module in inside]
+        n = len(images)  # calls with other batches, such as those of another callback, are other passes
+        outputs = [(module, shape) for module, shape in self._outputs if module in inside and shape[:1] == (n,)]
         for module, shape in outputs:
             shapes.note(module, shape)
         if shapes.has_tokens:

@@ -167,7 +167,7 @@ def test_controls_stand_beside_the_methods() -> None:
     running = trainer(callbacks=[measured(controls=None)])
     running.validate(classifier(), loader(), verbose=False)
     names = {key.split("/")[2] for key in running.callback_metrics}
-    assert names == {"gradcam", "gradient", "random", "gaussian", "fake_cam"}
+    assert names == {"gradcam", "gradient", "random", "gaussian", "edges", "fake_cam", "shuffled"}
     assert logged(running, "fake_cam")["AverageDrop"] < logged(running, "gradcam")["AverageDrop"]
 
 

@@ -64,7 +64,7 @@ def test_a_run_leaves_results_figures_and_both_networks(finished):
 def test_every_metric_of_every_method_and_control_is_compared(finished):
     """Accuracy once, three metrics for Grad-CAM and the controls."""
     rows = finished[1]["rows"]
-    assert len(rows) == 1 + 3 * 4
+    assert len(rows) == 1 + 3 * 6
     for row in rows:
         plain, guided = (row["networks"][name]["mean"] for name in ("plain", "guided"))
         assert row["difference"]["mean"] == pytest.approx(guided - plain, abs=1e-9)
@@ -152,7 +152,8 @@ def test_guided_gradients_are_left_out_without_rectifiers(tmp_path, capsys):
     options = ["--model", "efficientnet_b0", "--epochs", 0, "--attributions", "gradcam", "guided_gradient"]
     results = recipe(tmp_path / "run", "--image-size", 32, *options)
     assert "guided_gradient is left out: " in capsys.readouterr().out
-    assert {row["attribution"] for row in results["rows"]} == {"", "gradcam", "random", "gaussian", "fake_cam"}
+    controls = {"random", "gaussian", "edges", "fake_cam", "shuffled"}
+    assert {row["attribution"] for row in results["rows"]} == {"", "gradcam", *controls}
 
 
 def test_a_folder_that_holds_a_run_is_refused_and_untouched(finished):

@@ -36,7 +36,7 @@ def test_a_step_that_calls_the_classifier_names_it():
     """validation_step calls self.model(images)."""
     wrapper, observer = observe(lambda self, images: self.model(images), module_call=False)
     assert observer.classifier() is wrapper.model
-    assert observer.last_spatial(wrapper.model) is wrapper.model.bn2
+    assert observer.last_spatial(wrapper.model) is wrapper.model.last
 
 
 def test_the_outermost_module_that_changes_the_logits_is_taken():
@@ -189,7 +189,7 @@ def test_a_layer_comes_where_its_last_call_comes() -> None:
 def test_layers_of_other_models_in_the_step_are_none_of_the_classifiers() -> None:
     """A teacher that runs after it."""
     wrapper, observer = observe(lambda self, images: (self.model(images), self.other(images)))
-    assert observer.last_spatial(wrapper.model) is wrapper.model.bn2
+    assert observer.last_spatial(wrapper.model) is wrapper.model.last
 
 
 def test_one_position_is_no_place_wherever_the_channels_are() -> None:
@@ -206,3 +206,12 @@ def test_layers_of_a_method_are_listed_one_by_one() -> None:
         assert layers_of(GradCAM(layer)) == [layer]
     assert layers_of(GradCAM(["0", tokens, module])) == ["0", tokens, module]
     assert layers_of(InputGradient()) == []
+
+
+def test_later_passes_of_other_batches_do_not_count():
+    """A callback that works first may run the classifier on fewer images before another looks for the layer."""
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with Observer(model) as observer, torch.no_grad():
+        model(torch.rand(4, 1, 8, 8))
+        model(torch.rand(3, 1, 8, 8))
+    assert observer.last_spatial(model) is model[1]
