@@ -122,7 +122,7 @@ class Application:
     def outputs(self) -> Tensor:
         """What it gave, bias and batch normalisation included."""
         raw = self.raw.read()
-        return raw if self.affine is None else torch.addcmul(self.affine[1], raw, self.affine[0])
+        return raw if self.affine is None else (raw * self.affine[0]).add_(self.affine[1])
 
     def propagate(self, multipliers: Tensor) -> Tensor:
         """From the outputs to the inputs; what does not depend on the multipliers is computed the first time."""

@@ -175,7 +175,7 @@ def z_box(layer: WeightedLayer, inputs: Tensor, outputs: Tensor, *, low: Tensor,
         layer: The layer.
         inputs: Its inputs x.
         outputs: Its outputs z, bias included.
-        low: Lower bounds l of the inputs, broadcasting to them: one for each channel, say.
+        low: Lower bounds l of the inputs: one for each channel, (C,1,1) or (N,C,1,1), or for each feature, (I,).
         high: Upper bounds h.
 
     Returns:
@@ -189,17 +189,14 @@ def z_box(layer: WeightedLayer, inputs: Tensor, outputs: Tensor, *, low: Tensor,
         tensor([[0.6667, 0.3333]])
     """
     raised = layer.weight.clamp(min=0)
-    lowered = layer.weight - raised
-    low, high = low.expand_as(inputs), high.expand_as(inputs)
-    linear = outputs if layer.bias is None else outputs - layer.bias
-    total = linear - layer.forward(low, raised) - layer.forward(high, lowered)
-    share = _ratio(outputs, total)
+    # w- = w - w+, so that two weights do for three terms: (x - h) w + (h - l) w+
+    total = _response(layer, high - low, raised, inputs) - _response(layer, high, layer.weight, inputs)
+    total += outputs
+    share = _ratio(outputs, total if layer.bias is None else total.sub_(layer.bias))
 
     def propagate(multipliers: Tensor) -> Tensor:
-        shared = multipliers * share
-        relevance = inputs * layer.transpose(shared, layer.weight, inputs)
-        relevance = relevance - low * layer.transpose(shared, raised, inputs)
-        return relevance - high * layer.transpose(shared, lowered, inputs)
+        plain, positive = _both_transposes(layer, multipliers * share, (layer.weight, raised), inputs)
+        return (inputs - high) * plain + (high - low) * positive
 
     return propagate
 
@@ -447,9 +444,28 @@ def _positive_contributions(layer: WeightedLayer, inputs: Tensor) -> tuple[Tenso
     return total, back
 
 
+def _response(layer: WeightedLayer, bounds: Tensor, weight: Tensor, inputs: Tensor) -> Tensor:
+    """``W b`` for bounds that are constant over each channel: from the responses to the channels, whatever N is."""
+    if inputs.ndim == 2:
+        return layer.forward(bounds.expand_as(inputs), weight)
+    channels, beyond = inputs.shape[1], inputs.shape[2:]
+    units = torch.eye(channels).to(inputs).view(channels, channels, *[1] * len(beyond))
+    responses = layer.forward(units.expand(channels, channels, *beyond), weight)
+    return torch.einsum("nc,c...->n...", bounds.expand(len(inputs), channels, *[1] * len(beyond)).flatten(1), responses)
+
+
+def _both_transposes(
+    layer: WeightedLayer, outputs: Tensor, weights: tuple[Tensor, Tensor], inputs: Tensor
+) -> tuple[Tensor, ...]:
+    """Two ways back; with as few channels as pixels have, one convolution of twice as many takes half the time."""
+    if layer.weight.ndim == 2 or layer.weight.shape[1] != inputs.shape[1]:
+        return tuple(layer.transpose(outputs, weight, inputs) for weight in weights)
+    return layer.transpose(outputs, torch.cat(weights, 1), torch.cat([inputs, inputs], 1)).chunk(2, 1)
+
+
 def _ratio(outputs: Tensor, total: Tensor) -> Tensor:
     """``z / total`` where there is anything to share, else 0."""
-    return torch.where(total.abs() > torch.finfo(total.dtype).tiny, outputs / total, 0)
+    return (outputs / total).nan_to_num_(0.0, 0.0, 0.0)
 
 
 def _sign(outputs: Tensor) -> Tensor:

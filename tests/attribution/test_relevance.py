@@ -291,17 +291,16 @@ def test_in_place_equals_out_of_place(activation, normalized):
 
 def test_activations_hand_relevance_on_unchanged():
     """SiLU between two layers: the second's relevance goes on to the first as it is."""
-    first, second = nn.Linear(3, 2).double(), nn.Linear(2, 3).double()
-    model = nn.Sequential(nn.Flatten(), first, nn.SiLU(), second)
+    model = seeded(lambda: nn.Sequential(nn.Flatten(), nn.Linear(3, 4), nn.SiLU(), nn.Linear(4, 3)))
     images = random_images(1, dtype=torch.float64)[:, :1, :1, :3]
-    hidden = first(images.flatten(1))
-    a = F.silu(hidden)
-    contributions = (a[:, :, None] * second.weight.T).clamp(min=0)
-    relevance = (contributions / contributions.sum(1, keepdim=True) * model(images)).detach()[:, :, 1]
-    contributions = (images.flatten(1)[:, :, None] * first.weight.T).clamp(min=0)
-    expected = (contributions / contributions.sum(1, keepdim=True) * relevance[:, None]).sum(2)
+    inputs, hidden = images.flatten(1), F.silu(model[1](images.flatten(1)))
+    relevance = (model(images) * F.one_hot(torch.tensor([1]), 3)).detach()
+    for layer, a in ((model[3], hidden), (model[1], inputs)):
+        contributions = (a[0, :, None] * layer.weight.T).clamp(min=0).detach()
+        relevance = relevance @ (contributions / contributions.sum(0)).nan_to_num(0).T
+    assert relevance.abs().sum() > 0
     found = relevance_of(model, images, method=LRP(PLAIN))
-    torch.testing.assert_close(found.flatten(1), expected.detach())
+    torch.testing.assert_close(found.flatten(1), relevance)
 
 
 GATED = {
@@ -485,9 +484,14 @@ def prepared(build):
 vision = torchvision.models
 
 
-def small_vgg():
-    """Two stages with batch normalisation."""
-    model = vision.VGG(vision.vgg.make_layers([8, "M", 8, 8, "M"], True), init_weights=False)
+def plain_vgg():
+    """Two stages without normalisation."""
+    return small_vgg(normalized=False)
+
+
+def small_vgg(normalized=True):
+    """Two stages, with batch normalisation or without."""
+    model = vision.VGG(vision.vgg.make_layers([8, "M", 8, 8, "M"], normalized), init_weights=False)
     model.classifier = nn.Sequential(nn.Linear(8 * 49, 20), nn.ReLU(True), nn.Dropout(), nn.Linear(20, 7))
     return model
 
@@ -560,3 +564,21 @@ def test_architectures_of_timm_run(name):
 def test_architectures_run_and_conserve(name):
     """Where z+ can: shifts of normalisations make outputs of depthwise convolutions from nothing."""
     check_architecture(*FAST[name])
+
+
+@pytest.mark.peers
+@pytest.mark.filterwarnings("ignore")  # zennit uses what torch deprecates
+def test_relevance_equals_zennits_on_vgg():
+    """EpsilonPlus, on a copy, because zennit replaces its parameters; without biases, whose share its z+ rule keeps."""
+    zennit = pytest.importorskip("zennit.composites")
+    gradient = pytest.importorskip("zennit.attribution").Gradient
+    model, images = prepared(plain_vgg), random_images(2, 96, dtype=torch.float64)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            parameter.data.zero_()
+    rules = Rules(first=z_plus, linear=Epsilon(1e-6))
+    found = relevance_of(model, images, method=LRP(rules))
+    with gradient(copy.deepcopy(model), zennit.EpsilonPlus()) as attributor:
+        seeds = target_logit(model(images), torch.tensor([1, 1])).detach()
+        _, theirs = attributor(images, seeds)
+    torch.testing.assert_close(found, theirs, rtol=1e-4, atol=1e-4 * theirs.abs().max().item())
