@@ -2,7 +2,11 @@
 
 from lightning_xai.attribution import (
     CAM,
+    CLRP,
+    LRP,
+    SGLRP,
     CenteredGaussian,
+    DeepLIFT,
     Edges,
     FakeCAM,
     FromCallable,
@@ -16,6 +20,7 @@ from lightning_xai.attribution import (
     InputXGradient,
     IntegratedGradients,
     LayerCAM,
+    NormalizedCLRP,
     Random,
     RSIGradCAM,
     ScoreCAM,
@@ -25,8 +30,9 @@ from lightning_xai.attribution import (
     XGradCAM,
     alpha_distribution,
 )
-from lightning_xai.callbacks import Faithfulness, SaliencyMaps
+from lightning_xai.callbacks import Faithfulness, ModelIntegrity, SaliencyMaps
 from lightning_xai.explain import explain
+from lightning_xai.integrity import Fingerprint, center_logits, compare_models, inspect_model
 from lightning_xai.metrics import (
     ADCC,
     ROAD,
@@ -93,7 +99,10 @@ from lightning_xai.types import Attribution, Tokens
 __all__ = [
     "ADCC",
     "CAM",
+    "CLRP",
+    "LRP",
     "ROAD",
+    "SGLRP",
     "AbsoluteDrop",
     "Attribution",
     "AverageDrop",
@@ -107,12 +116,14 @@ __all__ = [
     "ConstantWeight",
     "CosineLoss",
     "CosineWeight",
+    "DeepLIFT",
     "Deletion",
     "Edges",
     "EnergyInBox",
     "EnergyPointingAccuracy",
     "Faithfulness",
     "FakeCAM",
+    "Fingerprint",
     "FromCallable",
     "GradCAM",
     "GradCAMPlus",
@@ -138,6 +149,8 @@ __all__ = [
     "LinearWarmup",
     "MaxSensitivity",
     "MaximalPatchMasking",
+    "ModelIntegrity",
+    "NormalizedCLRP",
     "ParameterRandomization",
     "PointingGame",
     "RSIGradCAM",
@@ -156,10 +169,13 @@ __all__ = [
     "alpha_distribution",
     "black",
     "blurred",
+    "center_logits",
     "centered",
     "class_score_teacher",
     "compare",
+    "compare_models",
     "explain",
+    "inspect_model",
     "keep_saturated",
     "label",
     "log_sigmoid",

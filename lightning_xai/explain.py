@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lightning_xai.scores import resolve_targets
 from lightning_xai.trace import Trace, capture_for, last_spatial_layer, layers_of, plain_tensors, run
 from lightning_xai.trace.layers import is_image_batch
+from lightning_xai.trace.modes import current_autocast
 from lightning_xai.types import Attribution, Score, Targets
 
 
@@ -89,7 +90,8 @@ def explain(
     if any(layer is None for method in methods.values() for layer in layers_of(method)):
         automatic = last_spatial_layer(model, images)
     capture = capture_for(model, methods.values(), automatic)
-    trace = run(model, images, dataclasses.replace(capture, create_graph=create_graph))
+    capture = dataclasses.replace(capture, create_graph=create_graph)
+    trace = run(model, images, capture, current_autocast(images.device))
     if not trace.logits.isfinite().all():
         wrong = _not_finite(trace.logits)
         raise ValueError(f"`model` expected to give finite logits, got NaN or infinity for images {wrong}.")

@@ -185,7 +185,7 @@ class CAM(_LayerMaps):
 
     def _map(self, trace: Trace, targets: Tensor, layer: OneLayer) -> Tensor:
         activations = at_least_float32(trace.activation(layer))
-        weights = class_weights(trace._model, activations, trace.logits).to(activations)
+        weights = class_weights(trace.model, activations, trace.logits).to(activations)
         if len(weights) == 1:  # one logit: as in pre_softmax, target 0 is its negative
             weights = torch.cat([-weights, weights])
         return weighted_sum(activations, weights[targets])

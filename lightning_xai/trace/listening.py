@@ -122,6 +122,11 @@ class Trace:
         self._intercepted: dict[Interception, Trace] = {}
 
     @property
+    def model(self) -> nn.Module:
+        """The classifier."""
+        return self._model
+
+    @property
     def images(self) -> Tensor:
         """What the model was given, (N,C,H,W)."""
         return self._plain(self._images)
@@ -243,8 +248,9 @@ class Trace:
 
     @contextmanager
     def computing(self) -> Iterator[None]:
-        """Mode in which maps are computed from the trace: with gradients only if they are to be differentiable."""
-        with torch.inference_mode(False), torch.set_grad_enabled(self.create_graph):
+        """Mode in which maps are computed: in full precision, with gradients only if they are to be differentiable."""
+        full = torch.autocast(self._images.device.type, enabled=False)
+        with torch.inference_mode(False), torch.set_grad_enabled(self.create_graph), full:
             yield
 
     def predict(self, images: Tensor) -> Tensor:

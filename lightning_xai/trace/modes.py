@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 
 import torch
 from torch import nn
+
+from lightning_xai.types import ForwardContext
 
 
 @contextmanager
@@ -98,6 +101,27 @@ def plain_tensors() -> Iterator[None]:
     """
     with torch.inference_mode(False), torch.no_grad():
         yield
+
+
+def current_autocast(device: torch.device) -> ForwardContext:
+    """What makes the autocast that is on now again later, wherever that is.
+
+    Args:
+        device: Where the model runs.
+
+    Returns:
+        A function that makes the context; that of no autocast where none is on.
+
+    Example:
+        >>> with torch.autocast("cpu", torch.bfloat16):
+        ...     context = current_autocast(torch.device("cpu"))
+        >>> with context():
+        ...     torch.get_autocast_dtype("cpu")
+        torch.bfloat16
+    """
+    if not torch.is_autocast_enabled(device.type):
+        return nullcontext
+    return partial(torch.autocast, device.type, torch.get_autocast_dtype(device.type))
 
 
 class _Stance:
