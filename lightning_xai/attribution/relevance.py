@@ -217,9 +217,9 @@ class LRP(Attribution):
     """Layer-wise relevance propagation with the rules of paper 002: z+ everywhere, zB where layers see pixels.
 
     Bach et al. 2015; Montavon et al. 2017; Iwana et al., "Explaining Convolutional Neural Networks using Softmax
-    Gradient Layer-wise Relevance Propagation", 2019, section 3.1, https://arxiv.org/abs/1908.04351. One forward pass
-    and the cost of about two more, for all methods with these rules together; each map takes about one more. There is
-    no score: what the logits are given is the seed.
+    Gradient Layer-wise Relevance Propagation", 2019, section 3.1, https://arxiv.org/abs/1908.04351. On
+    ResNet-18 one map takes as long as 3.3 forward passes, three maps with the same rules 5.6. There is no score: what
+    the logits are given is the seed.
 
     Works for functional calls, re-used modules and residual connections; an operation without a rule is an error that
     names it. Other rules: :mod:`lightning_xai.attribution.rules`; how operations without weights hand relevance on:
