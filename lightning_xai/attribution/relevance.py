@@ -217,9 +217,9 @@ class LRP(Attribution):
     """Layer-wise relevance propagation with the rules of paper 002: z+ everywhere, zB where layers see pixels.
 
     Bach et al. 2015; Montavon et al. 2017; Iwana et al., "Explaining Convolutional Neural Networks using Softmax
-    Gradient Layer-wise Relevance Propagation", 2019, section 3.1, https://arxiv.org/abs/1908.04351. On
-    ResNet-18 one map takes as long as 3.3 forward passes, three maps with the same rules 5.6. There is no score: what
-    the logits are given is the seed.
+    Gradient Layer-wise Relevance Propagation", 2019, section 3.1, https://arxiv.org/abs/1908.04351. On ResNet-18 one
+    map takes as long as 3.3 forward passes, three maps with the same rules 5.6. There is no score: what the logits are
+    given is the seed.
 
     Works for functional calls, re-used modules and residual connections; an operation without a rule is an error that
     names it. Other rules: :mod:`lightning_xai.attribution.rules`; how operations without weights hand relevance on:
@@ -232,7 +232,8 @@ class LRP(Attribution):
 
     Example:
         >>> from lightning_xai import explain
-        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
         >>> images = torch.rand(2, 3, 8, 8)
         >>> maps = explain(model, images, 1, attributions=LRP())
         >>> seeds = target_logit(model(images).detach(), torch.tensor([1, 1]))
