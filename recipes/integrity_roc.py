@@ -10,21 +10,21 @@ files end to end as ``jpeg``, ``offsets``, ``labels``) and photographs in ``imag
 Output: tables on the screen, and with ``--out FILE`` every pair of model and edit as a line of a CSV file, which
 ``--from`` reads again.
 
-Expected, with data, within half an hour on one core of a busy AMD EPYC (torch 2.15); an edit counts as seen where the raw
-Grad-CAM's or HiResCAM's rank correlation with the clean map, before any ReLU, is under 0.9; the threshold is the
-default, 0.1.
+Expected, with data, within half an hour on one core of a busy AMD EPYC (torch 2.15); an edit counts as seen where
+the raw Grad-CAM's or HiResCAM's rank correlation with the clean map, before any ReLU, is under 0.9; the threshold is
+the default, 0.1.
 
-    37 clean checks of ResNet-20 and -44, MobileNet, SqueezeNet's last layer, and networks trained here with softmax and
-    cross-entropy, tuned, rounded to bfloat16 or with folded BatchNorms: no false alarm, suspicion 2.5e-6 to 0.084 (the
-    largest after 150 steps of AdamW from scratch; 4e-4 to 0.021 on the two of ImageNet).
+    37 clean checks of ResNet-20 (also tuned, rounded to bfloat16, with folded BatchNorms), ResNet-44, MobileNet,
+    SqueezeNet's last features and small networks trained here with softmax and cross-entropy: no false alarm, suspicion
+    2.5e-6 to 0.084 (the largest after 150 steps of AdamW from scratch; 4e-4 to 0.021 on the two of ImageNet).
     665 edits that are seen: all flagged, AUC 1.0000 for each kind.
     733 that are not: 22.9 % flagged, by strength 12.5 % at K = 0.003, 10.4 % at 0.01, 19.6 % at 0.03, 23.4 % at 0.1,
     50.0 % at 0.3, 83.3 % at 1.
     With a reference: all that are seen, and 95.2 % of the others. Those missed are of the network whose weights were
     rounded to bfloat16, for which the tolerance is wider; they lower a rank correlation by 0.033 at most.
-    5 clean checks of heads trained for sigmoids and of SqueezeNet's inner layer: "cannot tell", suspicion 0.16 to 0.42.
-    Of the 116 edits of these that are seen 89 % are flagged, 9 % "cannot tell", and two pass as clean: a shift that
-    takes off what the sigmoids' training had put on. With a reference all are found.
+    5 clean checks of small networks trained with sigmoids and of SqueezeNet's inner layer: "cannot tell", suspicion
+    0.16 to 0.42. Of the 116 edits of these that are seen 89 % are flagged, 9 % "cannot tell", and two pass as clean: a
+    shift that takes off what the sigmoids' training had put on. With a reference all are found.
 """
 
 from __future__ import annotations
