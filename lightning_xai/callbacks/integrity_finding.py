@@ -37,7 +37,7 @@ class Finding:
         >>> import torch
         >>> from lightning_xai.integrity import inspect_model
         >>> model = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 2, bias=False))
-        >>> model[3].weight.data = torch.tensor([[40.0, -20.0], [-20.0, 40.0]])
+        >>> model[3].weight.data = torch.tensor([[40.0, -30.0], [-30.0, 40.0]])
         >>> images = torch.rand(8, 2, 4, 4, generator=torch.Generator().manual_seed(0))
         >>> print(Finding(step=100, inspection=inspect_model(model, images)).verdict)
         no sign of a logit shift
@@ -150,10 +150,7 @@ def picture(
     }
     trace = run(model, images, capture_for(model, methods.values()), context)
     classes = predicted(trace.logits)
-    if standard is None:
-        lowest, highest = images.amin((0, 2, 3)).tolist(), images.amax((0, 2, 3)).tolist()
-        standard = lowest, [max(top - bottom, 1e-12) for bottom, top in zip(lowest, highest, strict=True)]
-    pixels = to_pixels(images, *standard)
+    pixels = to_pixels(images, *(_between_extremes(images) if standard is None else standard))
     words = [str(finding.verdict), f"{finding.place.layer} {finding.place.position}"]
     found, where = ([word] + [None] * (len(images) - 1) for word in words)
     facts: dict[str, list[Any]] = {
@@ -165,3 +162,10 @@ def picture(
     }
     maps = attribute(trace, classes, methods)
     return Panel(pixels.cpu(), {name: overlay(pixels, one).cpu() for name, one in maps.items()}, facts)
+
+
+def _between_extremes(images: Tensor) -> tuple[list[float], list[float]]:
+    """Mean and deviation of which standardisation would make these images of pixels that fill [0, 1]."""
+    lowest, highest = images.amin((0, 2, 3)).double(), images.amax((0, 2, 3)).double()
+    scale = 1 / (highest - lowest).clamp(min=1e-12)
+    return (-lowest * scale).tolist(), scale.tolist()

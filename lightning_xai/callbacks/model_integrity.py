@@ -179,8 +179,9 @@ class ModelIntegrity(ExplainingCallback):
         """Decide whether this validation is one of those that are checked."""
         if not self._complete:  # of an epoch that was not finished
             self._probes.clear()
-        self._due = not trainer.sanity_checking and self._validations % self.every_n_validations == 0
         self._validations += not trainer.sanity_checking
+        skipped = trainer.state.fn == "fit" and self._validations % self.every_n_validations != 0
+        self._due = not (trainer.sanity_checking or skipped)
         self._outcome = None
 
     def on_validation_batch_end(
