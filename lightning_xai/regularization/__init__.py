@@ -1,15 +1,7 @@
 """The guided-gradient training term: error functions, schedules of its weight, the loss and the mixin."""
 
-from lightning_xai.regularization.loss import (
-    GuidedGradientLoss,
-    GuidedGradientTerms,
-    class_score_teacher,
-    keep_saturated,
-    loss_teacher,
-    mask_saturated,
-    negative_loss_teacher,
-    weight_by_error,
-)
+from lightning_xai.regularization.adaptive import AdaptiveWeight, GradientProducts, GradientShare, NoStepAgainst
+from lightning_xai.regularization.loss import GuidedGradientLoss, GuidedGradientTerms
 from lightning_xai.regularization.losses import (
     CenteredSigmoidMaskingLoss,
     CosineLoss,
@@ -20,12 +12,23 @@ from lightning_xai.regularization.losses import (
 )
 from lightning_xai.regularization.mixin import GuidedGradientMixin
 from lightning_xai.regularization.schedules import ConstantWeight, CosineWeight, LinearWarmup, StepWeight
+from lightning_xai.regularization.teachers import (
+    class_score_teacher,
+    keep_saturated,
+    loss_teacher,
+    mask_saturated,
+    negative_loss_teacher,
+    weight_by_error,
+)
 
 __all__ = [
+    "AdaptiveWeight",
     "CenteredSigmoidMaskingLoss",
     "ConstantWeight",
     "CosineLoss",
     "CosineWeight",
+    "GradientProducts",
+    "GradientShare",
     "GuidedGradientLoss",
     "GuidedGradientMixin",
     "GuidedGradientTerms",
@@ -33,6 +36,7 @@ __all__ = [
     "L1DistanceLoss",
     "L2DistanceLoss",
     "LinearWarmup",
+    "NoStepAgainst",
     "SigmoidMaskingLoss",
     "StepWeight",
     "class_score_teacher",

@@ -9,141 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import ceil
 from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from lightning_xai.regularization.adaptive import AdaptiveWeight, GradientProducts
 from lightning_xai.regularization.losses import CosineLoss, cosine_error
+from lightning_xai.regularization.points import pass_from_image, pass_from_layer, require_rectifiers_after
 from lightning_xai.regularization.schedules import ConstantWeight, Schedule
-from lightning_xai.scores import log_softmax, pre_softmax
-from lightning_xai.trace import DoubleBackward, batch_norm_evaluation, guided
+from lightning_xai.regularization.teachers import ImageWeights, Teacher, mask_saturated, negative_loss_teacher
+from lightning_xai.trace import DoubleBackward, batch_norm_evaluation, find_layer, guided
+from lightning_xai.trace.double_backward import running_statistics_kept
+from lightning_xai.trace.layers import name_of
 
 Criterion: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """A classification loss: ``(logits (N,K), targets) -> ()``, the mean over images, or ``(N,)``, one for each image."""
-
-Teacher: TypeAlias = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""What is compared: ``(summed loss (), logits (N,K), targets) -> (student (), teacher ())``.
-
-The gradient of the student is taught to resemble the guided gradient of the teacher.
-"""
-
-ImageWeights: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""How much each image counts in the term: ``(logits (N,K), targets) -> (N,)``, non-negative."""
-
-SATURATION = 100 * torch.finfo(torch.float32).eps
-"""Below this ``1 - p`` the loss's gradient in float32 has lost all but two digits."""
-
-
-def loss_teacher(loss: Tensor, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """The literal form (eq. 9): gradient and guided gradient of the loss.
-
-    The guided rule is not odd. Clamping the gradient of the *loss* keeps evidence against the label, so that this form
-    pulls the class's gradient away from its own guided map.
-
-    Args:
-        loss: The summed loss, ().
-        logits: Logits (N,K).
-        targets: Targets of the loss.
-
-    Returns:
-        The loss, twice.
-
-    Example:
-        >>> loss_teacher(torch.tensor(2.0), torch.zeros(1, 2), torch.tensor([0]))
-        (tensor(2.), tensor(2.))
-    """
-    return loss, loss
-
-
-def negative_loss_teacher(loss: Tensor, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradient and guided gradient of minus the loss, that is of the log-probability: evidence *for* the label.
-
-    Args:
-        loss: The summed loss, ().
-        logits: Logits (N,K).
-        targets: Targets of the loss.
-
-    Returns:
-        Minus the loss, twice.
-
-    Example:
-        >>> negative_loss_teacher(torch.tensor(2.0), torch.zeros(1, 2), torch.tensor([0]))
-        (tensor(-2.), tensor(-2.))
-    """
-    return -loss, -loss
-
-
-def class_score_teacher(loss: Tensor, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradient of minus the loss, taught by the guided gradient of the label's logit.
-
-    Args:
-        loss: The summed loss, ().
-        logits: Logits (N,K).
-        targets: Labels (N,), or weights of the classes (N,K).
-
-    Returns:
-        Minus the loss, and the summed logits of the labels.
-
-    Example:
-        >>> class_score_teacher(torch.tensor(2.0), torch.tensor([[1.0, 3.0]]), torch.tensor([1]))
-        (tensor(-2.), tensor(3.))
-    """
-    scores = pre_softmax(logits, targets) if targets.ndim == 1 else (logits * targets).sum(1)
-    return -loss, scores.sum()
-
-
-def keep_saturated(logits: Tensor, targets: Tensor) -> Tensor:
-    """Every image counts alike (literal).
-
-    Args:
-        logits: Logits (N,K).
-        targets: Targets of the loss.
-
-    Returns:
-        Ones (N,).
-
-    Example:
-        >>> keep_saturated(torch.tensor([[0.0, 99.0]]), torch.tensor([1]))
-        tensor([1.])
-    """
-    return logits.new_ones(len(logits), dtype=torch.float32)
-
-
-def mask_saturated(logits: Tensor, targets: Tensor) -> Tensor:
-    """Images whose gradient is rounding noise, ``1 - p < SATURATION``, do not count.
-
-    Args:
-        logits: Logits (N,K).
-        targets: Labels (N,); with other targets (soft, multi-hot) every image counts.
-
-    Returns:
-        Zeros and ones (N,).
-
-    Example:
-        >>> mask_saturated(torch.tensor([[0.0, 99.0], [0.0, 1.0]]), torch.tensor([1, 1]))
-        tensor([0., 1.])
-    """
-    return (weight_by_error(logits, targets) >= SATURATION).float()
-
-
-def weight_by_error(logits: Tensor, targets: Tensor) -> Tensor:
-    """Images count by ``1 - p``, the size of the loss's gradient at the logit of the label.
-
-    Args:
-        logits: Logits (N,K), K >= 2.
-        targets: Labels (N,); with other targets (soft, multi-hot) every image counts 1.
-
-    Returns:
-        Weights (N,) in [0, 1].
-
-    Example:
-        >>> weight_by_error(torch.tensor([[0.0, 0.0]]), torch.tensor([1]))
-        tensor([0.5000])
-    """
-    if targets.ndim != 1 or targets.is_floating_point() or logits.shape[1] < 2:
-        return keep_saturated(logits, targets)
-    return -torch.expm1(log_softmax(logits.detach(), targets))
 
 
 @dataclass(frozen=True)
@@ -154,11 +37,12 @@ class GuidedGradientTerms:
         loss: ``L_C + lambda * L_R``, (), to be differentiated.
         logits: Logits (N,K) of the classification loss.
         classification: ``L_C``, (), detached.
-        regularization: ``L_R``, (), detached; None in a step without the term.
-        weight: The factor of ``L_R`` in the loss.
-        cosine: Mean cosine between the gradient and the guided gradient, (), in [-1, 1]; None without the term.
-        norm_ratio: Mean ratio of their L2 norms, gradient over guided gradient, (); None without the term.
-        saturated: Share of images with ``1 - p < SATURATION``, (), in [0, 1]; None without the term.
+        regularization: ``L_R``, (), detached; None, as all that follow, in a step without the term.
+        weight: The factor of ``L_R`` in the loss, 0 without it.
+        cosine: Mean cosine between the gradient and the guided gradient, (), in [-1, 1].
+        norm_ratio: Mean ratio of their L2 norms, gradient over guided gradient, ().
+        saturated: Share of images with ``1 - p < SATURATION``, (), in [0, 1].
+        products: What :class:`AdaptiveWeight` measured at the parameters; None where it did not.
     """
 
     loss: Tensor
@@ -169,20 +53,25 @@ class GuidedGradientTerms:
     cosine: Tensor | None = None
     norm_ratio: Tensor | None = None
     saturated: Tensor | None = None
+    products: GradientProducts | None = None
 
 
 class GuidedGradientLoss(nn.Module):
     """Classification loss plus the guided-gradient term.
 
     Cost in convolutions, with a plain step = 3: one forward, a guided and a standard backward pass to the image, and
-    the final backward pass through both, 7/3 of a plain step; the evaluation mode of batch normalisation adds a
-    forward pass. For rectifier networks.
+    the final backward pass through both, 7/3 of a plain step; measured times are in ``recipes/training_benchmark.py``.
+    Where the term has a forward pass of its own (``batch_norm="evaluation"``, ``fraction``) the running statistics of
+    batch normalisation still move once per step. For rectifier networks.
+
+    A step in which the term is not finite falls back to the classification loss. Such steps are counted in
+    ``nonfinite_steps``, over the life of the object.
 
     Args:
         error: Error function of gradients and guided gradients (N,C,H,W) -> (N,), a module or a function. The cosine
             (default) is the paper's choice and does not see scales.
-        weight: lambda, as a function of the optimizer step. The default, 7.5e-3, is the value the paper is reported
-            to have used.
+        weight: lambda, as a function of the optimizer step, or :class:`AdaptiveWeight`. The default, 7.5e-3, is the
+            value the paper is reported to have used.
         teacher: What is compared: :func:`negative_loss_teacher` (default, see there why), :func:`loss_teacher`
             (literal) or :func:`class_score_teacher`.
         image_weights: How much each image counts: :func:`mask_saturated` (default), :func:`keep_saturated`
@@ -191,12 +80,22 @@ class GuidedGradientLoss(nn.Module):
             forward pass of the classification loss, but couples the images of a batch; ``"evaluation"`` takes the
             running statistics, as explanations later do, for one more forward pass. Early in training these are
             far off: warm lambda up.
-        every_n_steps: The term is computed in every n-th step only, with n times the weight. The mean gradient over n
-            steps is the same for small steps; adaptive optimizers see a different update.
+        every_n_steps: The term is computed in every n-th step only, with n times the weight, at ``1 + 4 / (3 n)`` of a
+            plain step. The mean gradient over n steps is the same for small steps; adaptive optimizers see a different
+            update, because they divide by the size of gradients that now vary from step to step.
+        fraction: The term sees this share of the batch only, the first ``ceil(fraction * N)`` images, in a forward pass
+            of its own, at ``1 + 7 fraction / 3``. Its gradient is that of the whole batch in expectation, where the
+            loader shuffles, every image counts alike (:func:`keep_saturated`) and nothing couples images; batch
+            normalisation in training mode does, because statistics of fewer images are other ones. Adaptive
+            optimizers see more noise, hence a different update. The criterion gets as many targets as images.
+        layer: Where the gradients are taken: None for the image, or an inner layer, by dotted name in the model that
+            is called or as a module. Cheaper, and what CAM methods look at, but another objective. It needs rectifiers
+            between the layer and the logits: of a ResNet ``"layer3"``, not ``"layer4"``.
+        max_nonfinite: Training stops when the term was not finite so many times in a row.
 
     Raises:
         TypeError: If ``error`` or ``weight`` is no function.
-        ValueError: If ``batch_norm`` is unknown or ``every_n_steps`` is less than 1.
+        ValueError: If ``batch_norm`` is unknown, or a number is out of its range.
 
     Example:
         >>> import torch.nn.functional as F
@@ -216,6 +115,9 @@ class GuidedGradientLoss(nn.Module):
         image_weights: ImageWeights = mask_saturated,
         batch_norm: Literal["training", "evaluation"] = "training",
         every_n_steps: int = 1,
+        fraction: float = 1.0,
+        layer: str | nn.Module | None = None,
+        max_nonfinite: int = 20,
     ) -> None:
         super().__init__()
         self.error = CosineLoss() if error is None else error
@@ -226,12 +128,20 @@ class GuidedGradientLoss(nn.Module):
             raise TypeError(f"`weight` expected a schedule such as ConstantWeight(0.1), got {weight!r}.")
         if batch_norm not in ("training", "evaluation"):
             raise ValueError(f"`batch_norm` expected 'training' or 'evaluation', got {batch_norm!r}.")
-        if every_n_steps < 1:
-            raise ValueError(f"`every_n_steps` expected 1 or more, got {every_n_steps}.")
+        for name, value in (("every_n_steps", every_n_steps), ("max_nonfinite", max_nonfinite)):
+            if value < 1:
+                raise ValueError(f"`{name}` expected 1 or more, got {value}.")
+        if not 0 < fraction <= 1:
+            raise ValueError(f"`fraction` expected a number in (0, 1], got {fraction}.")
         self.teacher = teacher
         self.image_weights = image_weights
         self.batch_norm = batch_norm
         self.every_n_steps = every_n_steps
+        self.fraction = fraction
+        self.max_nonfinite = max_nonfinite
+        self.nonfinite_steps = 0
+        self._nonfinite_in_a_row = 0
+        self._layer = (layer,)  # hidden in a tuple: the model's module is no submodule of its loss
         self._supported = False
 
     def forward(
@@ -250,45 +160,116 @@ class GuidedGradientLoss(nn.Module):
             The loss and its parts.
 
         Raises:
-            RuntimeError: If exact double backpropagation is impossible for the model.
-            ValueError: If the criterion gives something else, or the model has too few rectifiers.
+            RuntimeError: If exact double backpropagation is impossible for the model, or the term was not finite
+                ``max_nonfinite`` times in a row.
+            ValueError: If the criterion gives something else, the model or what follows the layer has too few
+                rectifiers, or the layer is not there.
         """
-        weight = self.weight(step) * self.every_n_steps
-        if weight == 0 or step % self.every_n_steps:
+        if step % self.every_n_steps or self.weight(step) == 0:
             logits = model(images)
             classification, _ = mean_and_sum(criterion, logits, targets)
             return GuidedGradientTerms(classification, logits, classification.detach())
-        self._require_support(model)
-        leaf = images.detach().requires_grad_()
-        with DoubleBackward() as recorded:
-            logits = model(leaf.clone())  # a copy, so that operations in place find no leaf
-        classification, total = mean_and_sum(criterion, logits, targets)
-        term_logits = logits
-        if self.batch_norm == "evaluation":
-            with batch_norm_evaluation(model), recorded:
-                term_logits = model(leaf.clone())
-            _, total = mean_and_sum(criterion, term_logits, targets)
+        self._require_support(model, images)
+        recorded = DoubleBackward()
+        passes = self._passes(recorded, model, images, targets, criterion)
         with recorded.no_parameters():
-            gradients, guided_gradients = gradient_pair(*self.teacher(total, term_logits, targets), leaf)
-        term_logits = term_logits.detach()
-        regularization = _weighted_mean(
-            self.error(gradients, guided_gradients), self.image_weights(term_logits, targets)
-        )
+            student, teacher = self.teacher(passes.total, passes.taught, passes.targets)
+            gradients, guided_gradients = gradient_pair(student, teacher, passes.point)
+        taught, seen = passes.taught.detach(), gradients.detach()
+        errors, counts = self.error(gradients, guided_gradients), self.image_weights(taught, passes.targets)
+        regularization = _weighted_mean(errors, counts)
+        products = self._measured(step, passes.classification, regularization, model)
+        if not self._is_finite(regularization):
+            classification = passes.classification
+            return GuidedGradientTerms(classification, passes.logits, classification.detach(), products=products)
+        weight = self.weight(step) * self.every_n_steps
         return GuidedGradientTerms(
-            loss=classification + weight * regularization,
-            logits=logits,
-            classification=classification.detach(),
+            loss=passes.classification + weight * regularization,
+            logits=passes.logits,
+            classification=passes.classification.detach(),
             regularization=regularization.detach(),
             weight=weight,
-            cosine=-cosine_error(gradients.detach(), guided_gradients).mean(),
-            norm_ratio=_norm_ratio(gradients.detach(), guided_gradients),
-            saturated=1 - mask_saturated(term_logits, targets).mean(),
+            cosine=-cosine_error(seen, guided_gradients).mean(),
+            norm_ratio=_norm_ratio(seen, guided_gradients),
+            saturated=1 - mask_saturated(taught, passes.targets).mean(),
+            products=products,
         )
 
-    def _require_support(self, model: nn.Module) -> None:
+    def name(self, model: nn.Module) -> str:
+        """What the term is called in logs: ``guided_gradient``, and the layer where it is one.
+
+        Args:
+            model: The classifier.
+
+        Returns:
+            The name.
+        """
+        (layer,) = self._layer
+        return "guided_gradient" if layer is None else f"guided_gradient/{name_of(model, find_layer(model, layer))}"
+
+    def _passes(
+        self, recorded: DoubleBackward, model: nn.Module, images: Tensor, targets: Tensor, criterion: Criterion
+    ) -> _Passes:
+        if self.batch_norm == "training" and self.fraction == 1:
+            logits, point = self._recorded_pass(recorded, model, images)
+            classification, total = mean_and_sum(criterion, logits, targets)
+            return _Passes(logits, classification, logits, targets, total, point)
+        logits = model(images)
+        classification, _ = mean_and_sum(criterion, logits, targets)
+        n = ceil(self.fraction * len(images))
+        with batch_norm_evaluation(model) if self.batch_norm == "evaluation" else running_statistics_kept(model):
+            taught, point = self._recorded_pass(recorded, model, images[:n])
+        _, total = mean_and_sum(criterion, taught, targets[:n])
+        return _Passes(logits, classification, taught, targets[:n], total, point)
+
+    def _recorded_pass(self, recorded: DoubleBackward, model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+        (layer,) = self._layer
+        with recorded, sdpa_kernel(SDPBackend.MATH):  # the other kernels of attention have no double backward
+            if layer is None:
+                return pass_from_image(model, images)
+            return pass_from_layer(model, images, find_layer(model, layer))
+
+    def _measured(
+        self, step: int, classification: Tensor, regularization: Tensor, model: nn.Module
+    ) -> GradientProducts | None:
+        if not isinstance(self.weight, AdaptiveWeight):
+            return None
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        return self.weight.measure(step, classification, regularization, trained)
+
+    def _is_finite(self, regularization: Tensor) -> bool:
+        """Counts where it is not, and ends training when that goes on."""
+        if regularization.isfinite():
+            self._nonfinite_in_a_row = 0
+            return True
+        self.nonfinite_steps += 1
+        self._nonfinite_in_a_row += 1
+        if self._nonfinite_in_a_row >= self.max_nonfinite:
+            raise RuntimeError(
+                f"The guided-gradient term was not finite in {self._nonfinite_in_a_row} steps in a row. Lower or warm "
+                "up its weight, clip gradients, or train in bf16 or fp32; `max_nonfinite` is how many are borne."
+            )
+        return False
+
+    def _require_support(self, model: nn.Module, images: Tensor) -> None:
         if not self._supported:
             require_double_backward(model)
+            (layer,) = self._layer
+            if layer is not None:
+                require_rectifiers_after(model, images, find_layer(model, layer))
             self._supported = True
+
+
+@dataclass(frozen=True)
+class _Passes:
+    """The pass of the classification loss, and that of the term: the same, or one of its own."""
+
+    logits: Tensor
+    classification: Tensor
+    taught: Tensor
+    targets: Tensor
+    total: Tensor
+    point: Tensor
 
 
 def gradient_pair(student: Tensor, teacher: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_xai.regularization.loss import Criterion, GuidedGradientLoss
+from lightning_xai.regularization.loss import Criterion, GuidedGradientLoss, GuidedGradientTerms
 
 if TYPE_CHECKING:  # it is mixed into a LightningModule, of either package
     _LightningModule = pl.LightningModule
@@ -33,8 +33,10 @@ class GuidedGradientMixin(_LightningModule):
 
     Logged in each step under ``train/guided_gradient/``: ``classification_loss`` (L_C), and in steps with the term
     ``regularization_loss`` (L_R), ``weight`` (lambda, times ``every_n_steps``), ``cosine`` and ``norm_ratio`` between
-    the gradient and the guided gradient, and the share of ``saturated`` images. In steps without the term Lightning
-    logs the last values of the epoch again.
+    the gradient and the guided gradient, and the share of ``saturated`` images; ``nonfinite_steps`` once there are any;
+    ``parameter_cosine`` and ``parameter_norm_ratio`` (of L_R to L_C) between the gradients of the two losses when
+    :class:`AdaptiveWeight` measures them. In steps without the term Lightning logs the last values of the epoch again.
+    A term at an inner layer is logged under ``train/guided_gradient/<layer>/``.
 
     Example:
         >>> import pytorch_lightning as pl
@@ -47,7 +49,13 @@ class GuidedGradientMixin(_LightningModule):
     interpretability: GuidedGradientLoss
 
     def guided_gradient_loss(
-        self, images: Tensor, targets: Tensor, criterion: Criterion = F.cross_entropy, *, model: nn.Module | None = None
+        self,
+        images: Tensor,
+        targets: Tensor,
+        criterion: Criterion = F.cross_entropy,
+        *,
+        model: nn.Module | None = None,
+        step: int | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Run the forward pass, log the parts, and give the total loss and the logits.
 
@@ -56,6 +64,8 @@ class GuidedGradientMixin(_LightningModule):
             targets: Targets of the criterion.
             criterion: The classification loss ``(logits, targets)``, a mean over images or one value for each.
             model: The classifier; None for the LightningModule's own ``forward``.
+            step: What the weight and ``every_n_steps`` count in; None for ``global_step``. With several optimizers that
+                is the number of steps of all of them together: count your own.
 
         Returns:
             The loss ``L_C + lambda * L_R``, (), and the logits (N,K).
@@ -70,16 +80,46 @@ class GuidedGradientMixin(_LightningModule):
                 f"`self.interpretability` expected a GuidedGradientLoss, got {term!r}. "
                 "Set it in __init__: self.interpretability = GuidedGradientLoss(...)."
             )
+        require_strategy(getattr(self, "_trainer", None))
         classifier = self if model is None else model
-        terms = term(classifier, images, targets, criterion, self.global_step)
-        parts = {
-            "classification_loss": terms.classification,
-            "regularization_loss": terms.regularization,
-            "weight": terms.weight if terms.regularization is not None else None,
-            "cosine": terms.cosine,
-            "norm_ratio": terms.norm_ratio,
-            "saturated": terms.saturated,
-        }
-        logged = {f"train/guided_gradient/{name}": value for name, value in parts.items() if value is not None}
+        terms = term(classifier, images, targets, criterion, self.global_step if step is None else step)
+        logged = {f"train/{term.name(classifier)}/{key}": value for key, value in _logged(term, terms).items()}
         self.log_dict(logged, batch_size=len(images))
         return terms.loss, terms.logits
+
+
+def require_strategy(trainer: pl.Trainer | None) -> None:
+    """Refuse strategies that split parameters: their hooks run one plain backward pass, and no other.
+
+    Args:
+        trainer: The Trainer; None where there is none.
+
+    Raises:
+        RuntimeError: For FSDP, DeepSpeed and tensor parallelism, with what to do instead.
+
+    Example:
+        >>> require_strategy(None)
+    """
+    strategy = type(getattr(trainer, "strategy", None))
+    # by name: both packages that ship Lightning have classes of their own
+    if {kind.__name__ for kind in strategy.__mro__} & {"FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy"}:
+        raise RuntimeError(
+            f"The guided-gradient term cannot be trained with {strategy.__name__}: it has no double backward. "
+            'Use Trainer(strategy="ddp").'
+        )
+
+
+def _logged(term: GuidedGradientLoss, terms: GuidedGradientTerms) -> dict[str, Tensor | float]:
+    products = terms.products
+    parts = {
+        "classification_loss": terms.classification,
+        "regularization_loss": terms.regularization,
+        "weight": terms.weight if terms.regularization is not None else None,
+        "cosine": terms.cosine,
+        "norm_ratio": terms.norm_ratio,
+        "saturated": terms.saturated,
+        "nonfinite_steps": float(term.nonfinite_steps) or None,
+        "parameter_cosine": products.cosine if products else None,
+        "parameter_norm_ratio": products.norm_ratio if products else None,
+    }
+    return {name: value for name, value in parts.items() if value is not None}

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
@@ -78,6 +78,34 @@ class DoubleBackward(TorchFunctionMode):
         with torch.autocast(device, enabled=False):
             bias = None if bias is None else bias.to(dtype)
             return _Convolution.apply(input.to(dtype), weight.to(dtype), bias, geometry, self)
+
+
+@contextmanager
+def running_statistics_kept(model: nn.Module) -> Iterator[None]:
+    """Batch normalisation in training mode leaves its running averages alone inside; it normalises as before.
+
+    For a second pass in the same step. Momentum and counter of batches stay as they are, too.
+
+    Args:
+        model: The model.
+
+    Example:
+        >>> norm = nn.BatchNorm1d(1)
+        >>> with running_statistics_kept(norm):
+        ...     norm(torch.tensor([[1.0], [3.0]])).tolist()
+        [[-0.999...], [0.999...]]
+        >>> norm.running_mean
+        tensor([0.])
+    """
+    kinds = nn.modules.batchnorm._BatchNorm
+    tracking = [one for one in model.modules() if isinstance(one, kinds) and one.training and one.track_running_stats]
+    try:
+        for module in tracking:
+            module.track_running_stats = False
+        yield
+    finally:
+        for module in tracking:
+            module.track_running_stats = True
 
 
 class _Convolution(Function):
