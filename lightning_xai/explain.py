@@ -82,7 +82,7 @@ def explain(
         >>> {name: tuple(values.shape) for name, values in maps.items()}
         {'cam': (2, 8, 8), 'grad': (2, 8, 8)}
     """
-    _check(model, images)
+    _check(model, images, score)
     methods = named_attributions({"map": attributions} if isinstance(attributions, Attribution) else attributions)
     if score is not None:
         methods = {name: _with_score(name, method, score) for name, method in methods.items()}
@@ -152,14 +152,22 @@ def named_attributions(attributions: Mapping[str, Attribution]) -> dict[str, Att
         ValueError: If it is empty.
     """
     if not isinstance(attributions, Mapping):
-        raise TypeError(f"`attributions` expected an Attribution or a dict of them, got {type(attributions).__name__}.")
+        kind = type(attributions).__name__
+        raise TypeError(f"`attributions` expected an Attribution or a dict of them, got {kind}.{_remedy(attributions)}")
     if not attributions:
         raise ValueError("`attributions` expected at least one method, got an empty dict.")
     for name, method in attributions.items():
         if not isinstance(method, Attribution):
-            hint = " Create it: `GradCAM()` instead of `GradCAM`." if isinstance(method, type) else ""
-            raise TypeError(f"`attributions[{name!r}]` expected an Attribution, got {method!r}.{hint}")
+            raise TypeError(f"`attributions[{name!r}]` expected an Attribution, got {method!r}.{_remedy(method)}")
     return dict(attributions)
+
+
+def _remedy(value: object) -> str:
+    if isinstance(value, type):
+        return f" Create it: `{value.__name__}()` instead of `{value.__name__}`."
+    if isinstance(value, (list, tuple)):
+        return ' Give them names: `{"gradcam": GradCAM()}`.'
+    return " Wrap a function of model, images and targets: `FromCallable(function)`." if callable(value) else ""
 
 
 def _with_score(name: str, method: Attribution, score: Score) -> Attribution:
@@ -174,11 +182,13 @@ def _with_score(name: str, method: Attribution, score: Score) -> Attribution:
     return dataclasses.replace(method, score=score)  # type: ignore[type-var]
 
 
-def _check(model: nn.Module, images: Tensor) -> None:
+def _check(model: nn.Module, images: Tensor, score: Score | None) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"`model` expected a torch.nn.Module, got {type(model).__name__}.")
     if not isinstance(images, Tensor):
         raise TypeError(f"`images` expected a tensor, got {type(images).__name__}.")
+    if score is not None and not callable(score):
+        raise TypeError(f"`score` expected a function of logits and targets such as `pre_softmax`, got {score!r}.")
     if not is_image_batch(images) or 0 in images.shape:
         raise ValueError(
             "`images` expected a batch (N, C, H, W) of a floating dtype with at least one image, "

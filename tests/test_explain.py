@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support import Unhappy, assert_same_state, random_images, small_net, state_of
+from support import SmallNet, Unhappy, assert_same_state, random_images, small_net, state_of
 from torch import nn
 
 from lightning_xai import (
@@ -34,6 +34,7 @@ from lightning_xai import (
     SmoothGrad,
     SmoothGradCAMPlusPlus,
     XGradCAM,
+    black,
     explain,
     post_softmax,
     pre_softmax,
@@ -333,7 +334,7 @@ def gives(values):
         ({"images": torch.zeros(1, 3, 8, 8).byte()}, ValueError, r"floating dtype.*torch.uint8"),
         ({"images": torch.full((2, 3, 8, 8), torch.nan)}, ValueError, r"finite values.*in images \[0, 1\]"),
         ({"model": gives(torch.zeros(4, 3, 2))}, ValueError, r"logits \(N, K\) = \(4, K\), got \(4, 3, 2\)"),
-        ({"model": gives((1, 2))}, ValueError, r"logits \(N, K\) = \(4, K\), got tuple"),
+        ({"model": gives((1, 2))}, ValueError, r"logits \(N, K\) = \(4, K\), got tuple. Wrap it in a module"),
         ({"model": gives(torch.tensor([[0.0, 1.0]] * 3 + [[torch.inf, 0.0]]))}, ValueError, r"finite.*images \[3\]"),
         ({"targets": 3}, ValueError, r"classes in \[0, 2\], got 3"),
         ({"targets": [0, 1]}, ValueError, r"each of the 4 images, got shape \(2,\)"),
@@ -343,7 +344,10 @@ def gives(values):
         ({"attributions": GradCAM(3)}, TypeError, r"int"),
         ({"attributions": {}}, ValueError, r"at least one method, got an empty dict"),
         ({"attributions": {"a": GradCAM}}, TypeError, r"`attributions\['a'\]` expected an Attribution.*Create it"),
-        ({"attributions": [GradCAM()]}, TypeError, r"an Attribution or a dict of them, got list"),
+        ({"attributions": [GradCAM()]}, TypeError, r"an Attribution or a dict of them, got list.*Give them names"),
+        ({"attributions": GradCAM}, TypeError, r"an Attribution or a dict of them.*Create it: `GradCAM\(\)`"),
+        ({"attributions": black}, TypeError, r"an Attribution or a dict of them, got function.*`FromCallable\("),
+        ({"score": "pre_softmax"}, TypeError, r"`score` expected a function of logits and targets.*got 'pre_softmax'"),
         ({"attributions": FakeCAM(), "score": pre_softmax}, ValueError, r"\(FakeCAM\) has none"),
         ({"score": lambda logits, targets: logits}, ValueError, r"one number per image, \(4,\), got \(4, 3\)"),
     ],
@@ -356,6 +360,78 @@ def test_bad_input_gets_a_clear_error_and_changes_nothing(change, error, message
     with pytest.raises(error, match=message):
         explain(**arguments)
     assert_same_state(before, state_of(model))
+
+
+class Overwriting(SmallNet):
+    """Works on its images in place, as a standardisation with `inplace=True` does."""
+
+    def forward(self, images):
+        return super().forward(images.mul_(0.5))
+
+
+class Copying(SmallNet):
+    """The same, but that it leaves its images alone."""
+
+    def forward(self, images):
+        return super().forward(images * 0.5)
+
+
+@pytest.mark.parametrize("name", [name for name in EVERY if name != "foreign"])
+def test_a_model_may_overwrite_its_images(name):
+    """The caller's stay as they are, and maps are those of a model that works on a copy.
+
+    Not so where a function calls the model itself, which may want the gradient of the very images that it is given.
+    """
+    found, images = [], random_images()
+    for kind in (Copying, Overwriting):
+        model = kind().eval()
+        model.load_state_dict(small_net().state_dict())
+        found.append(explain(model, images, 1, attributions=EVERY[name]))
+    assert torch.equal(images, random_images())
+    torch.testing.assert_close(found[1], found[0])
+
+
+def test_a_given_baseline_is_not_overwritten():
+    """Not by a model that works on its images in place either."""
+    baseline = torch.ones(4, 3, 8, 8)
+    methods = {"score": ScoreCAM("conv2", baseline=baseline), "rsi": RSIGradCAM("conv2", n_steps=2, baseline=baseline)}
+    explain(Overwriting().eval(), random_images(), attributions=methods)
+    assert torch.equal(baseline, torch.ones(4, 3, 8, 8))
+
+
+def test_the_layer_is_found_in_a_transformer_that_overwrites_its_images():
+    """Which takes a backward pass of the image."""
+
+    class Transformer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.norm, self.head = nn.Conv2d(3, 4, 2, 2), nn.LayerNorm(4), nn.Linear(4, 3)
+
+        def forward(self, images):
+            tokens = self.embed(images.mul_(0.5)).flatten(2).transpose(1, 2)
+            return self.head(self.norm(tokens).mean(1))
+
+    maps = explain(Transformer(), random_images(), 0, attributions={"auto": GradCAM(), "named": GradCAM("norm")})
+    assert torch.equal(maps["auto"], maps["named"])
+
+
+def test_a_module_is_found_by_each_of_its_names():
+    """One that is used twice has two; what counts is its last call."""
+    relu = nn.ReLU()
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), relu, nn.Conv2d(4, 4, 3), relu, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    maps = explain(model, random_images(), attributions={name: GradCAM(name) for name in ("1", "3")})
+    assert torch.equal(maps["1"], maps["3"])
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.*is deprecated")  # it is, and it is still used
+def test_a_scripted_model_is_refused_and_a_wrapped_one_explained():
+    """The remedy that is named works."""
+    model = small_net()
+    scripted = torch.jit.trace(model, random_images())
+    with pytest.raises(TypeError, match=r"`model` expected a module written in Python, got .*Wrap it"):
+        explain(scripted, random_images(), attributions=InputGradient())
+    found = explain(nn.Sequential(scripted), random_images(), attributions=InputGradient())
+    torch.testing.assert_close(found, explain(model, random_images(), attributions=InputGradient()))
 
 
 def test_a_layer_that_is_not_called_is_named():

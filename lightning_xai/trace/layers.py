@@ -56,7 +56,7 @@ def find_layer(model: nn.Module, layer: OneLayer, *, argument: str = "layer") ->
         ReLU()
     """
     layer = layer.layer if isinstance(layer, Tokens) else layer
-    modules = {name: module for name, module in model.named_modules() if name}
+    modules = {name: module for name, module in model.named_modules(remove_duplicate=False) if name}
     if isinstance(layer, nn.Module):
         if any(module is layer for module in modules.values()):
             return layer
@@ -108,7 +108,7 @@ def last_spatial_layer(model: nn.Module, images: Tensor, context: ForwardContext
         ReLU()
     """
     with Observer(model) as observer, evaluation_mode(model), plain_tensors(), context():
-        model(images[:1])
+        model(images[:1].clone())  # which it may overwrite
     return observer.last_spatial(model)
 
 
@@ -244,8 +244,9 @@ def _last_with_patches(model: nn.Module, images: Tensor) -> nn.Module:
             outputs.append((module, output))
 
     with eager(), evaluation_mode(model), torch.inference_mode(False), torch.enable_grad():
+        image = images[:1].detach().clone().requires_grad_()
         with forward_hooks(hookable(model), note):
-            results = tree_leaves(model(images[:1].detach().clone().requires_grad_()))
+            results = tree_leaves(model(image.clone()))  # which it may overwrite
         spatial = {one: output for one, output in _last_calls(outputs).items() if _may_explain(one, output, shapes)}
         dependence = _dependence(results, list(spatial.values()))
     for module, gradient in reversed(list(zip(spatial, dependence, strict=True))):

@@ -365,7 +365,10 @@ def run(model: nn.Module, images: Tensor, capture: Capture, context: ForwardCont
         output = model(images)
     if not listener.traces:
         shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise ValueError(f"`model` expected to give logits (N, K) = ({len(images)}, K), got {shape}.")
+        raise ValueError(
+            f"`model` expected to give logits (N, K) = ({len(images)}, K), got {shape}. "
+            "Wrap it in a module whose forward returns the logits alone."
+        )
     return listener.traces[0]
 
 
@@ -381,7 +384,7 @@ def predict(model: nn.Module, images: Tensor, context: ForwardContext = nullcont
         Logits (N,K).
     """
     with _unheard(model), evaluation_mode(model), plain_tensors(), context():
-        return model(images)
+        return model(images.clone())  # which it may overwrite
 
 
 @contextmanager
@@ -416,7 +419,8 @@ class Listener:
         capture: What to keep.
 
     Raises:
-        RuntimeError: If the model's parameters are inference tensors.
+        TypeError: If the model is scripted or traced.
+        RuntimeError: If its parameters are inference tensors.
 
     Example:
         >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
@@ -427,6 +431,11 @@ class Listener:
     """
 
     def __init__(self, model: nn.Module, capture: Capture, context: ForwardContext = nullcontext) -> None:
+        if isinstance(model, torch.jit.ScriptModule):
+            raise TypeError(
+                f"`model` expected a module written in Python, got a {type(model).__name__}, whose forward cannot be "
+                "heard. Wrap it in a module whose forward calls it."
+            )
         if any(parameter.is_inference() for parameter in model.parameters()):
             raise RuntimeError(
                 "The model's parameters were made in inference mode and cannot take part in a gradient. "
@@ -487,11 +496,11 @@ class _Shadow:
         interception = capture.own_interception
         from_image = capture.image_gradient or interception is not None
         with torch.inference_mode(False), torch.set_grad_enabled(from_image or capture.create_graph):
-            args, kwargs, images = _own_copies(args, kwargs, from_image, capture.create_graph)
+            args, kwargs, images, given = _own_copies(args, kwargs, from_image, capture.create_graph)
             trace = Trace(self._model, capture, images, self._context)
             with (
                 forward_hooks(hookable(self._model) if capture.layers else (), trace._keep),
-                nullcontext() if interception is None else interception(self._model, images),
+                nullcontext() if interception is None else interception(self._model, given),
             ):
                 output = self._original(*args, **kwargs)
             if isinstance(output, Tensor) and output.ndim == 2 and len(output) == len(images):
@@ -501,19 +510,23 @@ class _Shadow:
             return tree_map(lambda value: value.detach().clone() if isinstance(value, Tensor) else value, output)
 
 
-def _own_copies(args: Any, kwargs: Any, differentiate: bool, keep_graph: bool) -> tuple[Any, Any, Tensor]:
-    """The arguments with the images replaced by a copy, differentiable if asked, and no inference tensor left."""
-    found: list[Tensor] = []
+def _own_copies(args: Any, kwargs: Any, differentiate: bool, keep_graph: bool) -> tuple[Any, Any, Tensor, Tensor]:
+    """The arguments without inference tensors, the images of the trace, differentiable if asked, and the model's.
+
+    The model's, which stand among the arguments, are a copy that it may overwrite.
+    """
+    found: list[tuple[Tensor, Tensor]] = []
 
     def copy(value: Any) -> Any:
         if is_image_batch(value) and not found:
-            image = (value if keep_graph else value.detach()).clone()
-            found.append(image if image.requires_grad else image.requires_grad_(differentiate))
-            return found[0]
+            images = (value if keep_graph else value.detach()).clone()
+            images = images if images.requires_grad else images.requires_grad_(differentiate)
+            found.append((images, images.clone()))
+            return found[0][1]
         return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
 
     args, kwargs = tree_map(copy, (args, kwargs))
-    return args, kwargs, found[0]
+    return args, kwargs, *found[0]
 
 
 def _check_scores(scores: Tensor, targets: Tensor) -> None:
