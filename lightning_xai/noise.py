@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -28,21 +29,30 @@ def generators(images: Tensor, seed: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(zlib.crc32(content, seed)) for content in contents]
 
 
-def gaussian_noise(images: Tensor, n_samples: int, seed: int) -> Tensor:
-    """Standard normal noise for each image.
+def noisy_copies(images: Tensor, noise_level: float, seed: int) -> Callable[[Tensor], Tensor]:
+    """What draws copies of images with Gaussian noise, each image's from a source of its own (:func:`generators`).
 
     Args:
         images: Images (N,C,H,W).
-        n_samples: Number of samples S; the first ones are the same for any S.
+        noise_level: Standard deviation as a share of each image's range, ``max x - min x``.
         seed: Any integer.
 
     Returns:
-        Noise (S,N,C,H,W), on the device of the images, float32 or better.
+        A function ``numbers of images (M,) -> noisy copies (M,C,H,W)``; the noise of its calls goes on where that of
+        the call before ended, image by image, so that chunks of any size see the same.
 
     Example:
-        >>> gaussian_noise(torch.zeros(2, 3, 4, 4), n_samples=5, seed=0).shape
-        torch.Size([5, 2, 3, 4, 4])
+        >>> draw = noisy_copies(torch.tensor([[[[0.0, 2.0]]]]), noise_level=0.1, seed=0)
+        >>> draw(torch.tensor([0, 0])).flatten(1)
+        tensor([[-0.2226,  1.9310],
+                [-0.5230,  2.3151]])
     """
-    shape = n_samples, *images.shape[1:]
-    noise = torch.stack([torch.randn(shape, generator=source) for source in generators(images, seed)], dim=1)
-    return noise.to(images.device, torch.promote_types(images.dtype, torch.float32))
+    sources = generators(images, seed)
+    deviations = noise_level * (images.amax((1, 2, 3)) - images.amin((1, 2, 3)))
+
+    def draw(of: Tensor) -> Tensor:
+        # sample by sample: how torch.randn fills a larger tensor depends on its size
+        noise = torch.stack([torch.randn(images.shape[1:], generator=sources[i]) for i in of.tolist()])
+        return images[of] + noise.to(images) * deviations[of, None, None, None]
+
+    return draw

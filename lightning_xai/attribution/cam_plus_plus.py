@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from lightning_xai.attribution.cam import _GradientCAM, _LayerMaps, weighted_sum
-from lightning_xai.attribution.paths import _require_batch_size, _require_count
-from lightning_xai.noise import generators
+from lightning_xai.attribution.sampling import require_batch_size, require_count, require_noise_level
+from lightning_xai.noise import noisy_copies
 from lightning_xai.scores import at_least_float32, centered
 from lightning_xai.trace import Trace, layers_of
 from lightning_xai.types import Score
@@ -282,10 +282,9 @@ class SmoothGradCAMPlusPlus(_LayerMaps):
     def __post_init__(self) -> None:
         super().__post_init__()
         _require_positive(self.scale)
-        _require_count("n_samples", self.n_samples)
-        _require_batch_size(self.batch_size)
-        if not self.noise_level >= 0:
-            raise ValueError(f"`noise_level` expected a share of the image's range, 0 or more, got {self.noise_level}.")
+        require_count("n_samples", self.n_samples)
+        require_batch_size(self.batch_size)
+        require_noise_level(self.noise_level)
 
     def layer_maps(self, trace: Trace, targets: Tensor) -> list[Tensor]:
         """Maps (N,h,w) of each layer."""
@@ -306,12 +305,10 @@ class SmoothGradCAMPlusPlus(_LayerMaps):
 
     def _noisy_images(self, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Chunks: of which images (M,), and the noisy images (M,C,H,W)."""
-        n, sources = len(images), generators(images, self.seed)
-        deviations = self.noise_level * (images.amax((1, 2, 3)) - images.amin((1, 2, 3)))
+        n, noisy = len(images), noisy_copies(images, self.noise_level, self.seed)
         for rows in torch.arange(self.n_samples * n, device=images.device).split(self.batch_size or n):
             of = rows % n
-            noise = torch.stack([torch.randn(images.shape[1:], generator=sources[i]) for i in of.tolist()])
-            yield of, images[of] + noise.to(images) * deviations[of, None, None, None]
+            yield of, noisy(of)
 
 
 def _require_positive(scale: float) -> None:

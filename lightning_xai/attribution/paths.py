@@ -10,17 +10,20 @@ import torch
 from torch import Tensor
 
 from lightning_xai.attribution.gradient import channel_sum
+from lightning_xai.attribution.sampling import (
+    mean_gradient,
+    require_batch_size,
+    require_count,
+    require_noise_level,
+)
 from lightning_xai.metrics.masking import Baseline, black
-from lightning_xai.noise import generators
+from lightning_xai.noise import noisy_copies
 from lightning_xai.scores import at_least_float32, centered, post_softmax
 from lightning_xai.trace import Trace
 from lightning_xai.types import Attribution, Score
 
 Quadrature: TypeAlias = Callable[[int], tuple[Tensor, Tensor]]
 """A rule of integration over [0, 1]: ``steps -> (positions (S,), weights (S,))``, the weights summing to 1."""
-
-Samples: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""Makes images: ``(which sample (M,), of which image (M,)) -> images (M,C,H,W)``."""
 
 
 def trapezoid(n_steps: int) -> tuple[Tensor, Tensor]:
@@ -104,34 +107,6 @@ def completeness_error(maps: Tensor, scores: Tensor, baseline_scores: Tensor) ->
     return maps.sum((1, 2)) - (scores - baseline_scores)
 
 
-def mean_gradient(
-    trace: Trace, score: Score, targets: Tensor, samples: Samples, weights: Tensor, batch_size: int | None
-) -> Tensor:
-    """The weighted sum, over samples of each image, of the gradient of its score.
-
-    Samples are made, run and forgotten in chunks; each costs one forward pass and one backward pass to the image.
-
-    Args:
-        trace: One forward pass of N images.
-        score: The number that is explained.
-        targets: Class to explain for each image, (N,).
-        samples: Makes the samples of a chunk. It is asked for those of all images before the next of any.
-        weights: Weight of each sample, (S,).
-        batch_size: How many samples run at once; None for N.
-
-    Returns:
-        Gradients (N,C,H,W), float32 or better.
-    """
-    n = len(targets)
-    total = torch.zeros_like(at_least_float32(trace.images))
-    for rows in torch.arange(len(weights) * n, device=total.device).split(batch_size or n):
-        steps, of = rows // n, rows % n
-        # one expression: a name for the trace would keep its graph while the next one is made
-        gradients = trace.rerun(samples(steps, of).to(trace.images.dtype)).image_gradient(score, targets[of])
-        total = total.index_add(0, of, gradients * weights.to(total)[steps, None, None, None])
-    return total
-
-
 @dataclass(frozen=True)
 class SmoothGrad(Attribution):
     """The mean gradient of noisy copies of the image.
@@ -171,23 +146,16 @@ class SmoothGrad(Attribution):
     needs_image_gradient = True
 
     def __post_init__(self) -> None:
-        _require_count("n_samples", self.n_samples)
-        _require_batch_size(self.batch_size)
-        if not self.noise_level >= 0:
-            raise ValueError(f"`noise_level` expected a share of the image's range, 0 or more, got {self.noise_level}.")
+        require_count("n_samples", self.n_samples)
+        require_batch_size(self.batch_size)
+        require_noise_level(self.noise_level)
 
     def __call__(self, trace: Trace, targets: Tensor) -> Tensor:
         """Compute the maps (N,H,W), signed where ``reduce`` is."""
-        images, sources = trace.images, generators(trace.images, self.seed)
-        deviations = self.noise_level * (images.amax((1, 2, 3)) - images.amin((1, 2, 3)))
-
-        def noisy(steps: Tensor, of: Tensor) -> Tensor:
-            # drawn here and not for all steps at once, which takes the memory of as many images
-            noise = torch.stack([torch.randn(images.shape[1:], generator=sources[i]) for i in of.tolist()])
-            return images[of] + noise.to(images) * deviations[of, None, None, None]
-
+        noisy = noisy_copies(trace.images, self.noise_level, self.seed)
         weights = torch.full((self.n_samples,), 1 / self.n_samples)
-        return self.reduce(mean_gradient(trace, self.score, targets, noisy, weights, self.batch_size))
+        gradients = mean_gradient(trace, self.score, targets, lambda _, of: noisy(of), weights, self.batch_size)
+        return self.reduce(gradients)
 
 
 @dataclass(frozen=True)
@@ -233,8 +201,8 @@ class IntegratedGradients(Attribution):
     needs_image_gradient = True
 
     def __post_init__(self) -> None:
-        _require_count("n_steps", self.n_steps)
-        _require_batch_size(self.batch_size)
+        require_count("n_steps", self.n_steps)
+        require_batch_size(self.batch_size)
         require_standardization(self.baseline, self.mean, self.std)
 
     def __call__(self, trace: Trace, targets: Tensor) -> Tensor:
@@ -269,7 +237,7 @@ class IntegratedGradients(Attribution):
         return maps, completeness_error(maps, *ends)
 
     def _maps(self, trace: Trace, targets: Tensor, baseline: Tensor) -> Tensor:
-        images = trace.images
+        images, baseline = at_least_float32(trace.images), at_least_float32(baseline)
         positions, weights = self.rule(self.n_steps)
         ends_at_image = positions[-1] == 1  # whose pass is the trace itself
         inner = len(positions) - 1 if ends_at_image else len(positions)
@@ -279,7 +247,8 @@ class IntegratedGradients(Attribution):
 
         gradients = mean_gradient(trace, self.score, targets, on_path, weights[:inner], self.batch_size)
         if ends_at_image:
-            gradients = gradients + weights[-1].to(gradients) * trace.image_gradient(self.score, targets)
+            at_image = at_least_float32(trace.image_gradient(self.score, targets))
+            gradients = gradients + weights[-1].to(gradients) * at_image
         return integrated_gradients(gradients, images, baseline)
 
 
@@ -318,7 +287,7 @@ def baseline_images(
 def require_standardization(
     baseline: Baseline | Tensor, mean: Sequence[float] | None, std: Sequence[float] | None
 ) -> None:
-    """Check that a baseline function has the mean and std it is computed from.
+    """Check that a baseline is one, and that a function has the mean and std it is computed from.
 
     Args:
         baseline: A function of images, mean and std, or a tensor.
@@ -326,23 +295,19 @@ def require_standardization(
         std: Standard deviation by which they were standardised.
 
     Raises:
-        ValueError: If one of them is missing.
+        TypeError: If the baseline is neither a tensor nor a function.
+        ValueError: If it is a function and one of them is missing.
 
     Example:
         >>> require_standardization(black, [0.5], [0.25])
     """
+    if not isinstance(baseline, Tensor) and not callable(baseline):
+        raise TypeError(
+            f"`baseline` expected a tensor or a function such as `black`, got {type(baseline).__name__}. "
+            "For one value everywhere use `torch.tensor(value)`."
+        )
     if not isinstance(baseline, Tensor) and (mean is None or std is None):
         raise ValueError(
             "`mean` and `std` expected the numbers by which the images were standardised, one per channel, got None. "
             "They say what a black image is; or pass a tensor as `baseline`."
         )
-
-
-def _require_count(name: str, value: int) -> None:
-    if value < 1:
-        raise ValueError(f"`{name}` expected 1 or more, got {value}.")
-
-
-def _require_batch_size(batch_size: int | None) -> None:
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"`batch_size` expected 1 or more, or None for as many as there are images, got {batch_size}.")

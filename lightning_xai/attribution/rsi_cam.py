@@ -9,13 +9,8 @@ import torch
 from torch import Tensor
 
 from lightning_xai.attribution.cam import _LayerMaps, weighted_sum
-from lightning_xai.attribution.paths import (
-    _require_batch_size,
-    _require_count,
-    baseline_images,
-    completeness_error,
-    require_standardization,
-)
+from lightning_xai.attribution.paths import baseline_images, completeness_error, require_standardization
+from lightning_xai.attribution.sampling import require_batch_size, require_count
 from lightning_xai.metrics import Baseline, black
 from lightning_xai.scores import at_least_float32, post_softmax
 from lightning_xai.trace import Trace, layers_of
@@ -163,8 +158,8 @@ class RSIGradCAM(_LayerMaps):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require_count("n_steps", self.n_steps)
-        _require_batch_size(self.batch_size)
+        require_count("n_steps", self.n_steps)
+        require_batch_size(self.batch_size)
         require_standardization(self.baseline, self.mean, self.std)
 
     def layer_maps(self, trace: Trace, targets: Tensor) -> list[Tensor]:
@@ -219,18 +214,18 @@ class RSIGradCAM(_LayerMaps):
         """
         whole = replace(self, gradients=signed_gradients, units=every_unit)
         baseline = baseline_images(trace.images, self.baseline, self.mean, self.std)
-        ends = [self.score(logits, targets) for logits in (trace.logits, trace.predict(baseline.contiguous()))]
+        ends = [self.score(logits, targets) for logits in (trace.logits, trace.predict(baseline))]
         return torch.stack([completeness_error(one.sum(1), *ends) for one in whole.contributions(trace, targets)])
 
     def _path(self, trace: Trace, targets: Tensor) -> Iterator[tuple[Tensor, list[Tensor]]]:
         """Chunks of points, point by point of all images: whose they are, and A and G of each layer (M,2,D,h,w)."""
-        n, images = len(targets), trace.images
-        baseline = baseline_images(images, self.baseline, self.mean, self.std)
+        n, images = len(targets), at_least_float32(trace.images)
+        baseline = at_least_float32(baseline_images(trace.images, self.baseline, self.mean, self.std))
         for rows in torch.arange(self.n_steps * n, device=images.device).split(self.batch_size or n):
-            of, shares = rows % n, ((rows // n) / self.n_steps).to(images)
+            of, shares = rows % n, (rows // n).to(images.dtype) / self.n_steps
             chunk = torch.lerp(baseline[of], images[of], shares[:, None, None, None])
             # no name for the trace, which would keep its graph while the next one is made
-            yield of, self._points(trace.rerun(chunk), targets[of])
+            yield of, self._points(trace.rerun(chunk.to(trace.images.dtype)), targets[of])
         yield torch.arange(n, device=images.device), self._points(trace, targets)
 
     def _points(self, trace: Trace, targets: Tensor) -> list[Tensor]:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from lightning_xai.attribution.cam import _LayerMaps, upsample, weighted_sum
-from lightning_xai.attribution.paths import _require_batch_size, baseline_images, require_standardization
+from lightning_xai.attribution.paths import baseline_images, require_standardization
+from lightning_xai.attribution.sampling import require_batch_size
 from lightning_xai.metrics import Baseline
 from lightning_xai.scores import at_least_float32, centered
 from lightning_xai.trace import Trace, layers_of
@@ -122,7 +123,7 @@ class ScoreCAM(_LayerMaps):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require_batch_size(self.batch_size)
+        require_batch_size(self.batch_size)
         require_standardization(self._baseline, self.mean, self.std)
 
     @property

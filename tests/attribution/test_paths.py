@@ -11,11 +11,11 @@ from support import assert_same_state, random_images, small_net, state_of
 from torch import nn
 
 from lightning_xai import InputGradient, explain, post_softmax, pre_softmax
-from lightning_xai.attribution import IntegratedGradients, SmoothGrad
+from lightning_xai.attribution import DeepLIFT, IntegratedGradients, RSIGradCAM, ScoreCAM, SmoothGrad
 from lightning_xai.attribution.gradient import channel_max
-from lightning_xai.noise import gaussian_noise, generators
 from lightning_xai.attribution.paths import completeness_error, gauss_legendre, trapezoid
 from lightning_xai.metrics import black, blurred
+from lightning_xai.noise import generators, noisy_copies
 from lightning_xai.trace import capture_for, run
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
@@ -179,8 +179,8 @@ def test_smoothgrad_reduces_the_mean_and_not_each_sample():
     """The largest magnitude over channels of the mean gradient."""
     model, images = smooth_net().float(), random_images(1, size=4)
     gradients = [
-        torch.autograd.functional.jacobian(lambda x: model(x)[0, 1] - model(x).mean(), images + 0.15 * noise)
-        for noise in gaussian_noise(images, 3, 0) * (images.max() - images.min())
+        torch.autograd.functional.jacobian(lambda x: model(x)[0, 1] - model(x).mean(), noisy[None])
+        for noisy in noisy_copies(images, 0.15, seed=0)(torch.zeros(3).long())
     ]
     found = explain(model, images, 1, attributions=SmoothGrad(n_samples=3, reduce=channel_max))
     torch.testing.assert_close(found, torch.stack(gradients).mean(0).abs().amax(1), rtol=1e-4, atol=1e-6)
@@ -286,6 +286,20 @@ def test_maps_can_be_differentiated(method):
     assert (by_image * direction).sum().item() == pytest.approx(along, rel=1e-5)
 
 
+@pytest.mark.parametrize("rule", [trapezoid, gauss_legendre])
+def test_the_path_is_not_rounded_to_the_images_dtype(rule):
+    """In bfloat16 the share 0.51 would be 0.5078: rounded is what the model is given, and nothing else."""
+    seen, images, baseline = [], torch.full((1, 1, 1, 2), 1000.0), torch.tensor(1.0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(2, 1, bias=False)).bfloat16()
+    model.register_forward_pre_hook(lambda module, args: seen.append(args[0][0, 0, 0, 0].item()))
+    method = IntegratedGradients(pre_softmax, 7, rule, baseline=baseline)
+    maps = explain(model, images.bfloat16(), 1, attributions=method)
+    path = torch.lerp(baseline.double(), images.bfloat16().flatten()[0].double(), rule(7)[0]).bfloat16().tolist()
+    assert seen[1:] == path[: len(seen) - 1]
+    expected = model[1].weight.detach().float() * (images.bfloat16().float() - baseline).flatten()
+    torch.testing.assert_close(maps.flatten(), expected.flatten(), rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 @each_method
 def test_maps_are_float32_or_better(method, dtype):
@@ -313,6 +327,13 @@ def test_bad_arguments_are_refused(make, message):
     """When the method is made, not when it runs."""
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("method", [IntegratedGradients, RSIGradCAM, ScoreCAM, DeepLIFT])
+def test_a_baseline_that_is_a_number_is_refused(method):
+    """What to write instead is said."""
+    with pytest.raises(TypeError, match=r"`baseline` expected a tensor or a function.*got float.*torch.tensor\(value"):
+        method(baseline=0.0, mean=MEAN, std=STD)
 
 
 def test_a_baseline_of_another_shape_is_refused():

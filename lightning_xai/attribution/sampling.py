@@ -1,0 +1,93 @@
+"""What methods share that look at many images made from each image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from lightning_xai.scores import at_least_float32
+from lightning_xai.trace import Trace
+from lightning_xai.types import Score
+
+Samples: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""Makes images: ``(which sample (M,), of which image (M,)) -> images (M,C,H,W)``."""
+
+
+def mean_gradient(
+    trace: Trace, score: Score, targets: Tensor, samples: Samples, weights: Tensor, batch_size: int | None
+) -> Tensor:
+    """The weighted sum, over samples of each image, of the gradient of its score.
+
+    Samples are made, run and forgotten in chunks; each costs one forward pass and one backward pass to the image.
+
+    Args:
+        trace: One forward pass of N images.
+        score: The number that is explained.
+        targets: Class to explain for each image, (N,).
+        samples: Makes the samples of a chunk. It is asked for those of all images before the next of any.
+        weights: Weight of each sample, (S,).
+        batch_size: How many samples run at once; None for N.
+
+    Returns:
+        Gradients (N,C,H,W), float32 or better.
+    """
+    n = len(targets)
+    total = torch.zeros_like(at_least_float32(trace.images))
+    for rows in torch.arange(len(weights) * n, device=total.device).split(batch_size or n):
+        steps, of = rows // n, rows % n
+        # one expression: a name for the trace would keep its graph while the next one is made
+        gradients = trace.rerun(samples(steps, of).to(trace.images.dtype)).image_gradient(score, targets[of])
+        total = total.index_add(0, of, gradients * weights.to(total)[steps, None, None, None])
+    return total
+
+
+def require_count(name: str, value: int) -> None:
+    """Check a number of steps or samples.
+
+    Args:
+        name: What the argument is called, for the error.
+        value: The number.
+
+    Raises:
+        ValueError: If it is less than 1.
+
+    Example:
+        >>> require_count("n_steps", 1)
+    """
+    if value < 1:
+        raise ValueError(f"`{name}` expected 1 or more, got {value}.")
+
+
+def require_batch_size(batch_size: int | None) -> None:
+    """Check how many images are to run at once.
+
+    Args:
+        batch_size: Their number, or None for as many as there are images.
+
+    Raises:
+        ValueError: If it is less than 1.
+
+    Example:
+        >>> require_batch_size(None)
+    """
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"`batch_size` expected 1 or more, or None for as many as there are images, got {batch_size}.")
+
+
+def require_noise_level(noise_level: float) -> None:
+    """Check a standard deviation of noise.
+
+    Args:
+        noise_level: Standard deviation as a share of each image's range.
+
+    Raises:
+        ValueError: If it is negative.
+
+    Example:
+        >>> require_noise_level(0.15)
+    """
+    if not noise_level >= 0:
+        raise ValueError(f"`noise_level` expected a share of the image's range, 0 or more, got {noise_level}.")
