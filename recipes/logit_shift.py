@@ -1,0 +1,250 @@
+"""A number added to all logits changes no prediction and nearly every raw-logit map: figures, table and detectors.
+
+    python recipes/logit_shift.py                                          # images generated here, about a minute
+    python recipes/logit_shift.py --data DIR --model torchvision:squeezenet1_1 --weights FILE --layer features.12
+
+Figures 3 to 5 of Lerma and Lucas, "A vulnerability of attribution methods using pre-softmax scores" (2023,
+https://arxiv.org/abs/2307.03305).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+# Threads that wait by spinning, torch's default on CPUs, are several times slower beside another busy process.
+os.environ["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch
+import torch.nn.functional as F
+from classifiers import create_classifier, model_options
+from image_data import image_data
+from planted_evidence import CLASSES, planted_evidence
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from shifted_maps import AT_IMAGE, AT_LAYER, MOVED, SCORES, Subject, attacks_on, layer_in, paper_numbers
+from shifted_maps import sensitivity as sensitivity_of
+from shifted_maps import verdicts as verdicts_of
+from torch import Tensor, nn
+
+import lightning_xai as xai
+from lightning_xai.integrity import PositionShift
+from lightning_xai.visualization import Panel, overlay, to_pixels
+
+Standard = tuple[Sequence[float], Sequence[float]]
+"""Mean and deviation of the channels."""
+
+STANDARD: Standard = (0.5,) * 3, (0.25,) * 3  # of the images drawn here
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", help="folder with val/<class>/*; nothing: images generated here")
+    parser.add_argument("--image-size", type=int, default=224, help="side of the images in pixels, with --data")
+    parser.add_argument(
+        "--mean", type=float, nargs=3, help="mean of the channels; default: the model's, else ImageNet's"
+    )
+    parser.add_argument("--std", type=float, nargs=3, help="standard deviation of the channels; default as for --mean")
+    parser.add_argument("--model", help="name in timm or torchvision, or package.module:function, with --data")
+    parser.add_argument("--model-options", nargs="*", default=[], metavar="NAME=VALUE", help="for the constructor")
+    parser.add_argument("--weights", type=Path, help="safetensors file or checkpoint; pickled code is not executed")
+    parser.add_argument("--pretrained", action="store_true", help="download the library's weights")
+    parser.add_argument("--layer", help="dotted name of the explained layer; needed with --data")
+    parser.add_argument("--position", type=int, nargs=2, default=(0, 0), help="row and column that t is taken from")
+    parser.add_argument("--strength", type=float, default=10.0, help="K; 10 in the paper")
+    parser.add_argument("--n-images", type=int, default=100, help="images for the paper's numbers")
+    parser.add_argument("--n-compared", type=int, default=16, help="images for the table of methods")
+    parser.add_argument("--n-drawn", type=int, default=6, help="images in the figures")
+    parser.add_argument("--batch-size", type=int, default=16, help="images in a pass")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to compute")
+    parser.add_argument("--seed", type=int, default=0, help="of generated images and of the network trained on them")
+    parser.add_argument("--run", type=Path, default=Path("runs/logit_shift"), help="folder of the results")
+    parser.add_argument("--fast-dev-run", action="store_true", help="few images, to try the script")
+    parser.set_defaults(val_data=None, workers=0, epochs=0, max_steps=-1)  # what image_data asks for besides
+    args = parser.parse_args(argv)
+    if args.data is not None and not (args.model and args.layer):
+        parser.error("--data expected --model and --layer beside it.")
+    if args.data is None and (args.model or args.weights):
+        parser.error("--model and --weights expected --data beside them.")
+    if args.fast_dev_run:
+        args.n_images, args.n_compared, args.n_drawn = 8, 4, 2
+    return args
+
+
+def small_network() -> nn.Sequential:
+    """Two convolutions, each class's evidence averaged over the positions; the second ReLU is layer 6."""
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 5, padding=2),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(16, 32, 5, padding=2),
+        nn.BatchNorm2d(32),
+        nn.ReLU(),
+        nn.AdaptiveMaxPool2d(1),
+        nn.Flatten(),
+        nn.Linear(32, len(CLASSES)),
+    )
+
+
+def standardized(images: Tensor) -> Tensor:
+    """Images (N,3,H,W) in [0, 1] with about zero mean."""
+    mean, std = (torch.tensor(values)[:, None, None] for values in STANDARD)
+    return (images - mean) / std
+
+
+def trained(seed: int, n: int) -> nn.Module:
+    """The small network after four epochs of images with planted evidence."""
+    torch.manual_seed(seed)
+    data = planted_evidence(torch.arange(n) % len(CLASSES), seed=seed)
+    images, model = standardized(data.images), small_network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=5e-4)
+    for _ in range(4):
+        for chosen in torch.randperm(n).split(32):
+            loss = F.cross_entropy(model(images[chosen]), data.labels[chosen])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return model.eval()
+
+
+def prepared(args: argparse.Namespace) -> tuple[Subject, list[str], Standard]:
+    """The classifier with its images, the names of the classes, and mean and deviation of the images."""
+    if args.data is None:
+        drawn = planted_evidence(torch.arange(args.n_images) % len(CLASSES), seed=args.seed + 1)
+        model, layer = trained(args.seed, 256 if args.fast_dev_run else 1536), args.layer or "6"
+        names, images = list(CLASSES), standardized(drawn.images)
+        standard: Standard = STANDARD
+    else:
+        options = model_options(args.model_options)
+        model = create_classifier(args.model, pretrained=args.pretrained, weights=args.weights, **options).eval()
+        data, layer = image_data(args), args.layer
+        names, standard = data.classes, (data.mean, data.std)
+        images = torch.cat([batch[0] for batch in _enough(data.test_dataloader(), args.n_images)])[: args.n_images]
+    # Real arithmetic is what proofs are about: in float32 a shift of some thousands costs four digits.
+    return (
+        Subject(model.double().to(args.device), images.double().to(args.device), layer, args.batch_size),
+        names,
+        standard,
+    )
+
+
+def _enough(loader: Any, n: int) -> Any:
+    for batch in loader:
+        yield batch
+        n -= len(batch[0])
+        if n <= 0:
+            return
+
+
+def draw(subject: Subject, names: list[str], standard: Standard, edit: PositionShift, folder: Path) -> None:
+    """The paper's figures: ``maps.png`` (3 and 5) of the predicted class, ``second_class.png`` (4) of the next one."""
+    pixels = to_pixels(subject.images, *standard)
+    models = {"clean": subject.model, "altered": edit(subject.model)}
+    maps: dict[str, dict[str, Tensor]] = {}
+    for rank, targets in {"predicted": None, "second": xai.second_best}.items():
+        for state, model in models.items():
+            methods = _drawn_methods(layer_in(model, subject.layer), state)
+            found = xai.explain(model, subject.images, targets, attributions=methods)
+            maps.setdefault(rank, {}).update({name: overlay(pixels, one).cpu() for name, one in found.items()})
+    facts = _facts(subject, names)
+    columns = [f"{method}\n{score}, {state}" for method in _DRAWN for score in _SHOWN for state in models]
+    title = f"Maps of the predicted class; altered: t = {edit.strength:g} sum_k A_k{edit.position} on all logits"
+    Panel(pixels.cpu(), {one: maps["predicted"][one] for one in columns}, facts).figure(title).savefig(
+        folder / "maps.png"
+    )
+    first, chosen = columns[1], columns[: len(_SHOWN) * len(models)]
+    pictures = {f"{first}, predicted class": maps["predicted"][first]}
+    pictures |= {f"{one}, second class": maps["second"][one] for one in chosen}
+    title = "Maps of the second class beside one of the predicted class"
+    Panel(pixels.cpu(), pictures, facts).figure(title).savefig(folder / "second_class.png")
+
+
+_DRAWN = {"Grad-CAM": xai.GradCAM, "HiResCAM": xai.HiResCAM}
+_SHOWN = ("raw logit", "post-softmax")
+
+
+def _drawn_methods(layer: str, state: str) -> dict[str, xai.Attribution]:
+    return {
+        f"{name}\n{score}, {state}": method(layer, score=SCORES[score])
+        for name, method in _DRAWN.items()
+        for score in _SHOWN
+    }
+
+
+def _facts(subject: Subject, names: list[str]) -> dict[str, list[Any]]:
+    with torch.no_grad():
+        best = subject.model(subject.images).softmax(1).topk(2)
+    first, second = ([names[i] for i in column] for column in best.indices.T.tolist())
+    return {"prediction": first, "probability": best.values[:, 0].tolist(), "second": second}
+
+
+def show(results: dict[str, Any], console: Console) -> None:
+    """Three tables on the screen."""
+    numbers = results["numbers"]
+    table = Table("", *numbers, box=SIMPLE_HEAD, title=f"The paper's edit, K = {results['settings']['strength']:g}")
+    for name in next(iter(numbers.values())):
+        table.add_row(name, *(f"{one[name]:.3g}" for one in numbers.values()))
+    console.print(table)
+    edits = list(dict.fromkeys(row["edit"] for row in results["sensitivity"]))
+    title = "Rank correlation with the clean map, and share of images whose peak moves"
+    table = Table("method", "score", *edits, box=SIMPLE_HEAD, title=title)
+    for method in (*AT_LAYER, *AT_IMAGE):
+        for score in SCORES:
+            rows = [row for row in results["sensitivity"] if (row["method"], row["score"]) == (method, score)]
+            table.add_row(method, score, *map(_cell, rows), end_section=score == list(SCORES)[-1])
+    console.print(table)
+    table = Table("model", "alone", "at layer", "at image", "with reference", "located", "repair", box=SIMPLE_HEAD)
+    for row in results["verdicts"]:
+        repair = f"{row['repair']:.6f}" if "repair" in row else ""
+        figures = f"{row['at layer']:.4f}", f"{row['at image']:.4f}"
+        table.add_row(row["model"], row["alone"], *figures, row["with reference"], row["located"] or "", repair)
+    console.print(table)
+
+
+def _cell(row: dict[str, Any]) -> str:
+    if row["proved"]:
+        return "immune"
+    told = f"{row['agreement']:.2f}, {row['peaks']:.0%}"
+    return f"[bold]moved[/bold] {told}" if row["agreement"] < MOVED or row["peaks"] > 0.5 else told
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Run the experiment; returns what ``results.json`` holds."""
+    args = parse(argv)
+    started = time.monotonic()
+    if (args.run / "results.json").exists():
+        raise SystemExit(f"{args.run} already holds a run. Name another folder: --run.")
+    args.run.mkdir(parents=True, exist_ok=True)
+    subject, names, standard = prepared(args)
+    position = tuple(args.position)
+    few = Subject(subject.model, subject.images[: args.n_compared], subject.layer, args.batch_size)
+    drawn = Subject(subject.model, subject.images[: args.n_drawn], subject.layer, args.batch_size)
+    opposite = tuple(-1 - one for one in position)
+    edit = PositionShift(subject.layer, position, args.strength)
+    draw(drawn, names, standard, edit, args.run)
+    altered = attacks_on(subject, position, args.strength)
+    results = {
+        "numbers": {str(place): paper_numbers(subject, place, args.strength) for place in (position, opposite)},
+        "sensitivity": sensitivity_of(few, altered),
+        "verdicts": verdicts_of(subject, altered),
+        "images": len(subject.images),
+        "generated": args.data is None,
+        "settings": {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()},
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    (args.run / "results.json").write_text(json.dumps(results, indent=1))
+    show(results, Console(width=140))
+    print(f"{results['seconds']:.0f} s; results and figures are in {args.run}")
+    return results
+
+
+if __name__ == "__main__":
+    main()
