@@ -119,6 +119,11 @@ class Faithfulness(ExplainingCallback):
         """The metrics of the last epoch, by dataloader and attribution: per-image values where they were kept."""
         return self._states
 
+    @property
+    def shared_states(self) -> list[dict[str, Metric]]:
+        """The metrics of the last epoch that concern several methods or the model, by dataloader."""
+        return self._shared
+
     def names(self) -> set[str]:
         """The names of the attributions and controls."""
         return set(self.attributions)

@@ -104,6 +104,16 @@ def test_drop_increase_gain_and_comparison_of_m_methods_cost_m_masked_passes() -
     assert forwards.sizes == [4] * 3 + [3] * 3
 
 
+def test_metrics_of_several_methods_keep_their_values_within_reach() -> None:
+    """As those of one method do: what a recipe draws after the epoch."""
+    metric = RelativePerformance(tuple(METHODS), threshold=0.0, keep_values=True)
+    callback = Faithfulness(METHODS, [metric, AverageDrop()], mean=MEAN, std=STD)
+    trainer(callbacks=[callback]).validate(classifier(), loader(7), verbose=False)
+    [shared] = callback.shared_states
+    assert list(shared) == ["RelativePerformance"]
+    assert shared["RelativePerformance"].values.shape == (7, 2, 2)
+
+
 def test_options_of_a_metric_reach_its_measurement() -> None:
     """Infidelity of the raw gradient, with its own number of samples."""
     module, images, values = run([Infidelity(n_samples=3)], {"gradient": InputGradient()})
