@@ -18,7 +18,6 @@ import csv
 import json
 import os
 import pickle
-import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -29,23 +28,20 @@ os.environ["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import pytorch_lightning as pl
-import timm
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-import torchmetrics
-import torchvision
 from classifiers import create_classifier, load_weights, model_options
 from image_data import Batch, ImageData, image_data
 from matplotlib.figure import Figure
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from reporting import interval, versions
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save_file
-from scipy.stats import bootstrap
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -373,15 +369,6 @@ def arm(
     return results
 
 
-def interval(values: np.ndarray, seed: int) -> dict[str, float]:
-    """Mean and bootstrap 95 % interval over images."""
-    mean = float(values.mean())
-    if len(values) < 2 or np.ptp(values) == 0:
-        return {"mean": mean, "low": mean, "high": mean}
-    found = bootstrap((values,), np.mean, method="percentile", n_resamples=2000, rng=np.random.default_rng(seed))
-    return {"mean": mean, "low": float(found.confidence_interval.low), "high": float(found.confidence_interval.high)}
-
-
 def summary(arms: dict[str, dict[str, Any]], seed: int) -> dict[str, Any]:
     """Means of each network, and the paired difference of the second to the first, image by image."""
     tables = {
@@ -521,13 +508,6 @@ def prepare_run(args: argparse.Namespace) -> None:
 
 
 _FREE = {"resume", "devices", "accelerator", "num_nodes", "strategy", "workers"}  # may change when a run is resumed
-
-
-def versions() -> dict[str, str]:
-    """What the numbers were made with."""
-    modules = (torch, torchvision, timm, pl, torchmetrics)
-    found = {module.__name__: str(module.__version__) for module in modules}
-    return found | {"python": platform.python_version(), "machine": platform.machine()}
 
 
 BAD_COMMAND_LINE = (ValueError, TypeError, LookupError, AttributeError, OSError, ImportError, RuntimeError)
