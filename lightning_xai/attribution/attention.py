@@ -12,6 +12,7 @@ Linear layers in transformers have signed inputs and want :class:`~lightning_xai
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -105,8 +106,11 @@ def attended(call: Call) -> Tensor:
     Returns:
         Its result.
     """
-    values = call.argument(2, "value")
-    return call.mapped(lambda one: Lessened.apply(one, 0.5 if one is values else 0.25)).run()
+    parts = {"query": 0.25, "key": 0.25, "value": 0.5}
+    # by their places: one tensor may stand in all three
+    signals = [Lessened.apply(call.argument(i, name), part) for i, (name, part) in enumerate(parts.items())]
+    options = {name: value for name, value in call.kwargs.items() if name not in parts}
+    return dataclasses.replace(call, args=(*signals, *call.args[3:]), kwargs=options).run()
 
 
 def _constant(tensor: Tensor | None) -> Tensor | None:

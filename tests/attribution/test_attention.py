@@ -88,6 +88,15 @@ def test_fused_attention_equals_attention_in_parts():
     torch.testing.assert_close(fused, relevance_of(in_parts, images, seeds))
 
 
+def test_fused_attention_of_one_tensor_with_itself_gives_each_part_its_own():
+    """It stands in three places, by position or by name."""
+    images, seeds = example(), torch.arange(12.0).double()
+    expected = relevance_of(lambda x: F.scaled_dot_product_attention(1 * x, 1 * x, 1 * x), images, seeds)
+    torch.testing.assert_close(relevance_of(lambda x: F.scaled_dot_product_attention(x, x, x), images, seeds), expected)
+    named = relevance_of(lambda x: F.scaled_dot_product_attention(x, value=x, key=x), images, seeds)
+    torch.testing.assert_close(named, expected)
+
+
 def test_products_with_a_constant_matrix_are_linear_layers():
     """``x @ W.T`` is ``F.linear(x, W)``."""
     images, seeds = example(), torch.arange(6.0).double()
