@@ -22,7 +22,7 @@ from lightning_xai.regularization.points import pass_from_image, pass_from_layer
 from lightning_xai.regularization.schedules import ConstantWeight, Schedule
 from lightning_xai.regularization.teachers import ImageWeights, Teacher, mask_saturated, negative_loss_teacher
 from lightning_xai.trace import DoubleBackward, batch_norm_evaluation, find_layer, guided
-from lightning_xai.trace.double_backward import running_statistics_kept
+from lightning_xai.trace.double_backward import require_differentiable_backward, running_statistics_kept
 from lightning_xai.trace.layers import name_of
 
 Criterion: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -172,6 +172,9 @@ class GuidedGradientLoss(nn.Module):
         self._require_support(model, images)
         recorded = DoubleBackward()
         passes = self._passes(recorded, model, images, targets, criterion)
+        if not self._supported:
+            require_differentiable_backward(passes.taught)
+            self._supported = True
         with recorded.no_parameters():
             student, teacher = self.teacher(passes.total, passes.taught, passes.targets)
             gradients, guided_gradients = gradient_pair(student, teacher, passes.point)
@@ -257,7 +260,6 @@ class GuidedGradientLoss(nn.Module):
             (layer,) = self._layer
             if layer is not None:
                 require_rectifiers_after(model, images, find_layer(model, layer))
-            self._supported = True
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ def require_rectifiers_after(model: nn.Module, images: Tensor, layer: nn.Module)
     """
 
     def cut(module: nn.Module, args: object, kwargs: object, output: Tensor) -> Tensor:
-        return output.detach().requires_grad_()
+        return output.detach().requires_grad_().clone()  # operations in place find no leaf
 
     with evaluation_mode(model), forward_hooks([layer], cut):
         logits = model(images[:1])
@@ -92,6 +92,4 @@ def require_rectifiers_after(model: nn.Module, images: Tensor, layer: nn.Module)
         with guided(logits):
             pass
     except ValueError as error:
-        raise ValueError(
-            f"`layer` expected rectifiers between it and the logits. {error} Take an earlier layer."
-        ) from None
+        raise ValueError(f"`layer` expected rectifiers after it. {error} Take an earlier layer.") from None

@@ -19,6 +19,8 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
+from lightning_xai.trace.guided import _graph
+
 
 class DoubleBackward(TorchFunctionMode):
     """Context in which a model's convolutions and batch normalisations are recorded with the cheap double backward.
@@ -106,6 +108,26 @@ def running_statistics_kept(model: nn.Module) -> Iterator[None]:
     finally:
         for module in tracking:
             module.track_running_stats = True
+
+
+def require_differentiable_backward(outputs: Tensor) -> None:
+    """Refuse graphs whose backward pass would silently count as a constant when it is differentiated.
+
+    Args:
+        outputs: Tensor whose graph is walked.
+
+    Raises:
+        RuntimeError: For attention by the packages flash-attn and xformers, with what to do instead.
+
+    Example:
+        >>> require_differentiable_backward(torch.ones(1, requires_grad=True).relu())
+    """
+    for node in _graph(outputs):
+        if node.name().startswith(("FlashAttn", "_fMHA")):
+            raise RuntimeError(
+                f"The double backward expected attention that can be differentiated twice, got {node.name()}. Use "
+                "torch.nn.functional.scaled_dot_product_attention."
+            )
 
 
 class _Convolution(Function):

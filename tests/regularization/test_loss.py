@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from regularization.nets import TARGETS, images, plain_net
 from support import random_images, small_net
 from torch import nn
 
@@ -22,25 +23,6 @@ from lightning_xai.regularization import (
     negative_loss_teacher,
     weight_by_error,
 )
-
-TARGETS = torch.tensor([0, 1, 2, 1])
-
-
-def plain_net():
-    """A rectifier network without dropout, so that two passes agree; float64."""
-    model = nn.Sequential(
-        *(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.MaxPool2d(2)),
-        *(nn.Conv2d(4, 5, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 3)),
-    )
-    generator = torch.Generator().manual_seed(3)
-    for parameter in model.parameters():
-        parameter.data = torch.randn(parameter.shape, generator=generator) / 2
-    return model.double()
-
-
-def images():
-    """Four images in float64."""
-    return random_images(dtype=torch.float64)
 
 
 def terms_of(model, term, step=0, criterion=F.cross_entropy, targets=TARGETS):
@@ -255,6 +237,9 @@ def test_models_without_double_backward_are_refused():
         ({"weight": 0.1}, TypeError, r"`weight` expected a schedule such as ConstantWeight\(0.1\), got 0.1"),
         ({"batch_norm": "eval"}, ValueError, "`batch_norm` expected 'training' or 'evaluation', got 'eval'"),
         ({"every_n_steps": 0}, ValueError, "`every_n_steps` expected 1 or more, got 0"),
+        ({"max_nonfinite": 0}, ValueError, "`max_nonfinite` expected 1 or more, got 0"),
+        ({"fraction": 0}, ValueError, r"`fraction` expected a number in \(0, 1\], got 0"),
+        ({"fraction": 1.5}, ValueError, r"`fraction` expected a number in \(0, 1\], got 1.5"),
     ],
 )
 def test_wrong_options_are_refused(options, error, message):
