@@ -9,14 +9,14 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities.rank_zero import rank_zero_warn
+from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_xai.attribution import GradCAM
 from lightning_xai.callbacks.base import ExplainingCallback, Unpack, first_two, stage_of
 from lightning_xai.callbacks.integrity_finding import DRAWN, Finding, origin_of_shift, picture
 from lightning_xai.callbacks.loggers import log_figures, log_key, log_panel
-from lightning_xai.integrity import Digest, Fingerprint, Threshold, inspect_model
+from lightning_xai.integrity import Digest, Fingerprint, Inspection, Threshold, Verdict, inspect_model
 from lightning_xai.metrics import Boxes
 from lightning_xai.trace import Capture, Observer, Trace, evaluation_mode, plain_tensors
 from lightning_xai.trace.layers import OneLayer, is_image_batch
@@ -130,6 +130,8 @@ class ModelIntegrity(ExplainingCallback):
         self._started = self._due = self._was_flagged = False
         self._validations = 0
         self._checked_at: int | None = None
+        self._origin: Inspection | None = None
+        self._shown = torch.empty(0, dtype=torch.long)
 
     @property
     def state_key(self) -> str:
@@ -251,37 +253,45 @@ class ModelIntegrity(ExplainingCallback):
             self._find(observer)
 
     def _check(self, trainer: pl.Trainer, prepare: Callable[[], None] = lambda: None) -> None:
-        """On rank zero: look, draw, warn."""
+        """On rank zero: look, trace back, compare."""
         self._outcome = _Outcome()
         if not trainer.is_global_zero:
             return
         try:
             with plain_tensors():
                 prepare()
-                self.finding = self._look(trainer)
+                finding = self._look(trainer)
         except Exception as error:
             self._outcome = _Outcome(trouble=f"the classifier could not be checked. {type(error).__name__}: {error}")
             return
-        self._record = self.finding.record
-        self._outcome = _Outcome(self.finding.figures)
-        if self.finding.flagged:
-            self._outcome.alarm = f"raw-logit maps of the classifier are not to be trusted.\n{self.finding}"
-        self._compare_with_checkpoint()
+        self._outcome = _Outcome(finding.figures)
+        if finding.flagged:
+            finding = self._traced_back(trainer, finding)
+            self._outcome.alarm = f"raw-logit maps of the classifier are not to be trusted.\n{finding}"
+        self._explain(finding)
+        self._compare_with_checkpoint(finding)
+        self.finding, self._record = finding, finding.record
 
     def _look(self, trainer: pl.Trainer) -> Finding:
         context = trainer.precision_plugin.forward_context
         kept = torch.cat(self._probes)
-        images = _for_model(self.model, kept)
-        layer: OneLayer = self._automatic if self.layer is None else self.layer
         inspection = inspect_model(
-            self.model, images, layer=layer, image_level=self.image_level, threshold=self.threshold, context=context
+            self.model,
+            _for_model(self.model, kept),
+            layer=self._layer,
+            image_level=self.image_level,
+            threshold=self.threshold,
+            context=context,
         )
-        comparison = None
-        if self.reference is not None:
-            self._fingerprint = self._fingerprint or self._trusted(trainer, kept, inspection.layer)
-            comparison = self._fingerprint.compare(self.model, kept, layer=layer, context=context)
-        finding = Finding(trainer.global_step, inspection, comparison)
-        return self._traced_back(trainer, finding, images, layer) if finding.flagged else finding
+        if self.reference is None:
+            return Finding(trainer.global_step, inspection)
+        self._fingerprint = self._fingerprint or self._trusted(trainer, kept, inspection.layer)
+        comparison = self._fingerprint.compare(self.model, kept, layer=self._layer, context=context)
+        return Finding(trainer.global_step, inspection, comparison)
+
+    @property
+    def _layer(self) -> OneLayer:
+        return self._automatic if self.layer is None else self.layer
 
     def _trusted(self, trainer: pl.Trainer, images: Tensor, layer: str) -> Fingerprint:
         if isinstance(self.reference, Fingerprint):
@@ -292,29 +302,45 @@ class ModelIntegrity(ExplainingCallback):
         context = trainer.precision_plugin.forward_context
         return Fingerprint.of(self.reference, images, layer=layer if named else None, context=context)
 
-    def _traced_back(self, trainer: pl.Trainer, finding: Finding, images: Tensor, layer: OneLayer) -> Finding:
+    def _traced_back(self, trainer: pl.Trainer, finding: Finding) -> Finding:
         """The finding with the origin of the shift, and its picture with the loggers."""
         context = trainer.precision_plugin.forward_context
-        if not self._was_flagged:
-            self._origin, self._shown = origin_of_shift(self.model, images, finding, context)
-        finding = replace(finding, origin=self._origin)
-        if trainer.loggers:
-            panel = picture(self.model, images[self._shown[:DRAWN]], layer, finding, context, self.standard)
-            log_panel(trainer.loggers, log_key(stage_of(trainer), self.name), panel, trainer.global_step)
+        images = _for_model(self.model, torch.cat(self._probes))
+        try:
+            with plain_tensors():
+                if not self._was_flagged:
+                    self._origin, self._shown = origin_of_shift(self.model, images, finding, context)
+                finding = replace(finding, origin=self._origin)
+                if trainer.loggers:
+                    shown = images[self._shown[:DRAWN]]
+                    panel = picture(self.model, shown, self._layer, finding, context, self.standard)
+                    log_panel(trainer.loggers, log_key(stage_of(trainer), self.name), panel, trainer.global_step)
+        except Exception as error:  # what was found is not to be lost over it
+            told = f"the shift could not be located or drawn. {type(error).__name__}: {error}"
+            self.say_once(rank_zero_warn, told)
         return finding
 
-    def _compare_with_checkpoint(self) -> None:
+    def _explain(self, finding: Finding) -> None:
+        """Say once what is no alarm, and no all-clear either."""
+        inspection = finding.inspection
+        if finding.verdict is Verdict.CANNOT_TELL:
+            reasons = "; ".join(inspection.caveats) or "no figure is defined"
+            self.say_once(rank_zero_info, f"the classifier cannot be judged without a reference: {reasons}.")
+        if self._checked_at is None and finding.comparison and finding.comparison.verdict is Verdict.CHANGED:
+            self.say_once(rank_zero_info, "the classifier is not its reference: another one, or trained further.")
+
+    def _compare_with_checkpoint(self, finding: Finding) -> None:
         saved, self._saved = self._saved, {}
-        if self.finding is None or not saved.get("digest"):
+        if not saved.get("digest"):
             return
         differing = Digest(**saved["digest"]).differences(Digest.of(self.model))
-        verdict = self.finding.verdict.name
+        verdict = finding.verdict.name
         if differing or verdict != saved["verdict"]:
             rank_zero_warn(
                 f"ModelIntegrity: the classifier is not the one that was judged when the checkpoint was written (step "
                 f"{saved['step']}): different are its {', '.join(differing) or 'results'}. Then {saved['verdict']} "
                 f"with suspicion {saved['figures']['suspicion']:.3g}, now {verdict} with "
-                f"{self.finding.inspection.suspicion:.3g}."
+                f"{finding.inspection.suspicion:.3g}."
             )
 
     def _agree(self, trainer: pl.Trainer) -> dict[str, float]:

@@ -14,13 +14,14 @@ from callbacks.trainers import classifier, imported, packages, trainer
 from integrity.toys import Toy, data, trained
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
-from support import assert_same_state, state_of
+from support import assert_same_state, random_images, small_net, state_of
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_xai.callbacks import ModelIntegrity
 from lightning_xai.callbacks import integrity_finding as finding_module
+from lightning_xai.callbacks import model_integrity as module_under_test
 from lightning_xai.callbacks.integrity_finding import Finding
 from lightning_xai.integrity import Fingerprint, PositionShift, Threshold, Verdict, inspect_model
 from lightning_xai.visualization import to_pixels
@@ -389,6 +390,36 @@ def test_images_of_unknown_statistics_are_drawn_between_their_extremes() -> None
     pixels = to_pixels(images, *finding_module._between_extremes(images))
     torch.testing.assert_close(pixels.amin((0, 2, 3)), torch.zeros(3), atol=1e-6, rtol=0)
     torch.testing.assert_close(pixels.amax((0, 2, 3)), torch.ones(3))
+
+
+def test_a_flag_is_not_lost_over_its_picture(tmp_path: Path) -> None:
+    """Images of four channels are no picture."""
+    images = random_images(16, channels=4)
+    clean, altered = small_net(channels=4), PositionShift("conv2")(small_net(channels=4))
+    callback = ModelIntegrity(reference=clean, action=lambda finding: None)
+    running = trainer(callbacks=[callback], logger=CSVLogger(tmp_path))
+    with pytest.warns(UserWarning, match="the shift could not be located or drawn.*C = 1 or 3"):
+        running.validate(module_of(altered), DataLoader(TensorDataset(images, torch.zeros(16)), 16), verbose=False)
+    assert found_by(callback).flagged
+
+
+def test_what_cannot_be_told_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once, with the reason; it is no alarm."""
+    said: list[str] = []
+    monkeypatch.setattr(module_under_test, "rank_zero_info", said.append)
+    fitted(ModelIntegrity(threshold=Threshold(0.0)), module_of(Toy()), max_epochs=2)
+    (told,) = set(said)
+    assert "cannot be judged without a reference: the predictions are undecided" in told
+
+
+def test_another_model_than_the_reference_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the first check: training itself is what changes a model later."""
+    said: list[str] = []
+    monkeypatch.setattr(module_under_test, "rank_zero_info", said.append)
+    fitted(ModelIntegrity(reference=trained()), module_of())
+    assert said == []
+    fitted(ModelIntegrity(reference=trained(steps=100)), module_of())
+    assert said == ["ModelIntegrity: the classifier is not its reference: another one, or trained further."]
 
 
 # What goes wrong
