@@ -225,6 +225,34 @@ def test_fewer_images_than_wanted_are_checked_at_the_end() -> None:
     assert [len(probes) for probes in callback.probes] == [24]
 
 
+def test_averaged_weights_are_judged_where_they_are_validated() -> None:
+    """Not those that training goes on with, though the averaging callback comes first."""
+    judged: list[Tensor] = []
+    validated: list[Tensor] = []
+
+    class Noting(ModelIntegrity):
+        def _look(self, trainer: Any) -> Finding:
+            judged.append(self.model.head.weight.detach().clone())
+            return super()._look(trainer)
+
+    def step(module: Any, images: Tensor) -> Tensor:
+        validated.append(module.model.head.weight.detach().clone())
+        return module.model(images)
+
+    class Training(pl.Callback):
+        """Notes what training goes on with."""
+
+        def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+            self.weight = pl_module.model.head.weight.detach().clone()
+
+    training = Training()
+    callbacks = [pl.callbacks.EMAWeightAveraging(decay=0.5), Noting(), training]
+    running = trainer(callbacks=callbacks, num_sanity_val_steps=0)
+    running.fit(classifier(step=step, model=trained()), batches(), batches())
+    assert torch.equal(judged[-1], validated[-1])
+    assert not torch.equal(judged[-1], training.weight)
+
+
 def test_given_probes_are_used() -> None:
     """And no others taken."""
     callback = Steps(images=data(8, seed=3)[0])
