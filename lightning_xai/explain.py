@@ -62,7 +62,8 @@ def explain(
         attributions: One method, or a dict of named methods.
         score: The number that is explained, for every method; None leaves each method its own.
         create_graph: Whether the maps can be differentiated, with respect to the parameters and to images that
-            require gradients, so that one can be put in a loss. The model is in evaluation mode here too.
+            require gradients, so that one can be put in a loss. The model is in evaluation mode here too. Not for the
+            LRP family and DeepLIFT, which refuse.
 
     Returns:
         Maps (N,H,W) for one method, a dict of them for a dict: at image size, signed where the method is, not

@@ -247,7 +247,7 @@ def _as_tensor(targets: Targets, logits: Tensor, labels: Tensor | None) -> Tenso
         return predicted(logits)
     if isinstance(targets, int):
         return torch.full((len(logits),), targets)
-    if isinstance(targets, Sequence) and not isinstance(targets, str):
+    if isinstance(targets, Sequence) and all(isinstance(one, int) for one in targets):
         targets = torch.tensor(targets)
     if not isinstance(targets, Tensor) or targets.is_floating_point():
         raise TypeError(

@@ -86,6 +86,8 @@ class DeepLIFT(Attribution):
 
     def __call__(self, trace: Trace, targets: Tensor) -> Tensor:
         """Compute the maps (N,H,W), signed, in units of the score."""
+        if trace.create_graph:
+            raise RuntimeError("DeepLIFT's maps cannot be differentiated: leave `create_graph=False`.")
         images = trace.images.detach()
         baseline = baseline_images(images, self.baseline, self.mean, self.std)
         logits = at_least_float32(trace.logits.detach())

@@ -360,6 +360,12 @@ class ZBox(InputRule):
     low: tuple[float, ...] | None = None
     high: tuple[float, ...] | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("low", "high"):  # plain numbers can be hashed and compared, lists and tensors cannot
+            bounds = getattr(self, name)
+            if bounds is not None:
+                object.__setattr__(self, name, tuple(float(bound) for bound in bounds))
+
     @classmethod
     def standardized(cls, mean: Sequence[float], std: Sequence[float]) -> ZBox:
         """The bounds of pixels in [0, 1] that were standardised, ``(pixels - mean) / std``, as in paper 002.

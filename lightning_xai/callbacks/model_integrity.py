@@ -17,6 +17,7 @@ from lightning_xai.callbacks.base import ExplainingCallback, Unpack, first_two, 
 from lightning_xai.callbacks.integrity_finding import DRAWN, Finding, origin_of_shift, picture
 from lightning_xai.callbacks.loggers import log_figures, log_key, log_panel
 from lightning_xai.integrity import Digest, Fingerprint, Inspection, Threshold, Verdict, inspect_model
+from lightning_xai.integrity.inspection import OneClassError
 from lightning_xai.metrics import Boxes
 from lightning_xai.trace import Capture, Observer, Trace, evaluation_mode, plain_tensors
 from lightning_xai.trace.layers import OneLayer, is_image_batch
@@ -262,6 +263,9 @@ class ModelIntegrity(ExplainingCallback):
                 prepare()
                 finding = self._look(trainer)
         except Exception as error:
+            if isinstance(error, OneClassError) and self.images is None:  # as networks in their first steps are
+                self.say_once(rank_zero_info, f"nothing can be checked as long as that is so: {error}")
+                return
             self._outcome = _Outcome(trouble=f"the classifier could not be checked. {type(error).__name__}: {error}")
             return
         self._outcome = _Outcome(finding.figures)

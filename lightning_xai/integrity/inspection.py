@@ -251,6 +251,10 @@ def inspect_trace(
         )
 
 
+class OneClassError(ValueError):
+    """All probes are predicted as one class: they are badly chosen, or the network has only begun to learn."""
+
+
 def _gradient(trace: Trace, score: Score, targets: Tensor, layer: OneLayer) -> Tensor:
     return at_least_float32(trace.gradient(score, targets, of=layer))
 
@@ -283,7 +287,7 @@ def _check_images(images: Tensor) -> None:
 def _check_probes(logits: Tensor) -> None:
     classes = predicted(logits).unique()
     if len(logits) > 1 and len(classes) == 1:
-        raise ValueError(
+        raise OneClassError(
             f"`images` expected probes of several classes, got {len(logits)} that are all predicted as class "
             f"{int(classes)}. Shuffle the images they are taken from."
         )

@@ -93,7 +93,7 @@ def intercepted(
 
     Args:
         model: The model that runs, for the names of its modules.
-        images: Images (N,C,H,W), a leaf that requires gradients.
+        images: Images (N,C,H,W) that require gradients.
         handlers: What stands in for each function.
         mark: The mark of the images.
 

@@ -160,3 +160,9 @@ def test_maps_equal_captums(name):
         assert not torch.allclose(theirs.sum((1, 2)), difference, rtol=1e-3)
     else:
         torch.testing.assert_close(found, theirs, rtol=1e-6, atol=1e-9)
+
+
+def test_differentiable_maps_are_refused():
+    """Its slopes are constants of the backward pass: a gradient would be silently wrong."""
+    with pytest.raises(RuntimeError, match="DeepLIFT's maps cannot be differentiated"):
+        explain(small_net(), random_images(), attributions=DeepLIFT(baseline=torch.zeros(())), create_graph=True)

@@ -491,6 +491,18 @@ def test_training_goes_on_where_a_check_cannot_be_made(case: str, fingerprint: F
         fitted(ModelIntegrity(layer, action="raise", **arguments), module_of())
 
 
+def test_a_network_that_has_only_begun_to_learn_is_no_reason_to_warn() -> None:
+    """It predicts one class of everything; warnings are errors here."""
+    model = trained()
+    with torch.no_grad():
+        model.head.bias[0] += 100.0
+    callback = ModelIntegrity()
+    module = module_of(model)
+    fitted(callback, module)
+    assert module.trained > 0
+    assert callback.finding is None
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "told"),
     [
