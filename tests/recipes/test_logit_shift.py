@@ -1,8 +1,6 @@
 """The recipe on logit shifts, from its command line to the files it leaves, and the numbers behind them."""
 
 import json
-import os
-from pathlib import Path
 
 import pytest
 import torch
@@ -22,8 +20,6 @@ from torch import nn
 
 import lightning_xai as xai
 from lightning_xai.integrity import PositionShift
-
-DATA = os.environ.get("LIGHTNING_XAI_DATA")
 
 
 @pytest.fixture(scope="module")
@@ -163,32 +159,3 @@ def test_probabilities_leave_the_model_in_its_dtype():
     one = subject()
     assert probabilities(one, one.model, torch.float32)[0].dtype is torch.float32
     assert next(one.model.parameters()).dtype is torch.float64
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not DATA, reason="needs the folder $LIGHTNING_XAI_DATA")
-@pytest.mark.parametrize("network", ["SqueezeNet", "MobileNet"])
-def test_the_paper_s_edit_on_photographs(network, tmp_path):
-    """The numbers of the head docstring, on fewer images."""
-    folder = Path(DATA)
-    options = {
-        "SqueezeNet": ["--model", "torchvision:squeezenet1_1", "--layer", "features.12"],
-        "MobileNet": [
-            *("--model", "timm.models.efficientnet:_gen_mobilenet_v1", "--layer", "blocks.4"),
-            *("--model-options", "variant=mobilenetv1_100", "channel_multiplier=0.75", "pad_type=same", "bn_eps=1e-3"),
-            *("--mean", "0.5", "0.5", "0.5", "--std", "0.5", "0.5", "0.5"),
-        ],
-    }[network]
-    weights = {"SqueezeNet": "imagenet_squeezenet1_1", "MobileNet": "imagenet_mobilenetv1_075_fp16"}[network]
-    options += ["--weights", str(folder / "weights" / f"{weights}.safetensors"), "--n-images", "20"]
-    results = main(["--data", str(folder / "imagenet"), "--run", str(tmp_path / "run"), "--n-compared", "4", *options])
-    for numbers in results["numbers"].values():
-        assert numbers["softmax change in float64"] <= 1e-12
-        assert numbers["Grad-CAM correlation with sum, least"] > 0.99
-        assert numbers["HiResCAM peak at position"] >= 0.95
-        assert max(numbers[f"{name} centred change"] for name in ("Grad-CAM", "HiResCAM")) < 1e-9
-    rows = {row["model"]: row for row in results["verdicts"]}
-    assert rows["clean"]["alone"] != "logit shift"
-    assert rows["position"]["alone"] == rows["position"]["with reference"] == "logit shift"
-    assert rows["position"]["located"].endswith(" (0, 0)")
-    assert rows["position, repaired"]["repair"] > 0.999
