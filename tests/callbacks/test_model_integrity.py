@@ -412,6 +412,20 @@ def test_clean_run_draws_nothing(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"metrics.csv"}
 
 
+def test_failing_logger_does_not_end_the_run() -> None:
+    """Before the first step figures go to the loggers at once; what is lost is said."""
+
+    class Failing(pl.loggers.logger.DummyLogger):
+        def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+            if step == 0:
+                raise OSError("disk full")
+
+    module = module_of()
+    with pytest.warns(UserWarning, match="figures from outside of validation are lost.*disk full"):
+        fitted(ModelIntegrity(), module, logger=Failing())
+    assert module.trained == 4
+
+
 def test_images_of_unknown_statistics_are_drawn_between_their_extremes() -> None:
     """Each channel fills [0, 1]."""
     images = data(4)[0]
