@@ -3,6 +3,7 @@
     python recipes/benchmark.py                               # ResNet-18, 8 images of 224 px: 20 minutes on 2 CPU cores
     python recipes/benchmark.py --only grad-cam --rounds 20   # methods whose names begin so
     python recipes/benchmark.py --device cuda --batch-size 64
+    python recipes/benchmark.py --training                    # steps with the training term, see training_benchmark.py
 
 Data: none; random images and weights, which take the same time as others. The libraries compared with are the extra
 ``peers``; rows of those that are not installed are left out.
@@ -134,6 +135,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", metavar="NAME", help="beginnings of methods, or libraries")
     parser.add_argument("--threads", type=int, help="CPU threads; what torch takes by itself if not given")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--training", action="store_true", help="time training steps with the term, not maps")
     parser.add_argument("--fast-dev-run", action="store_true", help="one round on two images of 32 px")
     args = parser.parse_args(arguments)
     if args.fast_dev_run:
@@ -223,12 +225,23 @@ def table(results: Sequence[Result], title: str) -> Table:
     return found
 
 
+def training(rounds: int, device: torch.device, *, small: bool) -> None:
+    """Measure steps with the training term, and print the tables."""
+    from training_benchmark import tables  # which takes its clock from here
+
+    for found in tables(rounds, device, small=small):
+        Console(width=110).print(found, machine(device))
+
+
 def main(arguments: Sequence[str] | None = None) -> list[Result]:
     """Measure what the command line asks for, and print it."""
     args = parse(arguments)
     rows, device = chosen(args.only), torch.device(args.device)
     if args.threads:
         torch.set_num_threads(args.threads)
+    if args.training:
+        training(args.rounds, device, small=args.fast_dev_run)
+        return []
     torch.manual_seed(0)
     model = resnet18().eval().to(device)
     images = torch.randn(args.batch_size, 3, args.image_size, args.image_size, device=device)

@@ -1,0 +1,196 @@
+"""What a training step with the guided-gradient term costs, in units of a plain training step of the same batch.
+
+    python recipes/benchmark.py --training                     # a few minutes on 2 CPU cores
+    python recipes/benchmark.py --training --rounds 20 --device cuda
+
+Data: none; random images and weights. A step is forward pass, backward pass and SGD with momentum.
+Timing: in every round each row runs once, right after one plain step; their ratio is what counts. The table shows
+medians and quartiles of the ratios over the rounds, the first of which warms up and does not count. Of
+``every_n_steps`` all n steps are run and their mean counts.
+Numbers: see the end of the run.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from benchmark import seconds_of
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from torch import Tensor, nn
+from torchvision.models import resnet18
+
+import lightning_xai as xai
+from lightning_xai.regularization.loss import gradient_pair
+
+WEIGHT = 7.5e-3
+
+Loss = Callable[[nn.Module, Tensor, Tensor, int], Tensor]
+"""What a step lowers: ``(model, images, targets, step) -> ()``."""
+
+
+class Block(nn.Module):
+    """Two convolutions; where sizes differ the shortcut is cut and padded."""
+
+    def __init__(self, before: int, after: int) -> None:
+        super().__init__()
+        self.stride, self.more = after // before, after - before
+        self.conv1 = nn.Conv2d(before, after, 3, self.stride, 1, bias=False)
+        self.conv2 = nn.Conv2d(after, after, 3, 1, 1, bias=False)
+        self.bn1, self.bn2 = nn.BatchNorm2d(after), nn.BatchNorm2d(after)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Activations (N,D,h,w) to the next ones."""
+        shortcut = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.more // 2, self.more // 2))
+        return F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))) + shortcut)
+
+
+class ResNet20(nn.Sequential):
+    """The ResNet-20 for CIFAR of He et al. 2016, section 4.2."""
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__(nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
+        for i, (before, after) in enumerate([(16, 16), (16, 32), (32, 64)], start=1):
+            self.add_module(f"layer{i}", nn.Sequential(Block(before, after), Block(after, after), Block(after, after)))
+        self.append(nn.AdaptiveAvgPool2d(1)).append(nn.Flatten()).append(nn.Linear(64, num_classes))
+
+
+def plain(model: nn.Module, images: Tensor, targets: Tensor, step: int) -> Tensor:
+    """The classification loss."""
+    return F.cross_entropy(model(images), targets)
+
+
+def by_pytorch(model: nn.Module, images: Tensor, targets: Tensor, step: int) -> Tensor:
+    """The exact term, differentiated by PyTorch alone."""
+    leaf = images.detach().requires_grad_()
+    loss = F.cross_entropy(model(leaf.clone()), targets)
+    score = -loss * len(images)
+    return loss + WEIGHT * xai.CosineLoss()(*gradient_pair(score, score, leaf)).mean()
+
+
+def with_term(term: xai.GuidedGradientLoss) -> Loss:
+    """What a user calls."""
+    return lambda model, images, targets, step: term(model, images, targets, F.cross_entropy, step).loss
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: what a step lowers, over how many steps the mean is taken, and what it should cost."""
+
+    name: str
+    loss: Loss
+    steps: int = 1
+    reach: float | None = None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A network with its batch, an inner layer for the term, and what the exact term should cost at most."""
+
+    name: str
+    make: Callable[[], nn.Module]
+    batch_size: int
+    image_size: int
+    layer: str
+    reach: float
+
+
+SETTINGS = [
+    Setting("ResNet-18", partial(resnet18, num_classes=10), 32, 64, "layer3", 2.4),
+    Setting("ResNet-20", ResNet20, 64, 32, "layer2", 2.7),
+]
+
+
+def rows_of(setting: Setting) -> list[Row]:
+    """What is measured for a network."""
+    ours = partial(xai.GuidedGradientLoss, weight=xai.ConstantWeight(WEIGHT))
+    return [
+        Row("exact", with_term(ours()), reach=setting.reach),
+        Row("exact, double backward of PyTorch", by_pytorch),
+        Row("batch_norm='evaluation'", with_term(ours(batch_norm="evaluation"))),
+        *(Row(f"every_n_steps={n}", with_term(ours(every_n_steps=n)), n, 1 + 1.5 / n) for n in (2, 4, 8)),
+        Row("fraction=0.25", with_term(ours(fraction=0.25))),
+        Row(f"layer={setting.layer!r}", with_term(ours(layer=setting.layer))),
+    ]
+
+
+@dataclass(frozen=True)
+class Training:
+    """A network that takes steps."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+
+    def step(self, loss: Loss, images: Tensor, targets: Tensor, step: int = 0) -> None:
+        """One of the optimizer."""
+        self.optimizer.zero_grad()
+        loss(self.model, images, targets, step).backward()
+        self.optimizer.step()
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was measured for a row: seconds of a step and their ratio to a plain one, in each round that counts."""
+
+    row: Row
+    ratios: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+
+
+def measure(setting: Setting, rows: Sequence[Row], rounds: int, device: torch.device) -> list[Result]:
+    """Run all rows in turn, each after a plain step, round after round."""
+    torch.manual_seed(0)
+    images = torch.randn(setting.batch_size, 3, setting.image_size, setting.image_size, device=device)
+    targets = torch.randint(10, (setting.batch_size,), device=device)
+    start = setting.make().to(device)
+    results = [Result(row) for row in rows]
+    for n in range(rounds + 1):
+        for result in results:
+            model = copy.deepcopy(start)  # every row trains the same network
+            training = Training(model, torch.optim.SGD(model.parameters(), 0.01, momentum=0.9))
+            training.step(plain, images, targets)  # the first step allocates gradients and momenta
+            base = seconds_of(partial(training.step, plain, images, targets), device)
+            took = [
+                seconds_of(partial(training.step, result.row.loss, images, targets, step), device)
+                for step in range(result.row.steps)
+            ]
+            if n > 0:  # the first round warms up
+                result.seconds.append(statistics.mean(took))
+                result.ratios.append(result.seconds[-1] / base)
+    return results
+
+
+def table(results: Sequence[Result], title: str) -> Table:
+    """One line for each row."""
+    found = Table(title=title, box=SIMPLE_HEAD, title_justify="left")
+    found.add_column("term", no_wrap=True)
+    for heading in ("plain steps", "quartiles", "reach", "seconds"):
+        found.add_column(heading, justify="right", no_wrap=True)
+    for result in results:
+        low, middle, high = quartiles(result.ratios)
+        reach = "" if result.row.reach is None else f"{result.row.reach:.2f}"
+        seconds = f"{statistics.median(result.seconds):.3f}"
+        found.add_row(result.row.name, f"{middle:.2f}", f"{low:.2f} - {high:.2f}", reach, seconds)
+    return found
+
+
+def quartiles(values: list[float]) -> tuple[float, float, float]:
+    """First quartile, median and third quartile."""
+    if len(values) == 1:
+        return values[0], values[0], values[0]
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, middle, high
+
+
+def tables(rounds: int, device: torch.device, *, small: bool = False) -> Iterator[Table]:
+    """One for each network, as soon as it is measured; ``small`` is for trying out, on few small images."""
+    for setting in SETTINGS:
+        one = replace(setting, batch_size=8, image_size=32) if small else setting
+        title = f"{one.name}, batch {one.batch_size}, {one.image_size} px, {rounds} rounds"
+        yield table(measure(one, rows_of(one), rounds, device), title)
