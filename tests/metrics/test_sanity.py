@@ -12,6 +12,7 @@ from metrics.contract import Batch, MetricContract
 from support import assert_same_state, random_images, small_net, state_of
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
+from torchmetrics.functional.image import structural_similarity_index_measure
 
 from lightning_xai import GradCAM, GuidedGradient, InputGradient, explain
 from lightning_xai.metrics.sanity import (
@@ -131,6 +132,18 @@ def two_maps(n: int = 3, size: int = 9) -> tuple[Tensor, Tensor]:
 
 class TestSimilarities:
     """Of two maps."""
+
+    def test_memory_does_not_grow_with_the_batch(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """One pair at a time: 88 pairs of 224 pixels at once took more than 20 GB."""
+        sizes = []
+
+        def counted(first: Tensor, second: Tensor, **options: Any) -> Any:
+            sizes.append(len(first))
+            return structural_similarity_index_measure(first, second, **options)
+
+        monkeypatch.setattr("lightning_xai.metrics.sanity.structural_similarity_index_measure", counted)
+        assert map_similarities(*two_maps(5)).shape == (5, 3)
+        assert sizes == [1] * 5
 
     @pytest.mark.parametrize("rectified", [False, True])
     def test_similarities_equal_the_slow_formulas(self, rectified: bool) -> None:
