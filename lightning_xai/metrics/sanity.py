@@ -366,10 +366,11 @@ def _rank_correlation(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _ssim(first: Tensor, second: Tensor) -> Tensor:
-    # In float32: convolutions in float64 unfold their input, 20 GB for 80 maps of 224 pixels. SSIM then has 5 digits.
+    # One pair at a time and in float32: convolutions in float64 unfold their input, 20 GB for 80 maps of 224 pixels.
     units = [(values / values.amax((1, 2), keepdim=True))[:, None].float() for values in (first, second)]
-    values = structural_similarity_index_measure(units[0], units[1], data_range=1.0, reduction="none")
-    return cast(Tensor, values).double()  # a pair only with options that are not used
+    ssim = partial(structural_similarity_index_measure, data_range=1.0, reduction="none")
+    values = [cast(Tensor, ssim(one[None], other[None])) for one, other in zip(*units, strict=True)]
+    return torch.cat(values).double() if values else first.new_zeros(0).double()
 
 
 def _mean_ranks(maps: Tensor) -> Tensor:
