@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -10,6 +11,7 @@ from lightning_xai.scores import at_least_float32
 
 UNDECIDED = "the predictions are undecided, as those of an untrained or frozen random head"
 SIGMOIDS = "the sigmoids of an image's logits sum to about one, as those of a head trained for sigmoids"
+UNTRAINED = "the classes' weights share no more than random ones do (1/K), and so do the gradients: an untrained head"
 RECTIFIED = "no logit is negative and the smallest are near zero, as where the classes' maps pass a ReLU"
 
 
@@ -47,6 +49,26 @@ def head_caveats(logits: Tensor) -> tuple[str, ...]:
         RECTIFIED: smallest.min() >= 0 and (smallest / (largest - smallest)).median() < 0.1,
     }
     return tuple(sign for sign, shows in signs.items() if shows)
+
+
+def looks_untrained(shares: Sequence[float], mean_row: float | None, classes: int) -> bool:
+    """Whether all that is shared is what random weights share, ``1/K``, as in the first steps of training.
+
+    Args:
+        shares: Medians of the shares of gradients.
+        mean_row: Share of the final layer's weights that is common to all classes, where known.
+        classes: Number of classes K.
+
+    Returns:
+        True if the mean row lies within half of ``1/K`` around it, and no share of gradients is above ``2/K``.
+
+    Example:
+        >>> looks_untrained([0.11, 0.09], mean_row=0.1, classes=10), looks_untrained([0.5], mean_row=0.1, classes=10)
+        (True, False)
+    """
+    expected = 1 / classes
+    near = mean_row is not None and 0.5 * expected <= mean_row <= 1.5 * expected
+    return near and all(share <= 2 * expected for share in shares)
 
 
 def check_logits(logits: Tensor) -> None:

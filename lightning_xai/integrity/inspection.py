@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_xai.attribution.gradient import channel_sum
 from lightning_xai.integrity.final_layer import gives_logits
-from lightning_xai.integrity.heads import UNDECIDED, check_logits, head_caveats
+from lightning_xai.integrity.heads import UNDECIDED, UNTRAINED, check_logits, head_caveats, looks_untrained
 from lightning_xai.integrity.measures import (
     class_weighted_maps,
     common_mode_share,
@@ -141,7 +141,8 @@ def inspect_model(
     the differences between classes are not seen.
 
     Clean models can share a lot too: untrained or frozen heads, and those trained with another loss (sigmoids,
-    regression or distillation of logits, terms on the energy). Where the logits show it (:func:`head_caveats`), the
+    regression or distillation of logits, terms on the energy). Where logits or weights show it
+    (:func:`head_caveats`, :func:`looks_untrained`), the
     verdict is that a reference is needed; calibrate the threshold for others (:func:`calibrated_threshold`).
 
     One pass with three sweeps from the logits to the layer; with ``image_level`` two sweeps to the image more; without
@@ -236,10 +237,16 @@ def inspect_trace(
         if image_level:
             image_shares, disagreement["input gradient"] = _at_image(trace, targets)
         position, concentration = _largest(common)
+        shares, pooled_shares = (
+            common_mode_share(common, rest),
+            common_mode_share(common.mean((2, 3)), rest.mean((2, 3))),
+        )
+        if looks_untrained([median(shares), median(pooled_shares)], mean_row, trace.logits.shape[1]):
+            caveats = (*caveats, UNTRAINED)
         return Inspection(
             layer=str(layer) if name is None else name,
-            shares=common_mode_share(common, rest),
-            pooled_shares=common_mode_share(common.mean((2, 3)), rest.mean((2, 3))),
+            shares=shares,
+            pooled_shares=pooled_shares,
             disagreement=disagreement,
             class_similarity=rank_correlation(raw["Grad-CAM"], raw_of_runner_up["Grad-CAM"]),
             image_shares=image_shares,

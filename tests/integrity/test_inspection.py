@@ -25,7 +25,7 @@ from lightning_xai.integrity import (
     inspect_model,
     inspect_trace,
 )
-from lightning_xai.integrity.heads import RECTIFIED, SIGMOIDS, UNDECIDED, head_caveats
+from lightning_xai.integrity.heads import RECTIFIED, SIGMOIDS, UNDECIDED, UNTRAINED, head_caveats
 from lightning_xai.trace import Capture, run
 
 IMAGES = data(32)[0]
@@ -147,7 +147,13 @@ def sigmoid_head():
     return pooled_linear((11 * torch.eye(12) - 5).tolist())
 
 
+def random_head():
+    """Rows of equal length at right angles, as random ones nearly are: they share 1/8, and large ones decide."""
+    return pooled_linear((50 * torch.linalg.qr(torch.randn(8, 8))[0]).tolist())
+
+
 CANNOT_TELL = {
+    "decided by chance": (lambda: random_head(), probes(8), UNTRAINED),
     "untrained": (lambda: Toy().eval(), IMAGES, UNDECIDED),
     "rectified": (lambda: trained(RectifiedToy), IMAGES, RECTIFIED),
     "sigmoids": (lambda: sigmoid_head(), probes(12) / 3 - 0.1, SIGMOIDS),
@@ -159,7 +165,7 @@ def test_clean_heads_that_share_a_lot_are_not_accused(model, images, reason):
     """Their share exceeds the threshold, and the reason is named."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        inspection = inspect_model(model(), images, layer="0" if reason is SIGMOIDS else "relu2")
+        inspection = inspect_model(model(), images, layer="0" if reason in (SIGMOIDS, UNTRAINED) else "relu2")
     assert inspection.suspicion > 0.1
     assert reason in inspection.caveats
     assert inspection.verdict is Verdict.CANNOT_TELL
