@@ -120,7 +120,8 @@ class AdaptiveWeight(nn.Module):
 
     Every ``every_n_steps`` optimizer steps the gradients of both parts are taken at the trained parameters and the
     budget names the highest weight; lambda follows it, as an exponential mean of logarithms within ``bounds``. A
-    measurement in which a gradient is zero or not finite is passed over. Costs two backward passes in such a step.
+    measurement in which a gradient is zero or not finite is passed over. Costs a backward pass of each part in such a
+    step, counted in convolutions two plain steps: a tenth of a plain step in the mean of 20.
 
     The gradients are those of a batch, with its noise. Several processes (torch.distributed) take the mean of what each
     measures on its share, so that all have the same weight. Give it to ``GuidedGradientLoss(weight=...)``; its state

@@ -61,6 +61,7 @@ class GuidedGradientLoss(nn.Module):
 
     Cost in convolutions, with a plain step = 3: one forward, a guided and a standard backward pass to the image, and
     the final backward pass through both, 7/3 of a plain step; measured times are in ``recipes/training_benchmark.py``.
+    In fp16 the gradients at the image need no loss scale of their own, because the loss is summed over images.
     Where the term has a forward pass of its own (``batch_norm="evaluation"``, ``fraction``) the running statistics of
     batch normalisation still move once per step. For rectifier networks.
 
@@ -78,8 +79,8 @@ class GuidedGradientLoss(nn.Module):
             (literal) or :func:`weight_by_error`.
         batch_norm: Statistics of batch normalisation under the term. ``"training"`` (literal, default) shares the
             forward pass of the classification loss, but couples the images of a batch; ``"evaluation"`` takes the
-            running statistics, as explanations later do, for one more forward pass. Early in training these are
-            far off: warm lambda up.
+            running statistics, as explanations later do, in a pass of its own, 10/3 of a plain step in all. Early in
+            training these are far off: warm lambda up.
         every_n_steps: The term is computed in every n-th step only, with n times the weight, at ``1 + 4 / (3 n)`` of a
             plain step. The mean gradient over n steps is the same for small steps; adaptive optimizers see a different
             update, because they divide by the size of gradients that now vary from step to step.

@@ -110,7 +110,7 @@ def require_strategy(trainer: pl.Trainer | None) -> None:
 
 
 def _logged(term: GuidedGradientLoss, terms: GuidedGradientTerms) -> dict[str, Tensor | float]:
-    products = terms.products
+    products = terms.products if terms.products and terms.products.usable else None
     parts = {
         "classification_loss": terms.classification,
         "regularization_loss": terms.regularization,

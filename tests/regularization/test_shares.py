@@ -236,6 +236,20 @@ def test_an_adaptive_weight_passes_over_a_term_that_is_not_finite():
     assert weight(1) == pytest.approx(0.3)
 
 
+@pytest.mark.parametrize(("dtype", "least"), [(torch.float16, 0.99), (torch.bfloat16, 0.95)])
+def test_gradients_in_half_precision_point_where_those_of_float64_do(dtype, least):
+    """Of the term alone, under autocast and a loss scale, which the final backward pass is divided by again."""
+    exact = term_gradients(plain_net(), options())
+    model, scale = plain_net().float(), 2.0**14
+    with torch.autocast("cpu", dtype):
+        terms = found(model, options(), images().float())
+    plain = F.cross_entropy(terms.logits.float(), TARGETS)
+    gradients = torch.autograd.grad(scale * (terms.loss - plain), model.parameters(), materialize_grads=True)
+    ours = torch.cat([one.flatten() for one in gradients]).double() / scale
+    assert F.cosine_similarity(ours, exact, dim=0) > least
+    assert ours.norm().item() == pytest.approx(exact.norm().item(), rel=0.1)
+
+
 class Attention(nn.Module):
     """Rectifiers and attention, by torch's kernels or written out."""
 
@@ -285,7 +299,7 @@ def test_attention_of_other_packages_is_refused():
         found(Attention(FlashAttnFunc.apply).double(), GuidedGradientLoss())
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # what torch.compile says about code that it cannot compile
+@pytest.mark.filterwarnings("ignore")  # what torch.compile says about code that it cannot compile
 def test_a_compiled_training_step_is_refused():
     """Compiled outside of the model, where no module tells of it."""
     term, model = GuidedGradientLoss(), plain_net()
