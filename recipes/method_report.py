@@ -76,7 +76,7 @@ COLUMNS = [
     Column("pointing game", "boxes", "PointingGame", True),
     Column("energy in box", "boxes", "EnergyInBox", True),
     Column("energy pointing", "boxes", "EnergyPointingAccuracy", True),
-    Column("similarity to random networks", "randomization", "ParameterRandomization", False, 2, similarity),
+    Column("similarity to random networks", "randomization", "similarity", False, 2),
 ]
 
 

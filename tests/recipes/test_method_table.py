@@ -44,6 +44,15 @@ def test_every_metric_of_every_method_and_control_has_the_values_of_each_image(f
     assert {"torch", "python"} <= set(results["versions"])
 
 
+def test_similarity_to_randomised_networks_is_that_of_each_layer(finished):
+    """Controls that do not see the network fail entirely; no method is below 0, however its map is reversed."""
+    _, results = finished
+    column = next(one for one in results["columns"] if one["group"] == "randomization")
+    assert [column["methods"][name]["mean"] for name in CONTROLS] == pytest.approx([1.0] * len(CONTROLS))
+    values = [value for one in column["methods"].values() for value in one["values"] if value is not None]
+    assert 0 <= min(values) < 0.5
+
+
 def test_tables_and_figures_are_in_the_run_folder(finished):
     """Every table says who wins."""
     folder, _ = finished
