@@ -10,7 +10,7 @@ Output: tables on the screen, and a run folder with ``tables.md``, ``results.jso
 ``curves.png``, ``relative_performance.png`` and ``randomization.png``. A number in brackets is a bootstrap 95 %
 interval over images; the best row is bold, and a metric that a control wins is said to be won by it.
 
-Time: 84 s of one CPU core without data; SqueezeNet 430 s and MobileNet 380 s on photographs of 224 pixels with the
+Time: 67 to 84 s of a CPU core without data; SqueezeNet 430 s and MobileNet 380 s on photographs of 224 pixels with the
 numbers of images below (torch 2.15, x86-64; 22 maps an image). ROAD is off there: 2 to 10 s for each map. Memory: 3 GB.
 Expected, one network each, intervals over images; dear metrics have few images and wide intervals:
 
