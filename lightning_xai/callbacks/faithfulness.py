@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
@@ -148,11 +149,11 @@ class Faithfulness(ExplainingCallback):
         maps = attribute(trace, targets, self.attributions)
         images = _Images(trace, targets, labels, boxes)
         rows = self._known(trace.logits.isfinite().all(1)[:left]).nonzero()[:, 0]
-        samples = {name: self._sample(images, name, values, rows) for name, values in maps.items()}
+        samples = self._samples(images, maps, rows)
         if self._wanted & {"masked_scores", "masked_scores_by_method"}:
             known = self._known(~torch.stack([sample.masked_scores.isnan() for sample in samples.values()]).any(0))
             if not known.all():  # the same images for all methods, so that their values can be paired
-                samples = {name: self._sample(images, name, values, rows[known]) for name, values in maps.items()}
+                samples = self._samples(images, maps, rows[known])
         for name, sample in samples.items():
             self._degenerate[dataloader_idx][name].update(100.0 * degenerate(sample.maps))
             self._update(self._states[dataloader_idx][name], sample)
@@ -196,17 +197,24 @@ class Faithfulness(ExplainingCallback):
     on_test_epoch_start = on_validation_epoch_start
     on_test_epoch_end = on_validation_epoch_end
 
-    def _sample(self, images: _Images, name: str, maps: Tensor, rows: Tensor) -> Sample:
-        """What metrics are told of one method and of some of the images."""
-        trace, targets = images.trace, images.targets[rows]
-        method = {name: self.attributions[name]}
-        return Sample(
+    def _samples(self, images: _Images, maps: dict[str, Tensor], rows: Tensor) -> dict[str, Sample]:
+        """What metrics are told of each method and of some of the images, which all methods share."""
+        trace = images.trace
+
+        def explain(name: str, others: Tensor, classes: Tensor) -> Tensor:
+            return attribute(trace.rerun(others), classes, {name: self.attributions[name]})[name]
+
+        def gradient(guided_rule: bool) -> Tensor:
+            return trace.image_gradient(centered, images.targets, guided_rule=guided_rule)[rows]
+
+        first, *_ = maps
+        common = Sample(
             images=trace.images[rows],
-            maps=maps[rows],
-            targets=targets,
+            maps=maps[first][rows],
+            targets=images.targets[rows],
             logits=trace.logits[rows],
             predict=trace.predict,
-            explain=lambda others, classes: attribute(trace.rerun(others), classes, method)[name],
+            explain=partial(explain, first),
             mean=self.mean,
             std=self.std,
             labels=None if images.labels is None else images.labels[rows],
@@ -214,10 +222,11 @@ class Faithfulness(ExplainingCallback):
             baseline=self.baseline,
             log_probability=self.log_probability,
             wanted=self._wanted,
-            image_gradient=lambda guided_rule: trace.image_gradient(centered, images.targets, guided_rule=guided_rule)[
-                rows
-            ],
+            image_gradient=gradient,
         )
+        return {
+            name: replace(common, maps=values[rows], explain=partial(explain, name)) for name, values in maps.items()
+        }
 
     def _update(self, metrics: dict[str, Metric], sample: Sample) -> None:
         if len(sample.images):

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from lightning_xai.integrity.evidence import Evidence
 from lightning_xai.integrity.final_layer import centered_logits
-from lightning_xai.integrity.measures import median, rank_correlation
+from lightning_xai.integrity.measures import median
 from lightning_xai.integrity.verdict import Verdict
+from lightning_xai.metrics.ranks import rank_correlation
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,9 +17,9 @@ from lightning_xai.integrity.measures import (
     common_mode_share,
     mean_row_share,
     median,
-    rank_correlation,
 )
 from lightning_xai.integrity.verdict import Threshold, Verdict
+from lightning_xai.metrics.ranks import rank_correlation
 from lightning_xai.scores import at_least_float32, centered, predicted, second_best
 from lightning_xai.trace import Capture, Trace, find_layer, last_spatial_layer, run
 from lightning_xai.trace.layers import OneLayer, is_image_batch, name_of

@@ -58,37 +58,6 @@ def mean_row_share(weight: Tensor) -> float:
     return float(common / (common + rest)) if common > 0 else 0.0
 
 
-def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
-    """Spearman's rank correlation of maps, each with its partner; equal values share their mean rank.
-
-    Maps are to be compared before any ReLU, which would turn whole regions into ties. Only the order of values
-    counts: neither scale nor offset.
-
-    Args:
-        first: Signed maps (N,h,w).
-        second: Signed maps (N,h,w).
-
-    Returns:
-        Correlations (N,) in [-1, 1], float64; NaN where a map is constant or holds NaN.
-
-    Example:
-        >>> rank_correlation(torch.tensor([[[1.0, 2.0, 3.0]]]), torch.tensor([[[10.0, 30.0, 20.0]]]))
-        tensor([0.5000], dtype=torch.float64)
-    """
-    ranks = torch.stack([_ranks(first), _ranks(second)])
-    ranks = ranks - ranks.mean(2, keepdim=True)
-    norms = ranks.square().sum(2).sqrt()
-    defined = (norms > 0).all(0) & first.flatten(1).isfinite().all(1) & second.flatten(1).isfinite().all(1)
-    return torch.where(defined, (ranks[0] * ranks[1]).sum(1) / norms.prod(0), torch.nan)
-
-
-def _ranks(maps: Tensor) -> Tensor:
-    values = maps.detach().flatten(1).contiguous()
-    in_order = values.sort(1).values
-    below, up_to = torch.searchsorted(in_order, values), torch.searchsorted(in_order, values, right=True)
-    return (below + up_to).double() / 2
-
-
 def median(values: Tensor) -> float:
     """The median of the values that are defined; of an even number the mean of the two in the middle.
 

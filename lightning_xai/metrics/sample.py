@@ -11,6 +11,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_xai.metrics.boxes import Boxes
+from lightning_xai.metrics.confidence import masked_scores
 from lightning_xai.metrics.masking import Baseline, black, masked_images
 from lightning_xai.scores import log_softmax
 from lightning_xai.types import Score
@@ -59,7 +60,8 @@ class Sample:
     wanted: frozenset[str] = frozenset()
     image_gradient: Callable[[bool], Tensor] | None = None
     methods: Mapping[str, Sample] = field(default_factory=dict)
-    _known: dict[Any, Any] = field(default_factory=dict, repr=False)
+    _behind: dict[int, tuple[Baseline, Tensor]] = field(default_factory=dict, repr=False)  # of all methods' samples
+    _known: dict[Any, Any] = field(init=False, default_factory=dict, repr=False)
 
     def once(self, key: Any, compute: Callable[[], _T]) -> _T:
         """What was computed before under this key, else what is computed now.
@@ -77,7 +79,10 @@ class Sample:
 
     def behind(self, baseline: Baseline | None = None) -> Tensor:
         """What stands behind the images where they are masked, standardised as they are; None for the sample's own."""
-        return (baseline or self.baseline)(self.images, self.mean, self.std)
+        baseline = baseline or self.baseline
+        if id(baseline) not in self._behind:  # the baseline is kept so that its id stays its own
+            self._behind[id(baseline)] = baseline, baseline(self.images, self.mean, self.std)
+        return self._behind[id(baseline)][1]
 
     @property
     def scores(self) -> Tensor:
@@ -92,9 +97,11 @@ class Sample:
     @property
     def masked_scores(self) -> Tensor:
         """Log-probabilities (N,) of the classes on the masked images, float64: one forward."""
-        return self.once(
-            "masked scores", lambda: self.log_probability(self.predict(self.masked_images).double(), self.targets)
-        )
+        return self.once("masked scores", self._masked_scores)
+
+    def _masked_scores(self) -> Tensor:
+        score, baseline = self.log_probability, self.behind()
+        return masked_scores(self.predict, self.images, self.maps, self.targets, baseline=baseline, score=score)
 
     @property
     def masked_maps(self) -> Tensor:

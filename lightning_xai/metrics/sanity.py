@@ -20,6 +20,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from lightning_xai.metrics.averages import ImageAverage
 from lightning_xai.metrics.curves import featureless
+from lightning_xai.metrics.ranks import rank_correlation
 from lightning_xai.metrics.sample import Sample
 from lightning_xai.noise import generators
 from lightning_xai.scores import predicted, second_best
@@ -78,7 +79,7 @@ def map_similarities(maps: Tensor, others: Tensor) -> Tensor:
         )
     unknown = featureless(maps) | featureless(others)
     first, second = (values.detach().double().masked_fill(unknown[:, None, None], 1.0) for values in (maps, others))
-    correlations = _rank_correlation(first, second), _rank_correlation(first.abs(), second.abs())
+    correlations = rank_correlation(first, second), rank_correlation(first.abs(), second.abs())
     return torch.stack([*correlations, _ssim(first.abs(), second.abs())], dim=1).masked_fill(
         unknown[:, None], torch.nan
     )
@@ -359,26 +360,12 @@ class ParameterRandomization(_SimilarityMetric):
         return ax.figure, ax
 
 
-def _rank_correlation(first: Tensor, second: Tensor) -> Tensor:
-    centred = [ranks - ranks.mean(1, keepdim=True) for ranks in (_mean_ranks(first), _mean_ranks(second))]
-    norms = [values.norm(dim=1) for values in centred]
-    return ((centred[0] * centred[1]).sum(1) / (norms[0] * norms[1])).clamp(-1, 1)
-
-
 def _ssim(first: Tensor, second: Tensor) -> Tensor:
     # One pair at a time and in float32: convolutions in float64 unfold their input, 20 GB for 80 maps of 224 pixels.
     units = [(values / values.amax((1, 2), keepdim=True))[:, None].float() for values in (first, second)]
     ssim = partial(structural_similarity_index_measure, data_range=1.0, reduction="none")
     values = [cast(Tensor, ssim(one[None], other[None])) for one, other in zip(*units, strict=True)]
     return torch.cat(values).double() if values else first.new_zeros(0).double()
-
-
-def _mean_ranks(maps: Tensor) -> Tensor:
-    values = maps.flatten(1).contiguous()
-    ordered = values.sort(dim=1).values
-    # The places before which and after which a value could be inserted: ties share the middle.
-    before, after = (torch.searchsorted(ordered, values, right=right) for right in (False, True))
-    return (before + after).double() / 2
 
 
 def _own_parameters(module: nn.Module) -> list[nn.Parameter]:
