@@ -24,6 +24,7 @@ LEVELS = {
     "integrity": 5,
     "regularization": 5,
     "callbacks": 6,
+    "report": 6,
     "__init__": 7,
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -1,0 +1,122 @@
+"""The one form in which runs say what they found: ``results.json`` in the run's folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+Cell = str | float | int | dict[str, float] | None
+"""Text, a number, one with its interval ``{"mean": ..., "low": ..., "high": ...}``, or None where there is none."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of results.
+
+    Attributes:
+        title: What is measured, in which unit, and which way is better.
+        columns: Heads; the first column names the rows.
+        rows: Cells of each row.
+        caption: What a reader must know to read it: number of images, what the intervals are over.
+        digits: Digits after the point of the numbers.
+
+    Raises:
+        ValueError: If a row has another number of cells than there are heads.
+
+    Example:
+        >>> Table("Average drop, %", ["", "plain"], [["gradcam", {"mean": 25.7, "low": 24.0, "high": 27.0}]]).text(0, 1)
+        '25.7 [24.0, 27.0]'
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    caption: str = ""
+    digits: int = 1
+
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            if len(row) != len(self.columns):
+                raise ValueError(f"`rows` expected {len(self.columns)} cells each, got {len(row)} in {self.title!r}.")
+
+    def text(self, row: int, column: int) -> str:
+        """A cell as it is printed."""
+        cell = self.rows[row][column]
+        if isinstance(cell, dict):
+            mean, low, high = (f"{cell[key]:.{self.digits}f}" for key in ("mean", "low", "high"))
+            return f"{mean} [{low}, {high}]"
+        if isinstance(cell, float):
+            return f"{cell:.{self.digits}f}"
+        return "" if cell is None else str(cell)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure of the run.
+
+    Attributes:
+        file: Its file, relative to the run's folder.
+        caption: What it shows, for those who see it and for those who do not.
+    """
+
+    file: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a run found.
+
+    Attributes:
+        title: Name of the experiment.
+        summary: What was done and on what, in a few sentences.
+        settings: Options of the command, by name.
+        tables: Results for readers.
+        pictures: Figures.
+        values: Results for programs, in any form that JSON takes: values of each image, say.
+        versions: What they were made with.
+        seconds: Time of the run.
+
+    Example:
+        >>> import tempfile
+        >>> results = Results("Trial", "Nothing was done.", tables=[Table("Nothing", [""], [])])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     results.save(Path(folder))
+        ...     Results.load(Path(folder)).tables[0].title
+        'Nothing'
+    """
+
+    title: str
+    summary: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    tables: Sequence[Table] = ()
+    pictures: Sequence[Picture] = ()
+    values: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def save(self, folder: Path) -> None:
+        """Write ``results.json`` in a folder."""
+        (folder / "results.json").write_text(json.dumps(dataclasses.asdict(self), indent=1), encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> Results:
+        """Read ``results.json`` of a folder.
+
+        Raises:
+            FileNotFoundError: If there is none: the run is not finished.
+            ValueError: If it is damaged or of another form.
+        """
+        path = folder / "results.json"
+        if not path.is_file():
+            raise FileNotFoundError(f"`folder` expected a finished run with results.json, got {str(folder)!r}.")
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            tables = [Table(**one) for one in found.pop("tables")]
+            return cls(tables=tables, pictures=[Picture(**one) for one in found.pop("pictures")], **found)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"{path} expected the results of a recipe, got something else: {error}") from error
