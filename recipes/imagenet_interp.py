@@ -19,7 +19,7 @@ import json
 import os
 import pickle
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,10 @@ SCHEDULES: dict[str, Callable[[float, int], Callable[[int], float]]] = {
     "cosine": lambda weight, steps: xai.CosineWeight(0.0, weight, steps),
     "step": lambda weight, steps: xai.StepWeight(weight, (max(1, steps // 2),), 0.1),
 }
+BUDGETS: dict[str, Callable[[float], Any]] = {
+    "gradient_share": xai.GradientShare,
+    "no_step_against": xai.NoStepAgainst,
+}
 ATTRIBUTIONS = {
     "gradcam": lambda layer: xai.GradCAM(layer),
     "gradcam_plus": lambda layer: xai.GradCAMPlus(layer),
@@ -75,8 +79,11 @@ ATTRIBUTIONS = {
     "guided_gradient": lambda layer: xai.GuidedGradient(),
 }
 LOGGERS = {
-    # a resumed run gets a folder of its own: the logger deletes what it finds in one that it uses again
-    "csv": lambda folder, name: CSVLogger(folder, name="", version=f"csv_{len(list(folder.glob('csv_*')))}"),
+    # a resumed run gets a folder of its own: the logger deletes what it finds in one that it uses again; every row is
+    # written at once, so that a process that is killed has logged what it did
+    "csv": lambda folder, name: CSVLogger(
+        folder, name="", version=f"csv_{next_attempt(folder)}", flush_logs_every_n_steps=1
+    ),
     "tensorboard": lambda folder, name: TensorBoardLogger(folder, name="", version="tensorboard"),
     "wandb": lambda folder, name: WandbLogger(name=name, project="lightning_xai", save_dir=folder),
     "mlflow": lambda folder, name: MLFlowLogger("lightning_xai", run_name=name, save_dir=str(folder / "mlflow")),
@@ -146,7 +153,9 @@ class Classifier(xai.GuidedGradientMixin, pl.LightningModule):
         return self.model(images)
 
     def on_fit_start(self) -> None:
-        """Schedule the term; only the Trainer knows the number of steps."""
+        """Schedule the term, unless its weight sets itself; only the Trainer knows the number of steps."""
+        if isinstance(self.interpretability.weight, xai.AdaptiveWeight):
+            return
         steps = int(self.trainer.estimated_stepping_batches)
         self.interpretability.weight = SCHEDULES[self.args.schedule](self.weight, steps)
 
@@ -154,7 +163,7 @@ class Classifier(xai.GuidedGradientMixin, pl.LightningModule):
         """Classification loss plus lambda times the term."""
         images, labels, skipped = batch
         self.skipped.update(skipped)
-        loss, _ = self.guided_gradient_loss(images, labels)
+        loss, _ = self.guided_gradient_loss(images, labels, model=self.model)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -210,6 +219,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     term.add_argument("--teacher", choices=TEACHERS, default="negative_loss", help="whose guided gradient teaches")
     term.add_argument("--batch-norm", choices=["training", "evaluation"], default="training", help="under the term")
     term.add_argument("--every-n-steps", type=int, default=1, help="compute the term in every n-th step only")
+    term.add_argument("--fraction", type=float, default=1.0, help="compute the term of this share of each batch")
+    term.add_argument("--term-layer", metavar="NAME", help="take the term at this inner layer, not at the image")
+    term.add_argument("--adaptive", choices=BUDGETS, help="instead of a schedule: --lambda goes where a budget allows")
+    term.add_argument("--budget", type=float, default=0.1, help="share that --adaptive may use")
     train = parser.add_argument_group("training")
     train.add_argument("--preset", choices=PRESETS, help="settings to start from; default: generated or finetune")
     train.add_argument("--optimizer", choices=["adam", "adamw", "sgd"], help="sgd has momentum 0.9")
@@ -247,19 +260,37 @@ def attributions_of(args: argparse.Namespace, data: ImageData, model: nn.Module)
     """The methods asked for, tried once; guided gradients are left out, and said so, without rectifiers."""
     image = torch.zeros(1, 3, data.image_size, data.image_size)
     methods = {name: ATTRIBUTIONS[name](args.layer) for name in args.attributions}
-    needed = bool(args.lambda_ and args.epochs)
-    if needed or "guided_gradient" in methods:
+    if "guided_gradient" in methods:
         try:
             xai.explain(model, image, attributions=xai.GuidedGradient())
         except ValueError as error:
-            if needed:
-                raise
             say(f"guided_gradient is left out: {error}")
             del methods["guided_gradient"]
     if not methods:
         raise ValueError("`--attributions` expected a method besides guided_gradient for this network.")
     xai.explain(model, image, attributions=methods)
     return methods
+
+
+def term_of(args: argparse.Namespace, weight: float) -> xai.GuidedGradientLoss:
+    """The training term asked for; where its weight does not set itself, training brings the schedule."""
+    adapts = args.adaptive and weight
+    adaptive = xai.AdaptiveWeight(BUDGETS[args.adaptive](args.budget), start=weight) if adapts else None
+    return xai.GuidedGradientLoss(
+        ERRORS[args.error](),
+        adaptive,
+        teacher=TEACHERS[args.teacher],
+        batch_norm=args.batch_norm,
+        every_n_steps=args.every_n_steps,
+        fraction=args.fraction,
+        layer=args.term_layer,
+    )
+
+
+def try_term(args: argparse.Namespace, data: ImageData, network: nn.Module) -> None:
+    """One step with the term on a copy: what it refuses is refused before training."""
+    images, labels = torch.zeros(2, 3, data.image_size, data.image_size), torch.zeros(2, dtype=torch.long)
+    term_of(args, args.lambda_)(copy.deepcopy(network).eval(), images, labels, F.cross_entropy, 0)
 
 
 def is_first_process() -> bool:
@@ -287,13 +318,7 @@ def train_and_test(
         For each image whether it is right; the values of each metric, by attribution; names of unreadable files.
     """
     pl.seed_everything(args.seed, workers=True, verbose=False)
-    loss = xai.GuidedGradientLoss(
-        ERRORS[args.error](),
-        teacher=TEACHERS[args.teacher],
-        batch_norm=args.batch_norm,
-        every_n_steps=args.every_n_steps,
-    )
-    module = Classifier(model, loss, weight, len(data.classes), args)
+    module = Classifier(model, term_of(args, weight), weight, len(data.classes), args)
     standard: dict[str, Any] = {"mean": data.mean, "std": data.std}
     metrics = [kind(keep_values=True) for kind in (xai.AverageDrop, xai.AverageIncrease, xai.AverageGain)]
     loggers: list[Logger] = [LOGGERS[name](folder, f"{args.run.name}-{folder.name}") for name in args.logger]
@@ -365,8 +390,15 @@ def arm(
     if is_first_process():
         folder.mkdir(parents=True, exist_ok=True)
         save_file(network.state_dict(), weights)
-        done.write_text(json.dumps(results))
+        write_whole(done, json.dumps(results))
     return results
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file at once: a process that is killed leaves the earlier one or none, never half of it."""
+    part = path.with_suffix(".part")
+    part.write_text(text)
+    part.replace(path)
 
 
 def summary(arms: dict[str, dict[str, Any]], seed: int) -> dict[str, Any]:
@@ -459,14 +491,14 @@ def _first_images(loader: Any, n: int) -> tuple[Tensor, Tensor]:
 
 
 CURVES = {
-    "train/guided_gradient/classification_loss": "classification loss L_C",
-    "train/guided_gradient/cosine": "cosine of gradient and guided gradient",
+    "train/{term}/classification_loss": "classification loss L_C",
+    "train/{term}/cosine": "cosine of gradient and guided gradient",
     "val/accuracy": "validation accuracy",
     "val/xai/gradcam/AverageDrop": "average drop of Grad-CAM, percent",
 }
 
 
-def draw_curves(folders: dict[str, Path], generated: bool, path: Path) -> None:
+def draw_curves(folders: dict[str, Path], term: str, generated: bool, path: Path) -> None:
     """Losses, alignment, accuracy and faithfulness over the steps of training, as the CSV logger kept them."""
     figure = Figure(figsize=(10, 6), layout="constrained")
     figure.suptitle("Training" + (" on generated images" if generated else ""))
@@ -474,17 +506,34 @@ def draw_curves(folders: dict[str, Path], generated: bool, path: Path) -> None:
     for axes, (key, title) in zip(figure.subplots(2, 2).flat, CURVES.items(), strict=True):
         axes.set(title=title, xlabel="step")
         for i, (name, rows) in enumerate(logged.items()):
-            points = [(int(row["step"]), float(row[key])) for row in rows if row.get(key)]
+            points = curve(rows, key.format(term=term))
             if points:
                 axes.plot(*zip(*points, strict=True), color=f"C{i}", label=name, marker="." if len(points) < 20 else "")
                 axes.legend()
     figure.savefig(path, dpi=100)
 
 
+def curve(rows: Iterable[dict[str, str]], key: str) -> list[tuple[int, float]]:
+    """Steps and values of a key; of a step that was done again after an interruption the later value."""
+    return sorted({int(row["step"]): float(row[key]) for row in rows if row.get(key)}.items())
+
+
 def _logged(folder: Path) -> Iterator[dict[str, str]]:
-    for path in sorted(folder.glob("csv_*/metrics.csv")):
-        with path.open() as file:
-            yield from csv.DictReader(file)
+    for attempt in sorted(attempts(folder)):
+        metrics = folder / f"csv_{attempt}" / "metrics.csv"
+        if metrics.exists():  # not where a process was killed before it logged anything
+            with metrics.open() as file:
+                yield from csv.DictReader(file)
+
+
+def attempts(folder: Path) -> list[int]:
+    """Numbers of the logs of a run and of its resumptions."""
+    return [int(path.name.removeprefix("csv_")) for path in folder.glob("csv_*")]
+
+
+def next_attempt(folder: Path) -> int:
+    """One above the highest, so that no earlier log is in the way, whichever of them are still there."""
+    return max(attempts(folder), default=-1) + 1
 
 
 @rank_zero_only
@@ -504,7 +553,7 @@ def prepare_run(args: argparse.Namespace) -> None:
     elif args.resume:
         raise SystemExit(f"--resume expected a run in {args.run}, found none.")
     args.run.mkdir(parents=True, exist_ok=True)
-    settings.write_text(json.dumps(current, indent=1))
+    write_whole(settings, json.dumps(current, indent=1))
 
 
 _FREE = {"resume", "devices", "accelerator", "num_nodes", "strategy", "workers"}  # may change when a run is resumed
@@ -525,6 +574,8 @@ def prepared(args: argparse.Namespace) -> tuple[ImageData, nn.Module, dict[str, 
         network = create_classifier(
             args.model, len(data.classes), pretrained=args.pretrained, weights=args.weights, **options
         )
+        if args.lambda_ and args.epochs:
+            try_term(args, data, network)
         return data, network, attributions_of(args, data, network)
     except (*BAD_COMMAND_LINE, pickle.UnpicklingError) as error:
         raise SystemExit(f"{type(error).__name__}: {error}") from error
@@ -568,7 +619,8 @@ def report(
     show(results)
     draw_maps(args, data, networks, methods, args.run / "maps.png")
     if args.epochs and "csv" in args.logger:
-        draw_curves({name: args.run / name for name in networks}, data.generated, args.run / "curves.png")
+        term = term_of(args, args.lambda_).name(next(iter(networks.values())))
+        draw_curves({name: args.run / name for name in networks}, term, data.generated, args.run / "curves.png")
     if results["skipped"]:
         print(f"{len(results['skipped'])} files could not be read: {', '.join(results['skipped'][:5])}")
     print(f"{results['seconds']:.0f} s; results, figures and checkpoints are in {args.run}")
