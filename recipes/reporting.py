@@ -67,6 +67,10 @@ class Run:
         if changed:
             raise SystemExit(f"--resume expected the settings of {self.folder}; these differ: {sorted(changed)}.")
 
+    def has(self, name: str) -> bool:
+        """Whether a part is finished."""
+        return (self.folder / "parts" / f"{name}.json").exists()
+
     def part(self, name: str, compute: Callable[[], Any]) -> Any:
         """A part of the results in a form that JSON takes: read where an earlier attempt finished it, else computed."""
         path = self.folder / "parts" / f"{name}.json"
