@@ -10,6 +10,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler
 
+from lightning_xai.callbacks.loggers import wait_for_panels
 from lightning_xai.explain import named_attributions
 from lightning_xai.metrics import Boxes
 from lightning_xai.trace import (
@@ -171,12 +172,14 @@ class ExplainingCallback(LightningCallback):
             )
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Keep no model beyond the run."""
+        """Keep no model beyond the run, and end none before its pictures are stored."""
         self._forget()
+        wait_for_panels(trainer.loggers)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Leave the classifier as it was."""
+        """Leave the classifier as it was; what was drawn is stored."""
         self._forget()
+        wait_for_panels(trainer.loggers)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Check that a named classifier and the layers named in it exist."""

@@ -19,6 +19,7 @@ import fsspec  # type: ignore[import-untyped]
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from lightning_xai.visualization import Panel, as_uint8, description, raster
 
@@ -271,12 +272,13 @@ def _store_mlflow(logger: Any, report: _Report) -> _Job:
 
 def _store_csv(logger: Any, report: _Report) -> _Job:
     _ = logger.experiment  # makes the folder; it would warn about one that already holds pictures
-    return partial(_write_png, f"{logger.log_dir}/{report.file}", report.figure)
+    told = description(report.panel, report.drawn)  # for reports, which cut single pictures out of the file
+    return partial(_write_png, f"{logger.log_dir}/{report.file}", report.figure, told)
 
 
-def _write_png(path: str, figure: np.ndarray) -> None:
+def _write_png(path: str, figure: np.ndarray, told: PngInfo) -> None:
     with fsspec.open(path, "wb") as file:  # log_dir may be remote
-        Image.fromarray(figure).save(file, format="png")
+        Image.fromarray(figure).save(file, format="png", pnginfo=told)
 
 
 _STORES: dict[str, _Store] = {
