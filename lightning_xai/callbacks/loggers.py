@@ -154,10 +154,10 @@ def wait_for_panels(loggers: Iterable[Any]) -> None:
     for logger in loggers:
         desk = None if _store_of(logger) is None else _DESKS.pop(logger, None)
         if desk is not None:
-            desk.worker.shutdown(wait=False)  # takes no more; what it has is done
             for key in list(desk.begun):
                 with _guard(logger, _PICTURES_LOST):
                     _finish(desk, key)
+            desk.worker.shutdown()
 
 
 def _finish(desk: _Desk, key: str) -> None:

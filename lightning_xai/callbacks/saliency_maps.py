@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_xai.callbacks.base import ExplainingCallback, Unpack, first_two, loaders_of, stage_of
 from lightning_xai.callbacks.loggers import log_key, log_panel
 from lightning_xai.explain import attribute
-from lightning_xai.metrics import Boxes
+from lightning_xai.metrics import Baseline, Boxes, average_drop, black, masked_scores
 from lightning_xai.scores import log_softmax, predicted, resolve_targets
 from lightning_xai.trace import Capture, Trace, run
 from lightning_xai.types import Attribution, Score, Targets
@@ -38,8 +38,10 @@ class SaliencyMaps(ExplainingCallback):
     """Draws the maps of the first images of each validation or test dataloader, epoch after epoch.
 
     The images are taken once, as the classifier got them, and kept, so that the eye compares like with like also when
-    the dataloader shuffles. Each epoch costs one forward pass of these images and what the attributions need. Pictures
-    go to every logger of the Trainer (W&B, TensorBoard, MLflow, CSV), from rank zero.
+    the dataloader shuffles. Beside each stand its label, the prediction and, for each attribution, the drop: the share
+    of the confidence in percent that is lost when only what the map shows is left. Each epoch costs one forward pass of
+    these images, a masked one for each attribution, and what the attributions need. Pictures go to every logger of the
+    Trainer (W&B, TensorBoard, MLflow, CSV), from rank zero, beside the training.
 
     Args:
         attributions: Named methods.
@@ -47,6 +49,8 @@ class SaliencyMaps(ExplainingCallback):
         std: Standard deviation by which images were standardised.
         n_images: Number of images to follow on each dataloader.
         name: Last part of the key, ``val/xai/<name>``; give two callbacks two names.
+        baseline: What stands where the map hides the image, for the drop: :func:`~lightning_xai.metrics.black` (the
+            papers'), :func:`~lightning_xai.metrics.mean_color` or :func:`~lightning_xai.metrics.blurred`.
         targets: Which class is explained; None for the predicted one.
         class_names: Names of the classes, for captions.
         log_probability: The confidence in captions; ``log_sigmoid`` for one-logit and multi-label heads.
@@ -71,6 +75,7 @@ class SaliencyMaps(ExplainingCallback):
         std: Sequence[float],
         n_images: int = 8,
         name: str = "maps",
+        baseline: Baseline = black,
         targets: Targets = None,
         class_names: Sequence[str] | None = None,
         log_probability: Score = log_softmax,
@@ -82,6 +87,7 @@ class SaliencyMaps(ExplainingCallback):
             raise ValueError(f"`n_images` expected 1 or more, got {n_images}.")
         self.mean, self.std = tuple(mean), tuple(std)
         self.n_images = n_images
+        self.baseline = baseline
         self.targets = targets
         self.class_names = class_names
         self.log_probability = log_probability
@@ -163,7 +169,18 @@ class SaliencyMaps(ExplainingCallback):
         facts["probability"] = self.log_probability(trace.logits, found).exp().tolist()
         if self.targets is not None:
             facts["explained"] = self._names(targets)
+        facts |= {f"{name} drop": self._drops(trace, one, targets).tolist() for name, one in maps.items()}
         return Panel(pixels.cpu(), {name: overlay(pixels, one).cpu() for name, one in maps.items()}, facts)
+
+    def _drops(self, trace: Trace, maps: Tensor, targets: Tensor) -> Tensor:
+        """The drop of each image (N,); NaN where the logits are."""
+        behind = self.baseline(trace.images, self.mean, self.std)
+        before = self.log_probability(trace.logits.double(), targets)
+        after = masked_scores(trace.predict, trace.images, maps, targets, baseline=behind, score=self.log_probability)
+        known = ~(before.isnan() | after.isnan())
+        drops = torch.full_like(before, torch.nan)
+        drops[known] = average_drop(before[known], after[known])
+        return drops
 
     def _names(self, classes: Tensor) -> list[Any]:
         numbers = classes.tolist()

@@ -4,6 +4,7 @@ import importlib
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -18,7 +19,7 @@ from PIL import Image
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.loggers.logger import DummyLogger
 
-from lightning_xai.callbacks.loggers import declare_metrics, log_key, log_panel
+from lightning_xai.callbacks.loggers import declare_metrics, log_key, log_panel, wait_for_panels
 from lightning_xai.visualization import Panel, as_uint8, raster
 
 # mlflow's tables use a loader strategy that SQLAlchemy 2.1 deprecates; it is said when mlflow's store is imported.
@@ -40,6 +41,12 @@ def panel() -> Panel:
     torch.manual_seed(0)
     facts = {"label": ["cat", "dog"], "prediction": ["dog", "dog"], "probability": [0.75, 0.5]}
     return Panel(torch.rand(2, 3, 16, 16), {"gradcam": torch.rand(2, 3, 16, 16), "b": torch.rand(2, 3, 16, 16)}, facts)
+
+
+def stored(several: list[Any], key: str, panel: Panel, step: int) -> None:
+    """Log a panel and wait for it, as a run does at its end."""
+    log_panel(several, key, panel, step)
+    wait_for_panels(several)
 
 
 def figure(panel: Panel, step: int) -> np.ndarray:
@@ -95,7 +102,7 @@ def test_wandb_shows_each_attribution_with_captions_at_the_global_step(
     """One row of media at each step, also at a step below W&B's own; the pixels are those of the panel."""
     logger = loggers.WandbLogger(save_dir=tmp_path)
     for step in (7, 3):
-        log_panel([logger], KEY, panel, step)
+        stored([logger], KEY, panel, step)
     wandb_reader.end_run()
 
     rows = [row for row in wandb_reader.history(tmp_path) if f"{KEY}/gradcam._type" in row]
@@ -114,7 +121,7 @@ def test_wandb_gets_one_table_with_facts_and_pictures(
     offline: None, loggers: ModuleType, panel: Panel, tmp_path: Path
 ) -> None:
     """The table can be filtered by step and facts, and its cells are the pictures."""
-    log_panel([loggers.WandbLogger(save_dir=tmp_path)], KEY, panel, 7)
+    stored([loggers.WandbLogger(save_dir=tmp_path)], KEY, panel, 7)
     wandb_reader.end_run()
 
     (row,) = [row for row in wandb_reader.history(tmp_path) if f"{KEY}/table._type" in row]
@@ -155,7 +162,7 @@ def test_wandb_switched_off_is_fine(
     monkeypatch.setenv("WANDB_MODE", "disabled")
     logger = WandbLogger(save_dir=tmp_path)
     declare_metrics([logger], {"val/xai/a/gain": True})
-    log_panel([logger], KEY, panel, 7)
+    stored([logger], KEY, panel, 7)
     assert not list(tmp_path.rglob("*.png"))
 
 
@@ -164,7 +171,7 @@ def test_wandb_columns_cannot_hide_one_another(offline: None, panel: Panel, tmp_
     """An attribution with the name of another column is told about, not drawn over it."""
     clash = Panel(panel.images, {name: panel.images}, panel.facts)
     with pytest.warns(UserWarning, match=rf"expected to differ from step, table, image and .* got \['{name}'\]"):
-        log_panel([WandbLogger(save_dir=tmp_path)], KEY, clash, 7)
+        stored([WandbLogger(save_dir=tmp_path)], KEY, clash, 7)
 
 
 # TensorBoard, MLflow, CSV
@@ -180,7 +187,7 @@ def test_tensorboard_gets_the_figure_at_each_step(
     logger = loggers.TensorBoardLogger(tmp_path)
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # importing it would choose a backend
     for step in (3, 7):
-        log_panel([logger], KEY, panel, step)
+        stored([logger], KEY, panel, step)
     logger.experiment.close()
 
     events = EventAccumulator(logger.log_dir).Reload()
@@ -197,7 +204,7 @@ def test_mlflow_gets_the_figure_as_an_artefact_of_the_run(loggers: ModuleType, p
 
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     logger = loggers.MLFlowLogger(tracking_uri=uri, artifact_location=str(tmp_path / "artefacts"))
-    log_panel([logger], KEY, panel, 100)
+    stored([logger], KEY, panel, 100)
 
     client = mlflow.MlflowClient(uri)
     (listed,) = client.list_artifacts(logger.run_id, f"xai/{KEY}")
@@ -209,7 +216,7 @@ def test_mlflow_gets_the_figure_as_an_artefact_of_the_run(loggers: ModuleType, p
 def test_csv_gets_pictures_beside_its_metrics(loggers: ModuleType, panel: Panel, tmp_path: Path) -> None:
     """Files are named by step; the scalars' file is written as ever."""
     logger = loggers.CSVLogger(tmp_path)
-    log_panel([logger], KEY, panel, 100)
+    stored([logger], KEY, panel, 100)
     logger.log_metrics({"loss": 1.0}, step=100)
     logger.save()
 
@@ -225,9 +232,73 @@ def test_csv_pictures_follow_the_logger_to_remote_folders(panel: Panel, tmp_path
     class Remote(CSVLogger):
         log_dir = "memory://run"
 
-    log_panel([Remote(tmp_path)], KEY, panel, 1)
+    stored([Remote(tmp_path)], KEY, panel, 1)
     with fsspec.open(f"memory://run/xai/{KEY}/step=00000001.png") as file:
         assert np.array_equal(np.asarray(Image.open(file)), figure(panel, 1))
+
+
+# Beside the training
+
+
+class Slow(DummyLogger):
+    """Its back-end stores a picture when it is told to go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go_on = threading.Event()
+        self.stored: list[str] = []
+
+    @property
+    def experiment(self) -> Any:
+        return self
+
+    def add_image(self, key: str, *_: Any, **__: Any) -> None:
+        assert self.go_on.wait(5)
+        self.stored.append(key)
+
+
+def slow_logger() -> Any:
+    """Loggers are told by class name."""
+    return type("TensorBoardLogger", (Slow,), {})()
+
+
+def test_a_back_end_that_blocks_holds_up_nobody(panel: Panel, tmp_path: Path) -> None:
+    """Neither the caller nor other loggers; everything is stored in its order when the run ends."""
+    slow, fast = slow_logger(), CSVLogger(tmp_path)
+    for key in ("val/xai/a", "val/xai/b"):
+        log_panel([slow, fast], key, panel, 1)
+    wait_for_panels([fast])
+    assert len(list(tmp_path.rglob("*.png"))) == 2
+    assert slow.stored == []
+    slow.go_on.set()
+    wait_for_panels([slow])
+    assert slow.stored == ["val/xai/a", "val/xai/b"]
+
+
+def test_pictures_do_not_pile_up(panel: Panel) -> None:
+    """The second panel of a key waits for the first."""
+    slow = slow_logger()
+    log_panel([slow], KEY, panel, 1)
+    threading.Timer(0.1, slow.go_on.set).start()
+    log_panel([slow], KEY, panel, 2)
+    assert len(slow.stored) >= 1
+    wait_for_panels([slow])
+    assert len(slow.stored) == 2
+
+
+def test_no_thread_outlives_the_run(panel: Panel, tmp_path: Path) -> None:
+    """Processes that are forked later take none along."""
+    stored([CSVLogger(tmp_path)], KEY, panel, 1)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("lightning_xai")]
+
+
+def test_wandb_keys_are_one_line(offline: None, tmp_path: Path) -> None:
+    """Names that are broken into lines for a figure are parts of file names here."""
+    broken = Panel(torch.rand(1, 3, 8, 8), {"Grad-CAM\nraw logit": torch.rand(1, 3, 8, 8)})
+    stored([WandbLogger(save_dir=tmp_path)], KEY, broken, 7)
+    wandb_reader.end_run()
+    assert any(f"{KEY}/Grad-CAM raw logit._type" in row for row in wandb_reader.history(tmp_path))
+    assert not [path for path in tmp_path.rglob("*") if "\n" in path.name]
 
 
 # Several, none, others, failing
@@ -242,7 +313,7 @@ def test_several_loggers_share_one_drawing(
     draw = Panel.figure
     monkeypatch.setattr(Panel, "figure", lambda *arguments: drawn.append(1) or draw(*arguments))
     several = [WandbLogger(save_dir=tmp_path), TensorBoardLogger(tmp_path / "tb"), CSVLogger(tmp_path / "csv")]
-    log_panel(several, KEY, panel, 1)
+    stored(several, KEY, panel, 1)
     several[1].experiment.close()
     assert len(drawn) == 1
     assert len(list(tmp_path.rglob("files/media/images/**/*.png"))) == 6
@@ -256,7 +327,7 @@ def test_subclasses_of_loggers_are_known(panel: Panel, tmp_path: Path) -> None:
     class Mine(CSVLogger):
         pass
 
-    log_panel([Mine(tmp_path)], KEY, panel, 1)
+    stored([Mine(tmp_path)], KEY, panel, 1)
     assert len(list(tmp_path.rglob("*.png"))) == 1
 
 
@@ -268,7 +339,7 @@ def test_no_logger_and_unknown_ones_are_passed_over_in_silence(
     monkeypatch.setattr(Panel, "figure", None)
     for several in ([], [DummyLogger()], [object()]):
         declare_metrics(several, {"val/xai/a/gain": True})
-        log_panel(several, KEY, panel, 1)
+        stored(several, KEY, panel, 1)
     assert not list(tmp_path.iterdir())
 
 
@@ -285,7 +356,7 @@ def test_a_failing_logger_warns_once_and_the_others_are_served(panel: Panel, tmp
     several = [broken_logger(tmp_path / "a"), broken_logger(tmp_path / "b"), CSVLogger(tmp_path / "c")]
     with pytest.warns(UserWarning, match=r"CSVLogger failed: its pictures are lost.*once\. \w+Error: .*xai") as caught:  # noqa: PT031
         for step in range(3):
-            log_panel(several, KEY, panel, step)
+            stored(several, KEY, panel, step)
     assert len(caught) == 2
     assert Path(caught[0].filename).name == "test_loggers.py"
     assert len(list((tmp_path / "c").rglob("*.png"))) == 3
@@ -295,9 +366,9 @@ def test_a_logger_that_recovers_is_served_again(panel: Panel, tmp_path: Path) ->
     """Space that was made, or a connection that came back, is used."""
     logger = broken_logger(tmp_path)
     with pytest.warns(UserWarning, match="CSVLogger failed"):
-        log_panel([logger], KEY, panel, 1)
+        stored([logger], KEY, panel, 1)
     (Path(logger.log_dir) / "xai").unlink()
-    log_panel([logger], KEY, panel, 2)
+    stored([logger], KEY, panel, 2)
     assert [file.name for file in tmp_path.rglob("*.png")] == ["step=00000002.png"]
 
 
@@ -310,7 +381,7 @@ def test_a_full_disk_warns_and_goes_on(panel: Panel, tmp_path: Path) -> None:
     file.parent.mkdir(parents=True)
     file.symlink_to("/dev/full")
     with pytest.warns(UserWarning, match="No space left on device"):
-        log_panel([logger], KEY, panel, 1)
+        stored([logger], KEY, panel, 1)
 
 
 def test_failing_directions_and_failing_pictures_are_told_apart(
@@ -326,7 +397,7 @@ def test_failing_directions_and_failing_pictures_are_told_apart(
     with pytest.warns(UserWarning, match=r"WandbLogger failed: .* ConnectionError: no route") as caught:  # noqa: PT031
         for _ in range(2):
             declare_metrics([logger], {"val/xai/a/gain": True})
-            log_panel([logger], KEY, panel, 1)
+            stored([logger], KEY, panel, 1)
     assert ["the direction of metrics" in str(warning.message) for warning in caught] == [True, False]
 
 
@@ -339,4 +410,4 @@ def test_interrupting_is_not_swallowed(panel: Panel, tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        log_panel([Interrupted(tmp_path)], KEY, panel, 1)
+        stored([Interrupted(tmp_path)], KEY, panel, 1)

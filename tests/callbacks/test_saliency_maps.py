@@ -1,5 +1,6 @@
 """SaliencyMaps follows the same images through a run and hands right pictures to every logger."""
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -8,17 +9,19 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from callbacks import wandb_reader
+from callbacks.definitions import by_hand
 from callbacks.trainers import MEAN, STD, Forwards, classifier, imported, loader, packages, run_stage, trainer
 from PIL import Image
 from support import random_images
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_xai import GradCAM, InputGradient, SaliencyMaps, explain, label, log_sigmoid, sigmoid
+from lightning_xai import GradCAM, InputGradient, SaliencyMaps, explain, label, log_sigmoid, mean_color, sigmoid
 from lightning_xai.callbacks import saliency_maps as module_under_test
 from lightning_xai.visualization import Panel, overlay, to_pixels
 
 METHODS = {"gradcam": GradCAM("conv2"), "gradient": InputGradient()}
+DROPS = ("gradcam drop", "gradient drop")
 
 
 def maps(**options: Any) -> SaliencyMaps:
@@ -66,7 +69,21 @@ def test_a_panel_shows_the_first_images_explained(panels: list[Any], stage: str)
     assert panel.facts["label"] == labels.tolist()
     assert panel.facts["prediction"] == probabilities.indices.tolist()
     assert panel.facts["probability"] == pytest.approx(probabilities.values.tolist())
-    assert set(panel.facts) == {"label", "prediction", "probability"}
+    assert set(panel.facts) == {"label", "prediction", "probability", *DROPS}
+    for name, method in METHODS.items():
+        drops = [by_hand(model, image[None], method)["AverageDrop"] for image in images]
+        assert panel.facts[f"{name} drop"] == pytest.approx(drops, rel=1e-4)
+
+
+def test_the_drop_is_that_of_the_explained_class_under_the_given_baseline(panels: list[Any]) -> None:
+    """Those of Faithfulness, image by image."""
+    module, data = classifier(), loader()
+    looked_at(callbacks=[maps(targets=label, baseline=mean_color)]).validate(module, data, verbose=False)
+    images, labels = data.dataset.tensors
+    for i, drop in enumerate(panels[0][2].facts["gradcam drop"]):
+        one = slice(i, i + 1)
+        by_definition = by_hand(module.model, images[one], METHODS["gradcam"], labels[one], baseline=0.0)
+        assert drop == pytest.approx(by_definition["AverageDrop"], rel=1e-4)
 
 
 def test_the_explained_class_is_told_when_it_was_chosen(panels: list[Any]) -> None:
@@ -104,13 +121,13 @@ def test_the_same_images_are_followed_while_the_dataloader_shuffles(panels: list
     assert [step for _, step, _ in panels] == [4, 8, 12]
 
 
-def test_an_epoch_costs_one_pass_of_the_images(panels: list[Any]) -> None:
+def test_an_epoch_costs_one_pass_of_the_images_and_a_masked_one_for_each_method(panels: list[Any]) -> None:
     """The batch in which they come is heard; later epochs need none of it."""
     module, data = classifier(), loader()
     forwards = Forwards(module.model)
     running = looked_at(callbacks=[maps(classifier="model")], max_epochs=2, num_sanity_val_steps=0)
     running.fit(module, data, data)
-    assert forwards.sizes == [4, 3, 4, 4, 3, 4]
+    assert forwards.sizes == [4, 3, 3, 3, 4, 4, 3, 3, 3, 4]
 
 
 def test_a_run_follows_images_of_its_own_data(panels: list[Any]) -> None:
@@ -147,7 +164,7 @@ def test_images_without_labels_are_drawn(panels: list[Any]) -> None:
     """The caption has no label then."""
     data = DataLoader(TensorDataset(random_images(8)), 4)
     looked_at(callbacks=[maps()]).validate(classifier(), data, verbose=False)
-    assert set(panels[0][2].facts) == {"prediction", "probability"}
+    assert set(panels[0][2].facts) == {"prediction", "probability", *DROPS}
 
 
 def test_multi_hot_labels_are_no_caption(panels: list[Any]) -> None:
@@ -159,9 +176,12 @@ def test_multi_hot_labels_are_no_caption(panels: list[Any]) -> None:
     )
     looked_at(callbacks=[callback]).validate(module, data, verbose=False)
     panel = panels[0][2]
-    assert set(panel.facts) == {"prediction", "probability"}
-    expected = module.model.eval()(data.dataset.tensors[0][:3]).max(1).values.sigmoid()
-    assert panel.facts["probability"] == pytest.approx(expected.tolist())
+    assert set(panel.facts) == {"prediction", "probability", "gradcam drop"}
+    images, model = data.dataset.tensors[0][:3], module.model.eval()
+    assert panel.facts["probability"] == pytest.approx(model(images).max(1).values.sigmoid().tolist())
+    method = callback.attributions["gradcam"]
+    drops = [by_hand(model, image[None], method, probability=torch.sigmoid)["AverageDrop"] for image in images]
+    assert panel.facts["gradcam drop"] == pytest.approx(drops, rel=1e-4)
 
 
 def test_a_network_that_gives_nan_is_drawn(panels: list[Any]) -> None:
@@ -171,6 +191,7 @@ def test_a_network_that_gives_nan_is_drawn(panels: list[Any]) -> None:
     looked_at(callbacks=[maps()], max_epochs=2).fit(module, loader(), loader())
     assert len(panels) == 2
     assert "nan" in panels[0][2].captions[0]
+    assert np.isnan(panels[0][2].facts["gradcam drop"]).all()
 
 
 # Who looks
@@ -236,6 +257,55 @@ def test_a_failing_logger_warns_once_and_training_goes_on(tmp_path: Path) -> Non
         running.fit(classifier(), loader(), loader())
     assert running.current_epoch == 3
     assert len([one for one in caught if "CSVLogger" in str(one.message)]) == 1
+
+
+class SlowImages:
+    """The part of TensorBoard that holds up who writes into it, until it is told to go on."""
+
+    def __init__(self) -> None:
+        self.go_on = threading.Event()
+        self.stored: list[tuple[int, bool]] = []  # step, and whether it was told in time
+
+    def add_image(self, key: str, image: Any, step: int, dataformats: str) -> None:
+        self.stored.append((step, self.go_on.wait(5)))
+
+
+class TensorBoardLogger(Somebody):  # loggers are told by class name
+    """A logger with a slow back-end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slow = SlowImages()
+
+    @property
+    def experiment(self) -> Any:
+        return self.slow
+
+
+def test_training_goes_on_while_a_logger_stores_pictures() -> None:
+    """The back-end is released by the first training step after the validation."""
+    logger, module = TensorBoardLogger(), classifier()
+    release = pl.callbacks.LambdaCallback(
+        on_train_batch_start=lambda trainer, *_: trainer.current_epoch and logger.slow.go_on.set()
+    )
+    trainer(callbacks=[maps(), release], logger=logger, max_epochs=2).fit(module, loader(), loader())
+    assert logger.slow.stored == [(2, True), (4, True)]
+
+
+@pytest.mark.parametrize("error", [ArithmeticError, KeyboardInterrupt])
+def test_pictures_are_stored_before_a_run_that_fails_ends(error: type[BaseException]) -> None:
+    """A crash or an interruption in the second epoch; the first one's picture is on its way then."""
+
+    def fail(running: Any, *_: Any) -> None:
+        if running.current_epoch == 1:
+            threading.Timer(0.2, logger.slow.go_on.set).start()
+            raise error
+
+    logger = TensorBoardLogger()
+    failing = pl.callbacks.LambdaCallback(on_train_batch_start=fail)
+    with pytest.raises((error, SystemExit)):
+        trainer(callbacks=[maps(), failing], logger=logger, max_epochs=2).fit(classifier(), loader(), loader())
+    assert logger.slow.stored == [(2, True)]
 
 
 # Arguments
