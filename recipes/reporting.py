@@ -22,7 +22,7 @@ from rich.progress import track
 from rich.table import Table as Printed
 from scipy.stats import bootstrap
 
-from lightning_xai.report import Picture, Results, Table
+from lightning_xai.report import Example, Picture, Results, Table, write_report
 
 Item = TypeVar("Item")
 NOT_SETTINGS = ("resume", "run")
@@ -90,14 +90,27 @@ class Run:
         tables: Sequence[Table],
         pictures: Sequence[Picture] = (),
         values: dict[str, Any] | None = None,
+        images: Sequence[Example] = (),
+        higher_is_better: dict[str, bool] | None = None,
     ) -> Results:
-        """Print the tables, and write ``results.json``."""
-        seconds = round(time.monotonic() - self.started, 1)
-        results = Results(title, summary, self.settings, tables, pictures, values or {}, versions(), seconds)
+        """Print the tables, and write ``results.json`` and ``report.html``."""
+        results = Results(
+            title,
+            summary,
+            self.settings,
+            tables,
+            pictures,
+            values or {},
+            versions(),
+            seconds=round(time.monotonic() - self.started, 1),
+            images=images,
+            higher_is_better=higher_is_better or {},
+        )
         results.save(self.folder)
         for table in tables:
             show(table)
-        print(f"{seconds:.0f} s; results and figures are in {self.folder}", flush=True)
+        report = write_report(self.folder)
+        print(f"{results.seconds:.0f} s; results and figures are in {self.folder}, all in one: {report}", flush=True)
         return results
 
 

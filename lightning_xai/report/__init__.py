@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from .results import Picture, Results, Table
+from .page import write_report
+from .results import Example, Picture, Results, Table
 
-__all__ = ["Picture", "Results", "Table"]
+__all__ = ["Example", "Picture", "Results", "Table", "write_report"]

@@ -68,6 +68,28 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Example:
+    """An image that was explained, with what metrics say of its maps; reports show the worst and the best.
+
+    Attributes:
+        name: Which image it is: its file or number. Networks that explain the same image use the same name.
+        file: Its pictures, as written by :meth:`lightning_xai.visualization.Panel.save` with one image; relative to
+            the run's folder. Examples that are neither the worst nor the best of any metric need none.
+        values: The value of each metric, by name of the metric, then by column of the panel.
+        model: The network that is explained, where a run has several.
+
+    Example:
+        >>> Example("7", "images/7.png", {"AverageDrop": {"gradcam": 12.5}}, model="plain").values["AverageDrop"]
+        {'gradcam': 12.5}
+    """
+
+    name: str
+    file: str | None
+    values: dict[str, dict[str, float]]
+    model: str = ""
+
+
+@dataclass(frozen=True)
 class Results:
     """What a run found.
 
@@ -80,6 +102,8 @@ class Results:
         values: Results for programs, in any form that JSON takes: values of each image, say.
         versions: What they were made with.
         seconds: Time of the run.
+        images: Images with their values, for the worst and best of each metric.
+        higher_is_better: For each metric of the images whether a higher value is the better one.
 
     Example:
         >>> import tempfile
@@ -98,6 +122,8 @@ class Results:
     values: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
+    images: Sequence[Example] = ()
+    higher_is_better: dict[str, bool] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
         """Write ``results.json`` in a folder."""
@@ -117,6 +143,8 @@ class Results:
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
             tables = [Table(**one) for one in found.pop("tables")]
-            return cls(tables=tables, pictures=[Picture(**one) for one in found.pop("pictures")], **found)
+            pictures = [Picture(**one) for one in found.pop("pictures")]
+            images = [Example(**one) for one in found.pop("images", ())]
+            return cls(tables=tables, pictures=pictures, images=images, **found)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{path} expected the results of a recipe, got something else: {error}") from error

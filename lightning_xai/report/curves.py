@@ -1,0 +1,182 @@
+"""Curves over the steps of training, drawn as SVG that takes its colours and letters from the page."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from io import StringIO
+
+from matplotlib import style
+from matplotlib.figure import Figure
+
+from .pictures import evenly
+from .run_folder import Log
+
+COLOURS = 8
+"""Lines of the page's style sheet: ``--line-0`` and so on; then they begin anew."""
+DASHES = ("", "5 2", "1.5 2", "7 2 1.5 2")
+_POINTS = 400
+
+_TITLES = {
+    "classification_loss": "Classification loss",
+    "regularization_loss": "Guided-gradient loss",
+    "weight": "Weight of the term, λ",
+    "cosine": "Alignment: cosine of gradient and guided gradient",
+    "norm_ratio": "Norm of the gradient relative to the guided one",
+    "saturated": "Share of saturated images",
+    "accuracy": "Accuracy",
+    "loss": "Loss",
+    "AverageDrop": "Average drop, %; lower is better",
+    "AverageIncrease": "Average increase, %; higher is better",
+    "AverageGain": "Average gain, %; higher is better",
+    "ConstantMaps": "Maps that show nothing, %; lower is better",
+}
+
+Points = Mapping[int, float]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line: what it is of, for whom, and how it is drawn."""
+
+    name: str
+    model: str
+    points: Points
+    colour: int
+    dash: str
+
+    @property
+    def label(self) -> str:
+        """Name and model, as far as there are several."""
+        return ", ".join(filter(None, (self.name, self.model)))
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A drawing, and what it says in words."""
+
+    title: str
+    svg: str
+    words: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """Charts that share their lines' colours.
+
+    Attributes:
+        title: Training, validation, an attribution's metrics, ...
+        charts: The drawings.
+        legend: Lines by their label.
+        note: What was left out.
+    """
+
+    title: str
+    charts: list[Chart]
+    legend: list[Line]
+    note: str
+
+
+def sections(logs: Sequence[tuple[str, Log]]) -> list[Section]:
+    """All curves of one or several networks.
+
+    Args:
+        logs: Names of networks, each with what was logged.
+
+    Returns:
+        Training, validation and explanations, each where there is anything; the values of tests are no curves.
+
+    Example:
+        >>> log = Log("", values={"val/accuracy": {9: 0.5, 19: 0.75}})
+        >>> [(one.title, [chart.words for chart in one.charts]) for one in sections([("", log)])]
+        [('Validation', ['Accuracy, over steps 9 to 19. Last values: 0.75.'])]
+    """
+    found: dict[str, dict[str, list[tuple[str, str, Points]]]] = {}
+    for model, log in logs:
+        for key in sorted(log.values):
+            place = _place(key)
+            if place:
+                section, chart, name = place
+                found.setdefault(section, {}).setdefault(chart, []).append((name, model, log.values[key]))
+    order = ["Training", "Validation", "Explanations", "Other"]
+    return [_section(title, found[title]) for title in order if title in found]
+
+
+def _place(key: str) -> tuple[str, str, str] | None:
+    """Section, chart and line that a logged key belongs to."""
+    stage, *rest = key.split("/")
+    if stage == "test":
+        return None
+    if rest[:1] == ["xai"] and len(rest) >= 3:
+        return "Explanations", " ".join([_title(rest[2]), *rest[3:]]), rest[1]
+    if stage in ("train", "val") and rest:
+        inner = f" at {'/'.join(rest[1:-1])}" if len(rest) > 2 else ""  # a term taken at an inner layer
+        return {"train": "Training", "val": "Validation"}[stage], _title(rest[-1]) + inner, ""
+    return "Other", key, ""
+
+
+def _title(name: str) -> str:
+    return _TITLES.get(name, name.replace("_", " "))
+
+
+def _section(title: str, charts: Mapping[str, list[tuple[str, str, Points]]]) -> Section:
+    every = [line for lines in charts.values() for line in lines]
+    names, models = ([*dict.fromkeys(line[i] for line in every)] for i in (0, 1))
+
+    def styled(name: str, model: str, points: Points) -> Line:
+        colour = names.index(name) if len(names) > 1 else models.index(model)
+        return Line(name, model, points, colour % COLOURS, DASHES[models.index(model) % len(DASHES)])
+
+    lines = {chart: [styled(*one) for one in found] for chart, found in charts.items()}
+    legend = {line.label: line for found in lines.values() for line in found if line.label}
+    thinned = any(len(line[2]) > _POINTS for line in every)
+    note = f"Of long curves {_POINTS} points are drawn, at even distances." if thinned else ""
+    drawn = [_chart(f"{title}: {name}", name, one) for name, one in lines.items()]
+    return Section(title, drawn, list(legend.values()), note)
+
+
+def _chart(key: str, title: str, lines: Sequence[Line]) -> Chart:
+    steps = sorted({step for line in lines for step in line.points})
+    last = "; ".join(f"{line.label} {line.points[max(line.points)]:.4g}".strip() for line in lines)
+    words = f"{title}, over steps {steps[0]} to {steps[-1]}. Last values: {last}."
+    return Chart(title, _svg(key, lines), words)
+
+
+_RULE, _TEXT = "#fe01fe", "#fe02fe"
+
+
+def _svg(key: str, lines: Iterable[Line]) -> str:
+    """A drawing whose colours are the page's, so that it is readable in light, in dark and on paper."""
+    own = {"svg.fonttype": "none", "svg.hashsalt": key, "font.size": 8, "axes.linewidth": 0.6}
+    with style.context(["default", own]):  # whatever the user's matplotlibrc says
+        figure = Figure(figsize=(3.6, 2.2), layout="constrained")
+        axes = figure.subplots()
+        for line in lines:
+            points = evenly(sorted(line.points.items()), _POINTS)
+            dash = tuple(float(part) for part in line.dash.split())
+            axes.plot(
+                *zip(*points, strict=True),
+                color=f"#fe00{line.colour:02d}",
+                linewidth=1.3,
+                linestyle=(0, dash) if dash else "-",
+                marker="o" if len(points) <= 20 else "",
+                markersize=2.5,
+            )
+        axes.grid(color=_RULE, linewidth=0.5)
+        axes.spines[:].set_color(_RULE)
+        axes.tick_params(color=_RULE, labelcolor=_TEXT)
+        axes.set_xlabel("step", color=_TEXT)
+        buffer = StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    return _themed(buffer.getvalue())
+
+
+def _themed(svg: str) -> str:
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)  # styles would be the page's
+    svg = re.sub(r"#fe00(\d\d)", lambda found: f"var(--line-{int(found[1])})", svg)
+    svg = svg.replace(_RULE, "var(--rule)").replace(_TEXT, "currentColor")
+    used = set(re.findall(r"#([\w-]+)", svg))
+    # Names of groups repeat in each drawing, and a page may have each name but once.
+    return re.sub(r' id="([\w.-]+)"', lambda found: found[0] if found[1] in used else "", svg)

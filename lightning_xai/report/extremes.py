@@ -1,0 +1,144 @@
+"""The images on which a metric is worst and best."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .followed import UNREADABLE, split_name
+from .pictures import PanelFile, Pictures, read_panel
+from .results import Example
+
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """An image, its map, and the value of the metric.
+
+    Attributes:
+        name: Which image.
+        caption: What is known of it.
+        value: Of the metric.
+        image: Number of the picture; None where it is missing.
+        map: Number of the map's picture; None where it is missing.
+        note: What is missing, and why.
+    """
+
+    name: str
+    caption: str
+    value: float
+    image: int | None = None
+    map: int | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Extremes:
+    """Worst and best images of one metric, one attribution and one network."""
+
+    metric: str
+    column: str
+    model: str
+    count: int
+    worst: list[Ranked]
+    best: list[Ranked]
+
+    @property
+    def attribution(self) -> str:
+        """Name of the attribution with its score."""
+        return ", ".join(filter(None, split_name(self.column)))
+
+
+def extremes(
+    images: Sequence[tuple[str, Path, Example]], higher_is_better: Mapping[str, bool], pictures: Pictures
+) -> list[Extremes]:
+    """The worst and the best images of each metric, by attribution and network; of equal values the first.
+
+    Args:
+        images: Examples, each with the name of the network and the folder of the run.
+        higher_is_better: By metric; the others have no best.
+        pictures: Where the pictures are kept.
+
+    Returns:
+        All combinations that have two values or more.
+    """
+    shown = _Shower(pictures)
+    return [
+        Extremes(metric, column, model, len(found), *shown.ends(column, found, higher))
+        for metric, higher in higher_is_better.items()
+        for column, model, found in _combinations(images, metric)
+        if len(found) > 1
+    ]
+
+
+Valued = tuple[float, Path, Example]
+
+
+def _combinations(images: Sequence[tuple[str, Path, Example]], metric: str) -> Iterator[tuple[str, str, list[Valued]]]:
+    by_line: dict[tuple[str, str], list[Valued]] = {}
+    for model, folder, example in images:
+        for column, value in example.values.get(metric, {}).items():
+            if value is not None and math.isfinite(value):
+                by_line.setdefault((column, model), []).append((value, folder, example))
+    for (column, model), found in by_line.items():
+        yield column, model, found
+
+
+class _Shower:
+    """Reads panels of examples, each once."""
+
+    def __init__(self, pictures: Pictures) -> None:
+        self.pictures = pictures
+        self._panels: dict[Path, PanelFile | str] = {}
+
+    def ends(self, column: str, found: list[Valued], higher_is_better: bool) -> tuple[list[Ranked], list[Ranked]]:
+        n = min(_SHOWN, len(found) // 2)
+        worst, best = (
+            sorted(found, key=lambda one: one[0], reverse=largest_first)[:n]
+            for largest_first in (not higher_is_better, higher_is_better)
+        )
+        return [self.shown(column, *one) for one in worst], [self.shown(column, *one) for one in best]
+
+    def shown(self, column: str, value: float, folder: Path, example: Example) -> Ranked:
+        panel = self._panel(folder, example.file)
+        if isinstance(panel, str):
+            return Ranked(example.name, "", value, note=panel)
+        image, overlay = (self._number(panel, name) for name in ("image", column))
+        note = "No map was drawn." if overlay is None else ""
+        return Ranked(example.name, panel.captions[0], value, image, overlay, note)
+
+    def _number(self, panel: PanelFile, column: str) -> int | None:
+        return self.pictures.add(panel.tiles[column][0]) if column in panel.tiles else None
+
+    def _panel(self, folder: Path, file: str | None) -> PanelFile | str:
+        """The panel, or why there is none."""
+        if file is None:
+            return "No picture was kept."
+        path = folder / file
+        if path not in self._panels:
+            try:
+                self._panels[path] = read_panel(inside(folder, file))
+            except UNREADABLE as error:
+                self._panels[path] = f"The picture {file} cannot be shown: {error}"
+        return self._panels[path]
+
+
+def inside(folder: Path, file: str) -> Path:
+    """The path of a run's file.
+
+    Raises:
+        ValueError: If it is not in the run's folder: a report embeds nothing else.
+
+    Example:
+        >>> inside(Path("runs/trial"), "../../secret.png")
+        Traceback (most recent call last):
+        ...
+        ValueError: `file` expected a path within the run's folder, got '../../secret.png'.
+    """
+    path = folder / file
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"`file` expected a path within the run's folder, got {file!r}.")
+    return path

@@ -1,0 +1,61 @@
+"""What checks for logit shifts said, as far as it was logged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from .run_folder import Log
+
+
+@dataclass(frozen=True)
+class Checks:
+    """The checks of one network.
+
+    Attributes:
+        name: Name of the network, and of the callback where it is not the usual one.
+        flagged: Whether a check flagged the network.
+        words: The verdict in a sentence.
+        figures: Last value of each figure, by name.
+    """
+
+    name: str
+    flagged: bool
+    words: str
+    figures: dict[str, float]
+
+
+def checks(logs: Sequence[tuple[str, Log]]) -> list[Checks]:
+    """What :class:`lightning_xai.callbacks.ModelIntegrity` logged, by network and stage.
+
+    Args:
+        logs: Names of networks, each with what was logged.
+
+    Example:
+        >>> log = Log("", values={"val/xai/integrity/flagged": {0: 0.0, 48: 1.0}})
+        >>> [one.words for one in checks([("", log)])]
+        ['Flagged in 1 of 2 checks, first at step 48: ... not to be trusted.']
+    """
+    return [one for model, log in logs for one in _of(model, log)]
+
+
+def _of(model: str, log: Log) -> Iterator[Checks]:
+    for key, flags in log.values.items():
+        if key.count("/") == 3 and "/xai/" in key and key.endswith("/flagged"):
+            prefix = key.removesuffix("flagged")
+            stage, _, name, _ = key.split("/")
+            label = ", ".join(filter(None, (model, name * (name != "integrity"), stage * (stage != "val"))))
+            figures = {one.removeprefix(prefix): values for one, values in log.values.items() if one.startswith(prefix)}
+            last = {one: values[max(values)] for one, values in figures.items()}
+            yield Checks(label, any(flags.values()), _words(flags, figures.get("suspicion", {})), last)
+
+
+def _words(flags: dict[int, float], suspicion: dict[int, float]) -> str:
+    flagged = sorted(step for step, flag in flags.items() if flag)
+    if flagged:
+        return (
+            f"Flagged in {len(flagged)} of {len(flags)} checks, first at step {flagged[0]}: a number was added to all "
+            "logits, and maps of the raw logit are not to be trusted."
+        )
+    largest = f", suspicion {max(suspicion.values()):.3g} at most" if suspicion else ""
+    return f"No logit shift was seen: {len(flags)} checks up to step {max(flags)}{largest}."

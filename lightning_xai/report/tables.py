@@ -1,0 +1,142 @@
+"""Tables as a page shows them: of one run, or of two beside one another."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .results import Table
+from .run_folder import Log
+
+Row = tuple[str, int]
+"""Name of a row, and how often the name came before."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is printed.
+
+    Attributes:
+        text: The value.
+        interval: Its interval.
+        gap: Why there is no value.
+    """
+
+    text: str
+    interval: str = ""
+    gap: str = ""
+
+
+@dataclass(frozen=True)
+class PageTable:
+    """A table; the first cell of each row is its head.
+
+    Attributes:
+        title: What is measured.
+        caption: What a reader must know.
+        columns: Heads.
+        rows: Cells.
+    """
+
+    title: str
+    caption: str
+    columns: list[str]
+    rows: list[list[Cell]]
+
+
+def side_by_side(runs: Mapping[str, Sequence[Table]]) -> list[PageTable]:
+    """Tables of one run as they are; of several runs those of one title as one, with gaps where one run has no value.
+
+    Args:
+        runs: Tables by name of the run.
+
+    Example:
+        >>> table = Table("Average drop, %", ["", "plain"], [["gradcam", 25.0]])
+        >>> other = Table("Average drop, %", ["", "plain"], [["lrp", 31.0]])
+        >>> for row in side_by_side({"a": [table], "b": [other]})[0].rows:
+        ...     print([cell.text or cell.gap for cell in row])
+        ['gradcam', '25.0', 'not in b']
+        ['lrp', 'not in a', '31.0']
+    """
+    if len(runs) == 1:
+        return [_alone(table) for tables in runs.values() for table in tables]
+    titles = dict.fromkeys(table.title for tables in runs.values() for table in tables)
+    by_title = {run: {table.title: table for table in tables} for run, tables in runs.items()}
+    return [_together(title, {run: tables.get(title) for run, tables in by_title.items()}) for title in titles]
+
+
+def _alone(table: Table) -> PageTable:
+    rows = [[cell_of(table, row, column) for column in range(len(table.columns))] for row in range(len(table.rows))]
+    return PageTable(table.title, table.caption, list(table.columns), rows)
+
+
+def cell_of(table: Table, row: int, column: int) -> Cell:
+    """A cell with its interval apart."""
+    text, _, interval = table.text(row, column).partition(" [")
+    return Cell(text, f"[{interval}") if isinstance(table.rows[row][column], dict) else Cell(table.text(row, column))
+
+
+def _together(title: str, tables: Mapping[str, Table | None]) -> PageTable:
+    there = {run: table for run, table in tables.items() if table is not None}
+    cells = {run: _cells(table) for run, table in there.items()}
+    rows = dict.fromkeys(row for by_row in cells.values() for row in by_row)
+    heads = dict.fromkeys(head for table in there.values() for head in list(table.columns)[1:])
+    places = [(run, head) for head in heads for run in tables]
+    captions = dict.fromkeys(f"{run}: {table.caption}" for run, table in there.items() if table.caption)
+    first = next(iter(there.values())).columns[0]
+    return PageTable(
+        title,
+        " ".join(captions),
+        [first, *(", ".join(filter(None, (head, run))) for run, head in places)],
+        [
+            [Cell(row[0]), *(cells.get(run, {}).get(row, {}).get(head, _gap(run)) for run, head in places)]
+            for row in rows
+        ],
+    )
+
+
+def _gap(run: str) -> Cell:
+    return Cell("", gap=f"not in {run}")
+
+
+def _cells(table: Table) -> dict[Row, dict[str, Cell]]:
+    seen: Counter[str] = Counter()
+    found = {}
+    for i in range(len(table.rows)):
+        name = table.text(i, 0)
+        heads = enumerate(list(table.columns)[1:], start=1)
+        found[name, seen[name]] = {head: cell_of(table, i, column) for column, head in heads}
+        seen[name] += 1
+    return found
+
+
+def settings(runs: Mapping[str, Mapping[str, Any]]) -> PageTable:
+    """Options of the runs; those that differ come first."""
+    names = dict.fromkeys(name for one in runs.values() for name in one)
+    rows = {name: [_setting(run, one, name) for run, one in runs.items()] for name in names}
+    differing = {name: row for name, row in rows.items() if len(set(row)) > 1}
+    same = {name: row for name, row in rows.items() if name not in differing}
+    caption = f"{len(differing)} differ and come first." if len(runs) > 1 else ""
+    columns = ["Option", *(runs if len(runs) > 1 else ["Value"])]
+    return PageTable("Settings", caption, columns, [[Cell(name), *row] for name, row in (differing | same).items()])
+
+
+def _setting(run: str, options: Mapping[str, Any], name: str) -> Cell:
+    if name not in options:
+        return _gap(run)
+    value = options[name]
+    return Cell(", ".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value))
+
+
+def last_values(logs: Iterable[tuple[str, Log]]) -> PageTable:
+    """The last value of everything that was logged: what there is of a run without results."""
+    logged = dict(logs)
+    keys = sorted({key for log in logged.values() for key in log.values})
+    rows = [[Cell(key), *(_last(name, log.values.get(key)) for name, log in logged.items())] for key in keys]
+    return PageTable("Last logged values", "", ["Key", *(name or "Value" for name in logged)], rows)
+
+
+def _last(name: str, values: Mapping[int, float] | None) -> Cell:
+    return Cell(f"{values[max(values)]:.4g}") if values else _gap(name)
