@@ -1,0 +1,217 @@
+"""Pre- or post-softmax scores: what each does to maps, gradients and the pointing game.
+
+    python recipes/score_choice.py                      # a small network trained on images drawn here
+    python recipes/score_choice.py --data DIR --boxed DIR2 --model torchvision:squeezenet1_1 --layer features.12 \
+        --weights FILE --steps 20
+    python recipes/score_choice.py --data DIR --boxed DIR2 --model timm.models.efficientnet:_gen_mobilenet_v1 \
+        --model-options variant=mobilenetv1_100 channel_multiplier=0.75 pad_type=same bn_eps=1e-3 --layer blocks.4 \
+        --mean .5 .5 .5 --std .5 .5 .5 --weights FILE --steps 20
+
+After Lerma and Lucas, "Pre or Post-Softmax Scores in Gradient-based Attribution Methods, What is Best?" (2023,
+https://arxiv.org/abs/2306.13197).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+# Threads that wait by spinning, torch's default on CPUs, are several times slower beside another busy process.
+os.environ["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch
+from boxed_images import BoxedImages, most_probable_of
+from classifiers import create_classifier, load_weights, model_options
+from image_data import eval_transform, image_data
+from logit_shift import STANDARD, small_network, standardized, trained
+from planted_evidence import CLASSES, planted_evidence
+from reporting import Picture, Run, Table, add_run_options, first_batches
+from safetensors.torch import save_file
+from score_examples import (
+    equal_influence_paradox,
+    loss_equations,
+    saturation_by_margin,
+    shift_paradox,
+    two_trainings,
+)
+from score_maps import SCORES, Chunk, Subject, Values, joined, measured
+from score_report import (
+    agreement_table,
+    draw_agreement,
+    draw_maps,
+    draw_saturation,
+    equality_table,
+    magnitude_table,
+    pointing_table,
+    rounding_table,
+    saturation_table,
+    two_trainings_table,
+)
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+import lightning_xai as xai
+from lightning_xai.report import Results
+from lightning_xai.types import TargetRule
+
+CHUNK = 8
+"""Images that are computed between two savings; what is found does not depend on it."""
+
+ANYTIME = ("batch_size", "device", "workers")
+"""Options that may change when a run is resumed."""
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", help="folder with val/<class>/*; nothing: images drawn here")
+    parser.add_argument("--boxed", type=Path, help="folder with boxes.csv and label_to_imagenet.csv, with --data")
+    parser.add_argument("--image-size", type=int, default=224, help="side of the photographs in pixels")
+    parser.add_argument("--mean", type=float, nargs=3, help="mean of the channels; default: the model's")
+    parser.add_argument("--std", type=float, nargs=3, help="standard deviation of the channels; default: the model's")
+    parser.add_argument("--model", help="name in timm or torchvision, or package.module:function, with --data")
+    parser.add_argument("--model-options", nargs="*", default=[], metavar="NAME=VALUE", help="for the constructor")
+    parser.add_argument("--weights", type=Path, help="safetensors file or checkpoint; pickled code is not executed")
+    parser.add_argument("--pretrained", action="store_true", help="download the library's weights")
+    parser.add_argument("--layer", help="dotted name of the layer for CAM methods; default: the last spatial one")
+    parser.add_argument("--steps", type=int, default=50, help="of the path methods")
+    parser.add_argument("--n-images", type=int, default=100, help="images of --data, or images drawn here")
+    parser.add_argument("--n-boxed", type=int, default=100, help="images of --boxed")
+    parser.add_argument("--n-path", type=int, help="of them for path methods, of each; default: all drawn here, else 8")
+    parser.add_argument("--n-drawn", type=int, default=3, help="images that are drawn, one figure each; at most 8")
+    parser.add_argument("--batch-size", type=int, default=8, help="images in a pass, at most 8 but on paths")
+    parser.add_argument("--workers", type=int, default=0, help="processes that load images")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to compute")
+    add_run_options(parser, "score_choice")
+    parser.set_defaults(val_data=None, epochs=0, max_steps=-1)  # what image_data asks for besides
+    args = parser.parse_args(argv)
+    if args.data is not None and not args.model:
+        parser.error("--data expected --model beside it.")
+    if args.data is None and (args.model or args.weights or args.boxed):
+        parser.error("--model, --weights and --boxed expected --data beside them.")
+    if args.fast_dev_run:
+        args.n_images, args.n_boxed, args.n_path, args.n_drawn, args.steps = 10, 10, 2, 1, 3
+    if args.n_path is None:
+        args.n_path = 8 if args.data else args.n_images
+    return args
+
+
+def chunks(images: Tensor, labels: Tensor, masks: Tensor | None, rule: TargetRule, n_path: int) -> list[Chunk]:
+    """Images in chunks; the first n_path of all images are those for path methods."""
+    return [
+        Chunk(
+            images[start : start + CHUNK],
+            labels[start : start + CHUNK],
+            rule,
+            None if masks is None else masks[start : start + CHUNK],
+            min(max(n_path - start, 0), CHUNK),
+        )
+        for start in range(0, len(images), CHUNK)
+    ]
+
+
+def drawn_here(args: argparse.Namespace, run: Run) -> tuple[Subject, dict[str, list[Chunk]], list[str]]:
+    """A small network and images of which it is known what decides their class."""
+    weights, model = run.folder / "network.safetensors", small_network().eval()
+    if not weights.exists():
+        save_file(trained(args.seed, 256 if args.fast_dev_run else 1536).state_dict(), weights)
+    load_weights(model, weights)
+    found = planted_evidence(torch.arange(args.n_images) % len(CLASSES), seed=args.seed + 1)
+    images = chunks(standardized(found.images), found.labels, found.masks, xai.label, args.n_path)
+    standard = dict(zip(("mean", "std"), STANDARD, strict=True))
+    return _subject(args, model, args.layer or "6", standard), {"drawn": images}, list(CLASSES)
+
+
+def photographs(args: argparse.Namespace) -> tuple[Subject, dict[str, list[Chunk]], list[str]]:
+    """A classifier and the photographs of folders."""
+    data, options = image_data(args), model_options(args.model_options)
+    options |= {"pretrained": args.pretrained, "weights": args.weights}
+    model = create_classifier(args.model, len(data.classes), **options).eval()
+    images, labels = gathered(data.val_dataloader(), args.n_images)
+    sets = {"photographs": chunks(images, labels, None, xai.predicted, args.n_path)}
+    if args.boxed is not None:
+        boxed = BoxedImages(args.boxed, eval_transform(args.image_size, data.mean, data.std))
+        loader = DataLoader(boxed, batch_size=args.batch_size, num_workers=args.workers)
+        rule = most_probable_of(boxed.classes)
+        images, labels, masks = gathered(loader, args.n_boxed, 3)
+        sets["boxed"] = chunks(images, labels, masks, rule, args.n_path)
+    return _subject(args, model, args.layer, {"mean": data.mean, "std": data.std}), sets, data.classes
+
+
+def gathered(loader: Any, n: int, parts: int = 2) -> list[Tensor]:
+    """The first n images of a loader and what comes with each."""
+    batches = list(first_batches(loader, n))
+    return [torch.cat([batch[i] for batch in batches])[:n] for i in range(parts)]
+
+
+def _subject(args: argparse.Namespace, model: nn.Module, layer: str | None, standard: dict[str, Any]) -> Subject:
+    return Subject(model.to(args.device), layer, standard, args.steps, args.batch_size)
+
+
+def values_of(run: Run, subject: Subject, sets: dict[str, list[Chunk]], names: list[str], n_drawn: int) -> Values:
+    """All that is measured of all images, chunk by chunk; maps of the first images are drawn where they are made."""
+    parts: list[Values] = []
+    first = next(iter(sets.values()))[0]
+
+    def computed(chunk: Chunk) -> Values:
+        values, maps = measured(subject, chunk)
+        if chunk is first:
+            for i in range(min(n_drawn, chunk.n_path)):
+                of_one = {method: {score: one[i] for score, one in by.items()} for method, by in maps.items()}
+                title = f"{names[int(values['class'][i] or 0)]}, probability {values['p'][i]:.3f}"
+                draw_maps(chunk.images[i], of_one, title, subject.standard, run.folder / f"maps_{i}.png")
+        return values
+
+    for name, some in sets.items():
+        parts += run.parts(name, some, computed)
+    return joined(parts)
+
+
+def reported(args: argparse.Namespace, run: Run, values: Values, trainings: dict[str, float], summary: str) -> Results:
+    """Tables, figures and ``results.json``."""
+    tables: list[Table] = [
+        shift_paradox(),
+        equal_influence_paradox(),
+        two_trainings_table(trainings),
+        loss_equations(),
+        saturation_by_margin(),
+        saturation_table(values),
+        rounding_table(values),
+        magnitude_table(values),
+        agreement_table(values, "rank correlation", "Rank correlation of maps of two scores", args.seed),
+        agreement_table(values, "peak moved", "Images whose peak moves, %", args.seed, scale=100, digits=1),
+        equality_table(values),
+    ]
+    if "hit | Grad-CAM | centred" in values:
+        tables.append(pointing_table(values, args.seed))
+    pictures = [
+        Picture(path.name, "Figure 2 of the paper: maps of one image by method and score, each on its own scale.")
+        for path in sorted(run.folder.glob("maps_*.png"))
+    ]
+    pictures.append(draw_saturation(values, run.folder / "saturation.png"))
+    pictures.append(draw_agreement(values, run.folder / "agreement.png"))
+    title = "Pre- or post-softmax scores"
+    return run.finish(title, summary, tables, pictures, {"images": values, "two trainings": trainings})
+
+
+def main(argv: Sequence[str] | None = None) -> Results:
+    """Run the experiment."""
+    args = parse(argv)
+    run = Run(args, free=ANYTIME)
+    subject, sets, names = photographs(args) if args.data else drawn_here(args, run)
+    n_trained = 32 if args.fast_dev_run else 128
+    trainings = run.part("two_trainings", lambda: two_trainings(args.seed, n_trained, SCORES))
+    values = values_of(run, subject, sets, names, args.n_drawn)
+    counts = " and ".join(f"{sum(len(one.images) for one in some)} images ({name})" for name, some in sets.items())
+    summary = (
+        f"{args.model or 'A small network trained here'}, {counts}; {args.n_path} of each for path methods with "
+        f"{args.steps} steps. Explained: {', '.join(SCORES)}. After Lerma and Lucas, 2023."
+    )
+    return reported(args, run, values, trainings, summary)
+
+
+if __name__ == "__main__":
+    main()
