@@ -1,0 +1,129 @@
+r"""Grad-CAM++ against Grad-CAM with positive gradients: tables 1 and 2 and figures 3 to 6 of the paper, and the alphas.
+
+    python recipes/gradcam_plus.py                       # a small network trained on images drawn here
+    python recipes/gradcam_plus.py --data DIR --model torchvision:squeezenet1_1 --layer features.12 --weights FILE
+    python recipes/gradcam_plus.py --data DIR --model timm.models.efficientnet:_gen_mobilenet_v1 --layer blocks.4 \
+        --model-options variant=mobilenetv1_100 channel_multiplier=0.75 pad_type=same bn_eps=1e-3 \
+        --mean .5 .5 .5 --std .5 .5 .5 --weights FILE
+
+Lerma and Lucas, "Grad-CAM++ is Equivalent to Grad-CAM With Positive Gradients" (2022,
+https://arxiv.org/abs/2205.10838), compare three methods by what their maps leave of the probability of the right class,
+on images where it exceeds 0.5, with gradients of the score before and after the softmax.
+
+Data: nothing, or a folder with photographs in ``val/<class>/*``; ``--pretrained`` downloads the library's weights.
+A run goes on with ``--resume``.
+Expected (one thread of a 2-core x86-64): see below.
+time: 1 min
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+# Threads that wait by spinning, torch's default on CPUs, are several times slower beside another busy process.
+os.environ["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch
+from classifiers import create_classifier, model_options
+from gradcam_plus_figures import draw
+from gradcam_plus_measures import CONFIDENT, Subject, joined, measured_chunk
+from gradcam_plus_tables import tables
+from image_data import image_data
+from logit_shift import STANDARD, standardized, trained
+from planted_evidence import CLASSES, planted_evidence
+from reporting import Run, add_run_options
+
+from lightning_xai.report import Results
+
+CHUNK = 25
+"""Images between two points at which an interrupted run goes on."""
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", help="folder with val/<class>/*; nothing: images generated here")
+    parser.add_argument("--image-size", type=int, default=224, help="side of the images in pixels, with --data")
+    parser.add_argument("--mean", type=float, nargs=3, help="mean of the channels; default: the model's")
+    parser.add_argument("--std", type=float, nargs=3, help="standard deviation of the channels; default: the model's")
+    parser.add_argument("--model", help="name in timm or torchvision, or package.module:function, with --data")
+    parser.add_argument("--model-options", nargs="*", default=[], metavar="NAME=VALUE", help="for the constructor")
+    parser.add_argument("--weights", type=Path, help="safetensors file or checkpoint; pickled code is not executed")
+    parser.add_argument("--pretrained", action="store_true", help="download the library's weights")
+    parser.add_argument("--layer", help="dotted name of the explained layer; needed with --data")
+    parser.add_argument("--n-images", type=int, default=500, help="images, taken evenly from the folder")
+    parser.add_argument("--n-drawn", type=int, default=5, help="images in the figure of heat maps")
+    parser.add_argument("--batch-size", type=int, default=25, help="images in a pass, at most 25")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to compute")
+    add_run_options(parser, "gradcam_plus")
+    parser.set_defaults(val_data=None, workers=0, epochs=0, max_steps=-1)  # what image_data asks for besides
+    args = parser.parse_args(argv)
+    if args.data is not None and not (args.model and args.layer):
+        parser.error("--data expected --model and --layer beside it.")
+    if args.data is None and (args.model or args.weights or args.pretrained):
+        parser.error("--model, --weights and --pretrained expected --data beside them.")
+    if args.data is not None and ".tar" in args.data:
+        parser.error("--data expected a folder with val/<class>/*, got shards, whose images have no number.")
+    if min(args.n_images, args.n_drawn, args.batch_size) < 1:
+        parser.error("--n-images, --n-drawn and --batch-size expected at least 1.")
+    if args.fast_dev_run:
+        args.n_images, args.n_drawn = min(args.n_images, 30), 2
+    return args
+
+
+def prepared(args: argparse.Namespace) -> Subject:
+    """The classifier and its images."""
+    if args.data is None:
+        drawn = planted_evidence(torch.arange(args.n_images) % len(CLASSES), seed=args.seed + 1)
+        images: Any = list(zip(standardized(drawn.images), drawn.labels.tolist(), strict=True))
+        model, names, standard = trained(args.seed, 256 if args.fast_dev_run else 1536), list(CLASSES), STANDARD
+    else:
+        data = image_data(args)
+        images, names, standard = data.val, data.classes, (data.mean, data.std)
+        options = {"pretrained": args.pretrained, "weights": args.weights, **model_options(args.model_options)}
+        model = create_classifier(args.model, len(names), **options)
+    model = model.eval().to(args.device)
+    return Subject(model, images, args.layer or "6", names, standard, args.device, min(args.batch_size, CHUNK))
+
+
+def chosen(subject: Subject, n: int) -> list[int]:
+    """Which images: folders are sorted by class, so that the first ones would be all fish."""
+    total = len(subject.images)  # type: ignore[arg-type]
+    return torch.linspace(0, total - 1, min(n, total)).round().long().tolist()
+
+
+def main(argv: Sequence[str] | None = None) -> Results:
+    """Run the experiment."""
+    args = parse(argv)
+    run = Run(args, free=("batch_size", "device"))
+    subject = prepared(args)
+    indices = chosen(subject, args.n_images)
+    chunks = [indices[i : i + CHUNK] for i in range(0, len(indices), CHUNK)]
+    found = joined(run.parts("images", chunks, lambda chunk: measured_chunk(subject, chunk)))
+    pictures = draw(subject, found, indices, args.n_drawn, run.folder)
+    histogram_free = {name: value for name, value in found.items() if name != "histograms"}
+    return run.finish(
+        "Grad-CAM++ and Grad-CAM with positive gradients",
+        summary(subject, found),
+        tables(found, args.seed),
+        pictures,
+        histogram_free,
+    )
+
+
+def summary(subject: Subject, found: dict[str, Any]) -> str:
+    """What was done, and on what."""
+    n = len(found["masked_scores"]["Fake-CAM"])
+    least = min(found["alphas"]["pre-softmax"]["least_activation"])
+    return (
+        f"Maps of the right class at layer {subject.layer} for {len(found['scores'])} images, of which {n} have a "
+        f"probability above {CONFIDENT} and count in the tables of masked images. Smallest activation: {least:.3g}."
+    )
+
+
+if __name__ == "__main__":
+    main()
