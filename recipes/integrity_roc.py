@@ -32,7 +32,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import io
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -41,9 +40,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
+from cifar import CifarResNet, cifar10
 from classifiers import create_classifier, load_weights
 from generated_images import GeneratedImages
 from PIL import Image
@@ -72,7 +71,7 @@ SHARES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)  # of the worst case, instead of a
 VISIBLE = 0.9  # below this rank correlation with the clean map, before any ReLU, an edit is seen
 STEPS = {"small": 150, "tuned": 25}
 PROBES = {"small": 32, "tuned": 16, "real": 16, "photos": 8}  # fewer where a pass is dear
-CIFAR = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -119,52 +118,6 @@ class SmallNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Images (N,3,32,32) to logits (N,K)."""
         return self.head(self.layers(images).mean((2, 3)))
-
-
-class Block(nn.Module):
-    """Two convolutions and a shortcut without parameters."""
-
-    def __init__(self, before: int, after: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(before, after, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(after)
-        self.conv2 = nn.Conv2d(after, after, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(after)
-        self.missing = (after - before) // 2
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Activations (N,D,h,w)."""
-        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        if self.missing:
-            x = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.missing, self.missing))
-        return F.relu(x + y)
-
-
-class CifarResNet(nn.Module):
-    """ResNet for 32 x 32 pixels (He et al., "Deep Residual Learning", 2016, section 4.2), 6 n + 2 layers."""
-
-    def __init__(self, n: int) -> None:
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16)
-        self.layer1, self.layer2, self.layer3 = (
-            nn.Sequential(Block(before, after, stride), *(Block(after, after, 1) for _ in range(n - 1)))
-            for before, after, stride in ((16, 16, 1), (16, 32, 2), (32, 64, 2))
-        )
-        self.linear = nn.Linear(64, 10)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Images (N,3,32,32) to logits (N,10)."""
-        x = F.relu(self.bn1(self.conv1(images)))
-        return self.linear(self.layer3(self.layer2(self.layer1(x))).mean((2, 3)))
-
-
-def cifar(data: Path, split: str, n: int) -> tuple[Tensor, Tensor]:
-    """The first images (n,3,32,32), standardised, and their labels (n,)."""
-    with np.load(data / f"cifar10_{split}.npz") as file:
-        jpeg, offsets, labels = file["jpeg"], file["offsets"], file["labels"]
-    opened = (Image.open(io.BytesIO(jpeg[offsets[i] : offsets[i + 1]].tobytes())) for i in range(n))
-    images = torch.stack([pil_to_tensor(image) for image in opened])
-    return normalize(images / 255, *map(list, CIFAR)), torch.from_numpy(labels[:n]).long()
 
 
 def generated(split: str, n: int) -> tuple[Tensor, Tensor]:
@@ -214,7 +167,7 @@ def trained(
 
 def small(data: Path | None, steps: int) -> Iterator[Subject]:
     """Networks trained here from scratch, with two seeds for each training."""
-    source: Callable[[str, int], tuple[Tensor, Tensor]] = generated if data is None else partial(cifar, data)
+    source: Callable[[str, int], tuple[Tensor, Tensor]] = generated if data is None else partial(cifar10, data)
     (images, labels), (probes, _) = (
         source("train", min(64 * steps, 4096)),
         source("test" if data else "val", PROBES["small"]),
@@ -235,8 +188,8 @@ def resnet(data: Path, n: int) -> nn.Module:
 
 def tuned(data: Path) -> Iterator[Subject]:
     """ResNet-20, trained further in several ways."""
-    images, labels = cifar(data, "train", 64 * STEPS["tuned"])
-    probes, _ = cifar(data, "test", PROBES["tuned"])
+    images, labels = cifar10(data, "train", 64 * STEPS["tuned"])
+    probes, _ = cifar10(data, "test", PROBES["tuned"])
     for training in TRAININGS:
         model = trained(resnet(data, 3), images, labels, training, steps=STEPS["tuned"], rate=0.1)
         yield Subject(f"ResNet-20 tuned, {training}", model, probes, ("layer3", "layer2"))
@@ -255,7 +208,7 @@ def folded(model: nn.Module) -> nn.Module:
 
 def real(data: Path) -> Iterator[Subject]:
     """ResNet-20 as it is, rounded to bfloat16, and with folded BatchNorms; ResNet-44 as it is."""
-    probes, _ = cifar(data, "test", PROBES["real"])
+    probes, _ = cifar10(data, "test", PROBES["real"])
     changes: dict[str, Callable[[nn.Module], nn.Module]] = {
         "": lambda model: model,
         ", bfloat16": lambda model: model.bfloat16().float(),
@@ -271,7 +224,7 @@ def photos(data: Path) -> Iterator[Subject]:
     weights = data / "weights"
     squeezenet = create_classifier("torchvision:squeezenet1_1", weights=weights / "imagenet_squeezenet1_1.safetensors")
     yield Subject(
-        "SqueezeNet", squeezenet.eval(), photographs(data, PROBES["photos"], *CIFAR), ("features.12", "features.4")
+        "SqueezeNet", squeezenet.eval(), photographs(data, PROBES["photos"], *IMAGENET), ("features.12", "features.4")
     )
     options: dict[str, Any] = {
         "variant": "mobilenetv1_100",

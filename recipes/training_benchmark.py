@@ -36,6 +36,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from benchmark import seconds_of
+from cifar import CifarResNet
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from torch import Tensor, nn
@@ -48,32 +49,6 @@ WEIGHT = 7.5e-3
 
 Loss = Callable[[nn.Module, Tensor, Tensor, int], Tensor]
 """What a step lowers: ``(model, images, targets, step) -> ()``."""
-
-
-class Block(nn.Module):
-    """Two convolutions; where sizes differ the shortcut is cut and padded."""
-
-    def __init__(self, before: int, after: int) -> None:
-        super().__init__()
-        self.stride, self.more = after // before, after - before
-        self.conv1 = nn.Conv2d(before, after, 3, self.stride, 1, bias=False)
-        self.conv2 = nn.Conv2d(after, after, 3, 1, 1, bias=False)
-        self.bn1, self.bn2 = nn.BatchNorm2d(after), nn.BatchNorm2d(after)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Activations (N,D,h,w) to the next ones."""
-        shortcut = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.more // 2, self.more // 2))
-        return F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))) + shortcut)
-
-
-class ResNet20(nn.Sequential):
-    """The ResNet-20 for CIFAR of He et al. 2016, section 4.2."""
-
-    def __init__(self, num_classes: int = 10) -> None:
-        super().__init__(nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
-        for i, (before, after) in enumerate([(16, 16), (16, 32), (32, 64)], start=1):
-            self.add_module(f"layer{i}", nn.Sequential(Block(before, after), Block(after, after), Block(after, after)))
-        self.append(nn.AdaptiveAvgPool2d(1)).append(nn.Flatten()).append(nn.Linear(64, num_classes))
 
 
 def plain(model: nn.Module, images: Tensor, targets: Tensor, step: int) -> Tensor:
@@ -118,7 +93,7 @@ class Setting:
 
 SETTINGS = [
     Setting("ResNet-18", partial(resnet18, num_classes=10), 32, 64, "layer3", 2.4),
-    Setting("ResNet-20", ResNet20, 64, 32, "layer2", 2.7),
+    Setting("ResNet-20", partial(CifarResNet, 3), 64, 32, "layer2", 2.7),
 ]
 
 

@@ -5,7 +5,8 @@ import csv
 import integrity_roc
 import pytest
 import torch
-from integrity_roc import CifarResNet, area_under_curve, folded, main, read
+from cifar import CifarResNet
+from integrity_roc import area_under_curve, folded, main, read
 
 from lightning_xai.integrity import Fingerprint, Verdict
 

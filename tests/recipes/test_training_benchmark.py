@@ -5,8 +5,9 @@ import copy
 import pytest
 import torch
 from benchmark import main
+from cifar import CifarResNet
 from torch import nn
-from training_benchmark import ResNet20, Result, Row, Setting, Training, by_pytorch, measure, plain, quartiles, rows_of
+from training_benchmark import Result, Row, Setting, Training, by_pytorch, measure, plain, quartiles, rows_of
 
 SMALL = Setting(
     "small",
@@ -29,7 +30,7 @@ def test_a_run_prints_a_table_for_each_network(capsys):
 
 def test_resnet20_is_that_of_the_paper():
     """0.27 million parameters, three stages with 16, 32 and 64 channels."""
-    model = ResNet20()
+    model = CifarResNet(3)
     assert sum(parameter.numel() for parameter in model.parameters()) == 269_722
     assert model.layer3(model.layer2(model.layer1(torch.zeros(1, 16, 32, 32)))).shape == (1, 64, 8, 8)
 
@@ -39,7 +40,7 @@ def test_the_exact_term_lowers_what_pytorch_differentiates():
     torch.manual_seed(0)
     images, targets = torch.randn(4, 3, 16, 16), torch.tensor([0, 1, 2, 3])
     exact = next(row for row in rows_of(SMALL) if row.name == "exact")
-    models = [ResNet20(), None]
+    models = [CifarResNet(3), None]
     models[1] = copy.deepcopy(models[0])
     for model, loss in zip(models, (exact.loss, by_pytorch), strict=True):
         loss(model, images, targets, 0).backward()
