@@ -363,7 +363,7 @@ def trainer_of(args: argparse.Namespace, loggers: list[Logger], callbacks: list[
         callbacks=callbacks,
         enable_checkpointing=any(isinstance(one, ModelCheckpoint) for one in callbacks),
         enable_model_summary=False,
-        log_every_n_steps=10,
+        log_every_n_steps=1 if args.fast_dev_run else 10,
         limit_train_batches=few,
         limit_val_batches=few,
         limit_test_batches=few,

@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 import copy
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -101,6 +109,38 @@ class Unhappy(nn.Module):
         if not self.happy:
             raise ArithmeticError("unhappy")
         return values
+
+
+def environment() -> dict[str, str]:
+    """For programs of the tests: they import what tests import, and leave the other cores alone."""
+    tests = Path(__file__).parent
+    paths = [str(tests), str(tests.parent), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+
+
+def in_two_processes(program: ModuleType, folder: Path) -> list[Any]:
+    """Run a program that Lightning starts a second time; what each process left in ``rank_<i>.json``."""
+    command = [sys.executable, str(program.__file__), str(folder)]
+    # waits for both: the second process holds the ends of the same pipes
+    done = subprocess.run(command, env=environment(), timeout=300, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads((folder / f"rank_{rank}.json").read_text()) for rank in range(2)]
+
+
+def killed_once_there_is(path: Path, program: ModuleType, *arguments: Any) -> None:
+    """Start a program and kill it, without a chance to clean up, when it has written a file."""
+    command = [sys.executable, str(program.__file__), *map(str, arguments)]
+    process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 120
+        while not path.exists():
+            assert process.poll() is None, process.communicate()[1][-3000:]
+            assert time.monotonic() < deadline, f"{path} was not written"
+            time.sleep(0.01)
+    finally:
+        process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
 
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

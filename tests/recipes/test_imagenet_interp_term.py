@@ -1,0 +1,79 @@
+"""The training term's options, from the command line of the main recipe to what is logged and learned."""
+
+import csv
+
+import pytest
+from recipes.test_imagenet_interp import NETWORK, recipe, same, weights_of
+
+GUIDED = [*NETWORK, "--no-compare", "--lambda", "2", "--schedule", "constant"]
+WEIGHT = "train/guided_gradient/weight"
+
+
+def logged(folder, name="guided"):
+    """What an arm logged of its training, row by row."""
+    with (folder / name / "csv_0" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    kept = [{key: float(value) for key, value in row.items() if key.startswith("train/") and value} for row in rows]
+    return [row for row in kept if row]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The network of a run with the plain options."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    recipe(folder, *GUIDED)
+    return weights_of(folder, "guided")
+
+
+@pytest.mark.parametrize(("fraction", "equal"), [(0.5, False), (1, True)])
+def test_the_term_may_see_a_share_of_the_batch(fraction, equal, whole, tmp_path):
+    """All of it is the default."""
+    recipe(tmp_path / "run", *GUIDED, "--fraction", fraction)
+    assert same(weights_of(tmp_path / "run", "guided"), whole) == equal
+
+
+def test_the_term_may_be_taken_at_a_layer(whole, tmp_path):
+    """Under the layer's name in the logs."""
+    recipe(tmp_path / "run", *GUIDED, "--term-layer", "layer2")
+    assert not same(weights_of(tmp_path / "run", "guided"), whole)
+    rows = logged(tmp_path / "run")
+    assert len(rows) == 2
+    assert all(key.startswith("train/guided_gradient/layer2/") for row in rows for key in row)
+
+
+def gradient_share(cosine, ratio):
+    """The highest weight under a budget of a hundredth."""
+    return 0.01 / ratio
+
+
+def no_step_against(cosine, ratio):
+    """The same, at most the upper bound."""
+    return 10 if cosine >= 0 else min(10, 0.01 / -cosine / ratio)
+
+
+@pytest.mark.parametrize("budget", [gradient_share, no_step_against])
+def test_the_weight_may_follow_a_budget(budget, tmp_path):
+    """From where ``--lambda`` says, by what was measured in the first step; the plain network knows nothing of it."""
+    recipe(tmp_path / "run", *NETWORK, "--lambda", 2, "--adaptive", budget.__name__, "--budget", 0.01)
+    first, second = logged(tmp_path / "run")
+    cosine, ratio = (first[f"train/guided_gradient/parameter_{one}"] for one in ("cosine", "norm_ratio"))
+    assert first[WEIGHT] == pytest.approx(2**0.9 * budget(cosine, ratio) ** 0.1)
+    assert second[WEIGHT] == first[WEIGHT]
+    assert all(WEIGHT not in row for row in logged(tmp_path / "run", "plain"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--fraction", "0"], r"ValueError: `fraction` expected a number in \(0, 1\], got 0.0"),
+        (["--term-layer", "layer5"], "ValueError: `layer` .*layer4"),
+        (["--term-layer", "fc"], "ValueError: `layer` expected"),
+        (["--adaptive", "gradient_share", "--budget", "-1"], "ValueError: `share` expected a finite number above 0"),
+        (["--adaptive", "gradient_share", "--lambda", "20"], "ValueError: `bounds` expected .* and start 20.0"),
+    ],
+)
+def test_a_term_that_cannot_be_ends_with_one_line_and_leaves_no_folder(options, message, tmp_path):
+    """Tried before anything is written."""
+    with pytest.raises(SystemExit, match=message):
+        recipe(tmp_path / "run", *GUIDED, *options)
+    assert not (tmp_path / "run").exists()
