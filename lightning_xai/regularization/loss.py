@@ -66,7 +66,7 @@ class GuidedGradientLoss(nn.Module):
     batch normalisation still move once per step. For rectifier networks.
 
     A step in which the term is not finite falls back to the classification loss. Such steps are counted in
-    ``nonfinite_steps``, over the life of the object.
+    ``nonfinite_steps``, over the life of the object; checkpoints do not keep the count.
 
     Args:
         error: Error function of gradients and guided gradients (N,C,H,W) -> (N,), a module or a function. The cosine
@@ -80,7 +80,7 @@ class GuidedGradientLoss(nn.Module):
         batch_norm: Statistics of batch normalisation under the term. ``"training"`` (literal, default) shares the
             forward pass of the classification loss, but couples the images of a batch; ``"evaluation"`` takes the
             running statistics, as explanations later do, in a pass of its own, 10/3 of a plain step in all. Early in
-            training these are far off: warm lambda up.
+            training these are far off: warm lambda up. SyncBatchNorm has no double backward and needs the latter.
         every_n_steps: The term is computed in every n-th step only, with n times the weight, at ``1 + 4 / (3 n)`` of a
             plain step. The mean gradient over n steps is the same for small steps; adaptive optimizers see a different
             update, because they divide by the size of gradients that now vary from step to step.
@@ -257,7 +257,7 @@ class GuidedGradientLoss(nn.Module):
 
     def _require_support(self, model: nn.Module, images: Tensor) -> None:
         if not self._supported:
-            require_double_backward(model)
+            require_double_backward(model, self.batch_norm)
             (layer,) = self._layer
             if layer is not None:
                 require_rectifiers_after(model, images, find_layer(model, layer))
@@ -330,14 +330,16 @@ def mean_and_sum(criterion: Criterion, logits: Tensor, targets: Tensor) -> tuple
     return loss, loss * len(logits)
 
 
-def require_double_backward(model: nn.Module) -> None:
+def require_double_backward(model: nn.Module, batch_norm: Literal["training", "evaluation"] = "training") -> None:
     """Refuse models of which exact double backpropagation is impossible or silently wrong.
 
     Args:
         model: The classifier.
+        batch_norm: Statistics of batch normalisation under the term. By the running ones SyncBatchNorm is an affine
+            map like any other.
 
     Raises:
-        RuntimeError: For compiled modules, SyncBatchNorm and FSDP, with what to do instead.
+        RuntimeError: For compiled modules, FSDP, and SyncBatchNorm by statistics of the batch, with what to do instead.
 
     Example:
         >>> require_double_backward(nn.ReLU())
@@ -348,8 +350,9 @@ def require_double_backward(model: nn.Module) -> None:
         for found, remedy in (
             (compiled or "OptimizedModule" in kinds, "torch.compile has no double backward: train without it"),
             (
-                "SyncBatchNorm" in kinds,
-                "its double backward is missing: use BatchNorm with Trainer(sync_batchnorm=False)",
+                "SyncBatchNorm" in kinds and batch_norm == "training",
+                "the double backward of its joint statistics is missing: use "
+                "GuidedGradientLoss(batch_norm='evaluation'), or BatchNorm with Trainer(sync_batchnorm=False)",
             ),
             (kinds & {"FullyShardedDataParallel", "FSDPModule"}, "FSDP has no double backward: use DDP"),
         ):

@@ -1,9 +1,5 @@
 """Two real processes measure what one does: no image counts twice, pictures come from rank zero, nobody waits."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +9,7 @@ from callbacks import two_processes
 from callbacks.definitions import by_hand
 from callbacks.trainers import confident_net
 from callbacks.two_processes import CASES, METHODS
-from support import random_images
+from support import in_two_processes, random_images
 
 METRICS = ("AverageDrop", "AverageIncrease", "AverageGain")
 
@@ -22,13 +18,7 @@ METRICS = ("AverageDrop", "AverageIncrease", "AverageGain")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Any]]:
     """The folder of one run of all cases, and what each process reports of it."""
     folder = tmp_path_factory.mktemp("ddp")
-    script = Path(two_processes.__file__)
-    paths = [str(script.parents[1]), str(script.parents[2]), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(script), str(folder)]
-    done = subprocess.run(command, env=environment, timeout=300, check=False, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return folder, [json.loads((folder / f"rank_{rank}.json").read_text()) for rank in range(2)]
+    return folder, in_two_processes(two_processes, folder)
 
 
 def expected(model: torch.nn.Module, images: torch.Tensor) -> Any:

@@ -1,28 +1,19 @@
 """Two real processes: one checks, both know, and neither waits for the other."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from callbacks import two_processes_integrity
+from support import in_two_processes
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Any]]:
     """The folder of one run of both cases, and what each process reports of it."""
     folder = tmp_path_factory.mktemp("ddp")
-    script = Path(two_processes_integrity.__file__)
-    paths = [str(script.parents[1]), str(script.parents[2]), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(script), str(folder)]
-    done = subprocess.run(command, env=environment, timeout=300, check=False, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return folder, [json.loads((folder / f"rank_{rank}.json").read_text()) for rank in range(2)]
+    return folder, in_two_processes(two_processes_integrity, folder)
 
 
 def test_both_processes_log_the_same(run: Any) -> None:

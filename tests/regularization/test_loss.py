@@ -224,10 +224,19 @@ def test_models_without_double_backward_are_refused():
     for model, message in (
         (compiled, "torch.compile has no double backward: train without it"),
         (torch.compile(plain_net(), backend="eager"), "OptimizedModule"),
-        (synchronised, "SyncBatchNorm '0': its double backward is missing"),
+        (synchronised, r"SyncBatchNorm '0': .* is missing: use GuidedGradientLoss\(batch_norm='evaluation'\)"),
     ):
         with pytest.raises(RuntimeError, match=message):
             terms_of(model, GuidedGradientLoss())
+
+
+def test_synchronised_batch_normalisation_is_taken_by_its_running_statistics():
+    """In one process it is plain batch normalisation, and the term is the same."""
+    terms = [
+        terms_of(model, GuidedGradientLoss(batch_norm="evaluation"))
+        for model in (plain_net(), nn.SyncBatchNorm.convert_sync_batchnorm(plain_net()))
+    ]
+    torch.testing.assert_close(terms[0].loss, terms[1].loss, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
