@@ -16,128 +16,17 @@ from typing import Any
 os.environ["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
-import torch.nn.functional as F
 from reporting import Run, add_run_options
+from sglrp_measures import Values, joined, mosaics, patches, pointing
 from sglrp_networks import Subject, loaded, photographs, planted
 from sglrp_pictures import pictures
 from sglrp_report import published, tables
 from torch import Tensor
 
-import lightning_xai as xai
 from lightning_xai import metrics
-from lightning_xai.attribution.relevance import is_reversed
-from lightning_xai.scores import log_softmax
 
 CHUNK = 16
 """Images between two points from which an interrupted run goes on."""
-LEVELS = tuple(range(101))
-"""Energies in percent of figure 13."""
-TARGETS = {"label": xai.label, "second class": xai.second_best}
-"""The classes of figures 11 (a) and (b)."""
-
-Values = dict[str, Any]
-
-
-def printed_seed(logits: Tensor, targets: Tensor) -> Tensor:
-    """Equation 10 as it is printed, ``R_n = dy_t / dz_n``, without the care for saturation that our SGLRP takes.
-
-    Args:
-        logits: Logits (N,K).
-        targets: Class for each image, (N,).
-
-    Returns:
-        Relevance of the logits, (N,K), of their dtype.
-
-    Example:
-        >>> printed_seed(torch.tensor([[0.0, 0.0], [0.0, 20.0]]), torch.tensor([1, 1]))
-        tensor([[-2.5000e-01,  2.5000e-01],
-                [-2.0612e-09,  0.0000e+00]])
-    """
-    hot, probabilities = F.one_hot(targets, logits.shape[1]), logits.softmax(1)
-    return (probabilities * hot).sum(1, keepdim=True) * (hot - probabilities)
-
-
-def facts(logits: Tensor, targets: Tensor, maps: dict[str, Tensor]) -> Values:
-    """What is known of each image beside the metrics: where equations 7 and 10 fail, and which maps show nothing."""
-    return {
-        "probability": log_softmax(logits.double(), targets).exp().tolist(),
-        "reversed": is_reversed(logits, targets).tolist(),
-        # where no logit gets positive relevance, no pixel does
-        "saturated": (printed_seed(logits, targets) <= 0).all(1).tolist(),
-        "nothing": {name: metrics.degenerate(one).tolist() for name, one in maps.items()},
-    }
-
-
-def patches(subject: Subject, images: Tensor, labels: Tensor) -> Values:
-    """Figure 11: change of the probability when the pixels around each map's maximum take the average colour."""
-    logits = subject.predict(images)
-    color = metrics.mean_color(images, subject.mean, subject.std, color=subject.color)
-    found: Values = {"labels": labels.tolist()}
-    for kind, choose in TARGETS.items():
-        targets = choose(logits, labels)
-        maps = xai.explain(subject.network, images, targets, attributions=subject.methods())
-        before, changes = log_softmax(logits.double(), targets), {}
-        for name, one in maps.items():
-            after = metrics.patch_masked_scores(subject.predict, images, one, targets, baseline=color)
-            changes[name] = (after.exp() - before.exp()[:, None]).tolist()
-        found[kind] = {"changes": changes, "score": before.tolist(), **facts(logits, targets, maps)}
-    return found
-
-
-def pointing(subject: Subject, images: Tensor, labels: Tensor, masks: Tensor) -> Values:
-    """Figure 13: how many points of each map lie on the object, and how many there are, by energy."""
-    logits = subject.predict(images)
-    targets = subject.boxed_targets(logits, labels)
-    maps = xai.explain(subject.network, images, targets, attributions=subject.methods())
-    found: Values = {"labels": labels.tolist(), "share": masks.double().mean((1, 2)).tolist(), "hits": {}, "points": {}}
-    for name, one in maps.items():
-        hits, points = metrics.energy_pointing(one, masks, levels=LEVELS)
-        found["hits"][name], found["points"][name] = hits.tolist(), points.tolist()
-    return found | facts(logits, targets, maps)
-
-
-def side_by_side(first: Tensor, second: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Two images in one, as two objects in one photograph.
-
-    Args:
-        first: Images (N,C,H,W), on the left.
-        second: Images (N,C,H,W), on the right.
-
-    Returns:
-        Images (N,C,H,2W), and the masks (N,H,2W) of the left and of the right halves, bool.
-
-    Example:
-        >>> both, halves = side_by_side(torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1))
-        >>> both, halves[1]
-        (tensor([[[[0., 1.]]]]), tensor([[[False,  True]]]))
-    """
-    both, right = torch.cat([first, second], 3), torch.zeros_like(first[:, 0], dtype=torch.bool)
-    return both, [torch.cat(halves, 2) for halves in ((~right, right), (right, ~right))]
-
-
-def mosaics(subject: Subject, first: Sequence[Tensor], second: Sequence[Tensor]) -> Values:
-    """In place of figure 6: the share of each map's positive relevance on the one of two images that it explains."""
-    (_, left, left_labels), (_, right, right_labels) = first, second
-    both, halves = side_by_side(left, right)
-    logits, found = subject.predict(both), {}
-    for side, targets, half in zip(("left", "right"), (left_labels, right_labels), halves, strict=True):
-        maps = xai.explain(subject.network, both, targets, attributions=subject.methods())
-        shares = {name: (100 * metrics.energy_in_box(one, half)).tolist() for name, one in maps.items()}
-        shown = {name: [None if v != v else v for v in metrics.complexity(one).tolist()] for name, one in maps.items()}
-        found[side] = {"share": shares, "complexity": shown, **facts(logits, targets, maps)}
-    return found
-
-
-def joined(parts: Sequence[Any]) -> Any:
-    """The values of parts, in lists or nested dicts of lists, one after the other.
-
-    Example:
-        >>> joined([{"a": [1], "b": {"c": [2]}}, {"a": [3], "b": {"c": [4]}}])
-        {'a': [1, 3], 'b': {'c': [2, 4]}}
-    """
-    if isinstance(parts[0], dict):
-        return {name: joined([part[name] for part in parts]) for name in parts[0]}
-    return [value for part in parts for value in part]
 
 
 class Experiment:
@@ -213,7 +102,7 @@ def chunks(dataset: Any, n: int) -> list[range]:
 
 def classifier_options() -> argparse.ArgumentParser:
     """The options that describe one classifier."""
-    parser = argparse.ArgumentParser(prog="sglrp.py --beside", add_help=False)
+    parser = argparse.ArgumentParser(prog="--beside", add_help=False)
     parser.add_argument("--name", help="in tables; default: that of the model")
     parser.add_argument("--model", help="name in timm or torchvision, or package.module:function, with --data")
     parser.add_argument("--model-options", nargs="*", default=[], metavar="NAME=VALUE", help="for the constructor")
@@ -230,7 +119,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, parents=[classifier_options()]
     )
-    parser.add_argument("--data", help="folder with val/<class>/*; nothing: planted evidence")
+    parser.add_argument("--data", help="folder with val/<class>/* or cifar10_test.npz; nothing: planted evidence")
     parser.add_argument("--boxed", type=Path, help="folder with boxes.csv and label_to_imagenet.csv")
     parser.add_argument("--beside", nargs="*", default=[], metavar="OPTIONS", help="further classifiers, for figure 8")
     parser.add_argument("--image-size", type=int, default=224, help="side of the photographs in pixels")
@@ -246,6 +135,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("--data expected --model beside it.")
     if args.data is None and (args.model or args.boxed or args.beside):
         parser.error("--model, --boxed and --beside expected --data beside them.")
+    if min(args.n_images, args.n_boxed) < 1:
+        parser.error("--n-images and --n-boxed expected 1 or more.")
     if args.data is not None and ".tar" in args.data:
         parser.error("--data expected a folder: an interrupted run cannot go on in the middle of shards.")
     for text in args.beside:
@@ -263,8 +154,11 @@ def subjects(args: argparse.Namespace) -> list[Subject]:
     # what `image_data` asks of a recipe that trains, too
     rest = {"val_data": None, "workers": 0, "epochs": 0, "max_steps": -1}
     others = [classifier_options().parse_args(shlex.split(text)) for text in args.beside]
-    every = [argparse.Namespace(**vars(args) | rest | vars(one)) for one in (args, *others)]
-    return [photographs(one) for one in every]
+    found = [photographs(argparse.Namespace(**vars(args) | rest | vars(one))) for one in (args, *others)]
+    names = [subject.name for subject in found]
+    if len(set(names)) < len(names):
+        raise SystemExit(f"--name expected another name for each classifier, got {names}.")
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:

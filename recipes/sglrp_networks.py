@@ -5,15 +5,19 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from boxed_images import BoxedImages, most_probable_of
+from cifar import CLASSES as CIFAR_CLASSES
+from cifar import MEAN as CIFAR_MEAN
+from cifar import STD as CIFAR_STD
+from cifar import CifarResNet, cifar10
 from classifiers import create_classifier, model_options
 from image_data import IMAGENET_MEAN, eval_transform, image_data
-from integrity_roc import CifarResNet
 from planted_evidence import CLASSES, planted_evidence
 from timm.models import register_model
 from torch import Tensor, nn
@@ -108,7 +112,7 @@ def loaded(dataset: Any, indices: Sequence[int]) -> list[Tensor]:
 
 
 def photographs(args: argparse.Namespace) -> Subject:
-    """A classifier and the photographs of folders, in an order shuffled once.
+    """A classifier and the photographs of folders, in an order shuffled once, or the first test images of CIFAR-10.
 
     Args:
         args: The command line, with the options of the classifier.
@@ -116,25 +120,38 @@ def photographs(args: argparse.Namespace) -> Subject:
     Returns:
         The subject.
     """
-    data = image_data(args)
+    images: Dataset[Any]
+    mean: Sequence[float]
+    std: Sequence[float]
+    if holds_cifar(args.data):
+        classes, mean, std = list(CIFAR_CLASSES), CIFAR_MEAN, CIFAR_STD
+        images = TensorDataset(*cifar10(Path(args.data), "test", args.n_images))
+    else:
+        data = image_data(args)
+        images, classes, mean, std = data.val, data.classes, data.mean, data.std
     weights = {"pretrained": args.pretrained, "weights": args.weights}
-    network = create_classifier(args.model, len(data.classes), **weights, **model_options(args.model_options)).eval()
+    network = create_classifier(args.model, len(classes), **weights, **model_options(args.model_options)).eval()
     boxed = None
     if args.boxed is not None:
-        boxed = BoxedImages(args.boxed, eval_transform(args.image_size, data.mean, data.std))
+        boxed = BoxedImages(args.boxed, eval_transform(args.image_size, mean, std))
     return Subject(
         args.name or args.model.rpartition(":")[2],
         network.to(args.device),
         args.layer,
-        data.val,
+        images,
         boxed,
         most_probable_of(boxed.classes) if boxed else xai.label,
         [len(one) for one in boxed.classes] if boxed else [],
-        data.classes,
-        data.mean,
-        data.std,
+        classes,
+        mean,
+        std,
         IMAGENET_MEAN,
     )
+
+
+def holds_cifar(data: str) -> bool:
+    """Whether a folder holds CIFAR-10 as ``cifar10_test.npz``."""
+    return (Path(data) / "cifar10_test.npz").exists()
 
 
 def planted(args: argparse.Namespace) -> list[Subject]:
@@ -220,12 +237,12 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {"plain": plain, "residual": resi
 
 
 @register_model
-def cifar_resnet20(**options: Any) -> nn.Module:
+def cifar_resnet20(*, num_classes: int = 10, **options: Any) -> nn.Module:
     """ResNet-20 for CIFAR-10, under this name in timm's list."""
-    return CifarResNet(3)
+    return CifarResNet(3, num_classes)
 
 
 @register_model
-def cifar_resnet44(**options: Any) -> nn.Module:
+def cifar_resnet44(*, num_classes: int = 10, **options: Any) -> nn.Module:
     """ResNet-44 for CIFAR-10, under this name in timm's list."""
-    return CifarResNet(7)
+    return CifarResNet(7, num_classes)

@@ -7,24 +7,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from reporting import interval
-from torch import Tensor, nn
+from sglrp_curves import Array, accuracies, areas, condition, overtaken_at, pooled
+from sglrp_examples import worked_examples
 
-from lightning_xai import attribution, explain
-from lightning_xai.attribution.rules import z_plus
 from lightning_xai.metrics import compare
 from lightning_xai.metrics.patch_masking import SIZES
 from lightning_xai.report import Table
 
-Array = NDArray[np.float64]
 Values = Mapping[str, Any]
 
 OURS, RIVAL = "SGLRP", "Guided Grad-CAM"
 SHOWN_LEVELS = (0, 25, 50, 67, 75, 90, 100)
 """Energies in percent that have a column; 67 is where the paper's curves cross."""
-FILLS, INSIGNIFICANT = 0.6, 0.1
-"""Share of the image that the object covers, from which on it fills it, and up to which it is insignificant."""
 SIMILAR = 10
 """So many classes of the classifier for one label are many that are like each other: birds, boats, cars, dogs."""
 
@@ -108,24 +103,6 @@ def published(found: Values) -> dict[str, Any]:
     return values
 
 
-def accuracies(found: Values) -> dict[str, Array]:
-    """Pointing accuracy of each image (N,L) by method; a map that shows nothing has accuracy 0."""
-    return {name: np.array(hits) / np.maximum(found["points"][name], 1) for name, hits in found["hits"].items()}
-
-
-def pooled(found: Values) -> dict[str, Array]:
-    """Hits of all images over points of all images, (L,), by method."""
-    return {
-        name: np.sum(hits, axis=0) / np.maximum(np.sum(found["points"][name], axis=0), 1)
-        for name, hits in found["hits"].items()
-    }
-
-
-def areas(found: Values) -> dict[str, Array]:
-    """Area under each image's curve over its range, (N,), by method."""
-    return {name: ((one[:, :-1] + one[:, 1:]) / 2).mean(1) for name, one in accuracies(found).items()}
-
-
 def _pointing(found: Values, seed: int) -> Table:
     curves, area, all_points = accuracies(found), areas(found), pooled(found)
     rows: list[list[Any]] = []
@@ -160,48 +137,6 @@ def _overtaking(found: Values, seed: int) -> Table:
         rows,
         "the energy from which on it stays ahead, with the 95 % interval and the share of resamples where there is one",
     )
-
-
-def overtaken_at(hits: tuple[Array, Array], points: tuple[Array, Array], seed: int, n_resamples: int = 1000) -> str:
-    """The level from which on one method's accuracy stays at or above another's, in words.
-
-    Args:
-        hits: Of the one and of the other, (N,L).
-        points: Of the one and of the other, (N,L).
-        seed: Of the bootstrap over images.
-        n_resamples: Its resamples.
-
-    Returns:
-        Index of the level, its interval over the resamples that have one, and their share.
-
-    Example:
-        >>> behind, ahead = np.array([[0.2, 0.6, 0.7]] * 3), np.array([[0.5, 0.5, 0.5]] * 3)
-        >>> overtaken_at((behind, ahead), (np.ones((3, 3)), np.ones((3, 3))), seed=0)
-        '1 [1, 1], 100 %'
-    """
-    n = len(hits[0])
-    drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=n_resamples)
-    counts = np.concatenate([np.ones((1, n)), drawn])
-    first, second = ((counts @ h) / np.maximum(counts @ p, 1e-12) for h, p in zip(hits, points, strict=True))
-    # a level is reached for good where nothing after it is behind
-    lasting = np.flip(np.logical_and.accumulate(np.flip(first >= second, 1), 1), 1)
-    start = np.where(lasting.any(1), lasting.argmax(1), -1)
-    reached = start[1:][start[1:] >= 0]
-    told = "never" if start[0] < 0 else str(start[0])
-    if len(reached):
-        low, high = np.quantile(reached, [0.025, 0.975]).round().astype(int)
-        told += f" [{low}, {high}]"
-    return f"{told}, {100 * len(reached) / n_resamples:.0f} %"
-
-
-def condition(share: Array) -> dict[str, NDArray[np.bool_]]:
-    """The images of figure 9, found by how much of them the object covers, and the others."""
-    filled, small = share >= FILLS, (share <= INSIGNIFICANT) & (share > 0)
-    return {
-        f"fills the image (from {100 * FILLS:.0f} %)": filled,
-        f"insignificant (up to {100 * INSIGNIFICANT:.0f} %)": small,
-        "between": ~filled & ~small & (share > 0),
-    }
 
 
 def _failures(found: Values, seed: int) -> Table:
@@ -321,31 +256,3 @@ def _difference(first: Array, second: Array) -> Any:
         return float(np.mean(first - second)) if len(first) else None
     found = compare(torch.from_numpy(first.copy()), torch.from_numpy(second.copy()), n_resamples=2000)
     return {"mean": found.difference, "low": found.low, "high": found.high}
-
-
-EXAMPLES: dict[str, list[list[float]]] = {
-    "figure 3: z2 speaks for classes 2 and 3": [[0, 0, 1], [1, 4, 0], [0, 4, 0]],
-    "figure 5: z2 is all that speaks for classes 1 and 3": [[0, 1, 0], [0, 3, 1], [0, 1, 0]],
-    "figure 5, but z1 speaks for class 3, which is probable": [[0, 1, 0], [0, 3, 1], [4, 0, 0]],
-}
-"""Weights (classes, nodes z1 to z3) of a last layer under nodes that are all 1; class 2 is explained."""
-
-
-def worked_examples() -> Table:
-    """The toy networks of figures 3 and 5: the share of each node in what is positive."""
-    rows: list[list[Any]] = []
-    for title, weights in EXAMPLES.items():
-        layer = nn.Linear(3, 3, bias=False)
-        layer.weight = nn.Parameter(torch.tensor(weights, dtype=torch.float32))
-        nodes, rules = torch.ones(1, 1, 1, 3), attribution.Rules(first=z_plus)
-        methods = {"LRP": attribution.LRP(rules), "CLRP": attribution.CLRP(rules), OURS: attribution.SGLRP(rules)}
-        maps = explain(nn.Sequential(nn.Flatten(), layer), nodes, 1, attributions=methods)
-        rows += [[f"{title}; {name}", *_shares(one)] for name, one in maps.items()]
-    return Table(
-        "Worked examples: relevance of the nodes, % of what is positive", ["", "z1", "z2", "z3"], rows, digits=0
-    )
-
-
-def _shares(maps: Tensor) -> list[float]:
-    positive = maps.flatten().relu()
-    return (100 * positive / positive.sum().clamp(min=1e-12)).tolist()

@@ -1,22 +1,27 @@
 """The experiment on softmax-gradient LRP: what it measures, that it goes on where it was, and what it makes of it."""
 
 import doctest
+import io
 import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import sglrp
+import sglrp_curves
+import sglrp_measures
 import sglrp_networks
-import sglrp_report
 import timm
 import torch
 from PIL import Image
 from recipes.image_files import HEN, TENCH, write_images
 from reporting import Run
-from sglrp import Experiment, main, parse, patches, pointing, printed_seed, side_by_side
+from sglrp import Experiment, main, parse
+from sglrp_curves import accuracies, areas, condition, overtaken_at, pooled
+from sglrp_examples import worked_examples
+from sglrp_measures import patches, pointing, printed_seed, side_by_side
 from sglrp_networks import Subject, loaded
-from sglrp_report import accuracies, areas, condition, overtaken_at, pooled, tables, worked_examples
+from sglrp_report import tables
 from torch import nn
 
 import lightning_xai as xai
@@ -95,7 +100,7 @@ def finished(tmp_path_factory):
 
 def test_the_examples_run():
     """The recipes' folder is no package: its doctests are run here."""
-    assert sum(doctest.testmod(module).failed for module in (sglrp, sglrp_networks, sglrp_report)) == 0
+    assert sum(doctest.testmod(module).failed for module in (sglrp, sglrp_curves, sglrp_measures, sglrp_networks)) == 0
 
 
 def test_a_run_without_data_writes_tables_and_pictures_of_all_figures(finished):
@@ -312,11 +317,28 @@ def test_images_that_cannot_be_read_are_left_out():
         loaded(items, [0])
 
 
-def test_cifar_networks_are_in_timms_list():
-    """So that `--model` finds them."""
-    network = timm.create_model("cifar_resnet20", num_classes=10).eval()
-    assert network(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+def test_cifar_images_with_a_network_of_timms_list(tmp_path):
+    """The first of the file, whose networks `--model` finds by name."""
+    stored = io.BytesIO()
+    Image.new("RGB", (32, 32), (255, 0, 0)).save(stored, "JPEG")
+    jpeg = np.frombuffer(stored.getvalue() * 3, np.uint8)
+    offsets = np.arange(4) * len(stored.getvalue())
+    np.savez(tmp_path / "cifar10_test.npz", jpeg=jpeg, offsets=offsets, labels=np.array([3, 1, 2]))
+    args = parse(["--data", str(tmp_path), "--model", "cifar_resnet20", "--n-images", "2", "--device", "cpu"])
+    (found,) = sglrp.subjects(args)
+    _, images, labels = loaded(found.images, [0, 1])
+    assert labels.tolist() == [3, 1]
+    assert found.predict(images).shape == (2, 10)
+    assert found.classes[3] == "cat"
     assert timm.is_model("cifar_resnet44")
+
+
+def test_classifiers_of_one_name_are_refused(tmp_path):
+    """Their results would be mixed up."""
+    write_images(tmp_path / "val", {TENCH: 1}, (40, 40))
+    options = ["--data", str(tmp_path), "--model", "test_resnet", "--image-size", "32"]
+    with pytest.raises(SystemExit, match="another name for each classifier"):
+        sglrp.subjects(parse([*options, "--beside", "--model test_resnet"]))
 
 
 @pytest.mark.parametrize(
@@ -324,6 +346,7 @@ def test_cifar_networks_are_in_timms_list():
     [
         (["--data", "d"], "--data expected --model beside it"),
         (["--model", "resnet18"], "expected --data beside them"),
+        (["--n-images", "0"], "expected 1 or more"),
         (["--data", "a.tar", "--model", "resnet18"], "expected a folder"),
         (["--data", "d", "--model", "resnet18", "--beside", "--name x"], "--model among them, got '--name x'"),
     ],
