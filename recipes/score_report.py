@@ -30,6 +30,12 @@ def numbers(values: Values, name: str) -> np.ndarray:
     return np.array([np.nan if one is None else one for one in values.get(name, [])], dtype=float)
 
 
+def defined(values: Values, name: str) -> np.ndarray:
+    """What was measured, without the images that have no value."""
+    found = numbers(values, name)
+    return found[~np.isnan(found)]
+
+
 def mean_of(values: np.ndarray, seed: int) -> Cell:
     """Mean and interval of the values there are; None if there are none."""
     there = values[~np.isnan(values)]
@@ -62,8 +68,9 @@ def rounding_table(values: Values) -> Table:
     """What narrower floats make of the gradient of each score."""
     rows: list[list[Cell]] = []
     for name in ROUNDED:
-        errors = numbers(values, f"error | {name}")
-        rows.append([name, 100 * float((errors > WRONG).mean()), f"{np.median(errors):.1e}", f"{errors.max():.1e}"])
+        errors = defined(values, f"error | {name}")
+        if len(errors):
+            rows.append([name, 100 * float((errors > WRONG).mean()), f"{np.median(errors):.1e}", f"{errors.max():.1e}"])
     title = "Gradients of scores that are computed in narrower floats, against float64"
     columns = ["score", f"error above {WRONG:.0%}, % of images", "median error", "largest"]
     caption = f"{len(numbers(values, '1 - p'))} images. Error: length of the difference over length of the gradient."
@@ -85,9 +92,9 @@ def equality_table(values: Values) -> Table:
     """How nearly post- and log-softmax give one map."""
     rows: list[list[Cell]] = []
     for method in METHODS:
-        found = numbers(values, f"cosine | {method} | post-softmax | log-softmax")
+        found = defined(values, f"cosine | {method} | post-softmax | log-softmax")
         if len(found):
-            rows.append([method, len(found), float(np.nanmin(found)), float(np.nanmedian(found))])
+            rows.append([method, len(found), float(found.min()), float(np.median(found))])
     caption = "Before the ReLU; maps of one gradient in float64, of paths in float32."
     columns = ["", "images", "least cosine", "median cosine"]
     return Table("Maps of the post-softmax score against those of the log-softmax score", columns, rows, caption, 10)
@@ -192,8 +199,8 @@ def draw_agreement(values: Values, path: Path) -> Picture:
     """Boxes of the rank correlation between maps of two scores, by method."""
     figure, panels = _figure(12, 4, len(DRAWN_PAIRS))
     for axes, pair in zip(panels, DRAWN_PAIRS, strict=True):
-        found = {name: numbers(values, " | ".join(("rank correlation", name, *pair))) for name in METHODS}
-        found = {name: one[~np.isnan(one)] for name, one in found.items() if len(one)}
+        found = {name: defined(values, " | ".join(("rank correlation", name, *pair))) for name in METHODS}
+        found = {name: one for name, one in found.items() if len(one)}
         axes.boxplot(list(found.values()), whis=(0, 100), medianprops={"color": "C3"})
         names = [f"{name} ({len(one)})" for name, one in found.items()]
         axes.set_xticks(range(1, len(found) + 1), names, rotation=45, ha="right")
