@@ -91,7 +91,13 @@ class NoStepAgainst:
 
     ``lambda <grad L_C, grad L_R> >= -share |grad L_C|^2``: a step of gradient descent lowers ``L_C`` by at least
     ``1 - share`` times what it would without the term, to first order. Where the two gradients do not oppose each other
-    any weight is allowed, so that the controller's upper bound matters.
+    that allows any weight; the term's gradient is then kept to the size of the classification gradient, since steps of
+    a given length, as Adam's are, would else hardly be steps on ``L_C``. So for shares below 1 it allows at least
+    what ``GradientShare(share)`` does and at most what ``GradientShare(1)`` does.
+
+    The angle is that of one batch, and tells nothing of what the term does over many steps: in 144 steps on generated
+    images from scratch (``recipes/imagenet_interp.py --adaptive``, one seed) a share of 0.1 ended at an accuracy of
+    15 %, where :class:`GradientShare` of 0.1 had 30 % and plain training 31 %.
 
     Args:
         share: The share, above 0.
@@ -101,8 +107,8 @@ class NoStepAgainst:
 
     Example:
         >>> budget = NoStepAgainst(0.5)
-        >>> budget(GradientProducts(16.0, 1.0, -2.0)), budget(GradientProducts(16.0, 1.0, 2.0))
-        (4.0, inf)
+        >>> budget(GradientProducts(16.0, 1.0, -4.0)), budget(GradientProducts(16.0, 1.0, 2.0))
+        (2.0, 4.0)
     """
 
     share: float = 0.1
@@ -112,15 +118,17 @@ class NoStepAgainst:
 
     def __call__(self, products: GradientProducts) -> float:
         """The highest weight for products of gradients."""
-        return inf if products.inner >= 0 else self.share * products.classification / -products.inner
+        undoing = inf if products.inner >= 0 else self.share * products.classification / -products.inner
+        return min(undoing, 1 / products.norm_ratio)
 
 
 class AdaptiveWeight(nn.Module):
     """The weight lambda that a budget allows, measured while training.
 
     Every ``every_n_steps`` optimizer steps the gradients of both parts are taken at the trained parameters and the
-    budget names the highest weight; lambda follows it, as an exponential mean of logarithms within ``bounds``. A
-    measurement in which a gradient is zero or not finite is passed over. Costs a backward pass of each part in such a
+    budget names the highest weight; lambda follows it, as an exponential mean of logarithms within ``bounds``, in about
+    ``every_n_steps / (1 - smoothing)`` steps, 200 by default: in a short training ``start`` matters. A measurement in
+    which a gradient is zero or not finite is passed over. Costs a backward pass of each part in such a
     step, counted in convolutions two plain steps: a tenth of a plain step in the mean of 20.
 
     The gradients are those of a batch, with its noise. Several processes (torch.distributed) take the mean of what each

@@ -47,8 +47,8 @@ def gradient_share(cosine, ratio):
 
 
 def no_step_against(cosine, ratio):
-    """The same, at most the upper bound."""
-    return 10 if cosine >= 0 else min(10, 0.01 / -cosine / ratio)
+    """Where the gradients oppose each other, at most by that share; never longer than that of the other."""
+    return min(1, 0.01 / -cosine if cosine < 0 else 1) / ratio
 
 
 @pytest.mark.parametrize("budget", [gradient_share, no_step_against])

@@ -46,12 +46,12 @@ def test_cosine_and_ratio_follow_from_the_products():
 @pytest.mark.parametrize("cosine", [-1.0, -0.3, 0.0, 0.6])
 @pytest.mark.parametrize("share", [0.01, 0.5])
 def test_the_budget_is_met_with_equality(cosine, share):
-    """Of the size, at any angle; of what is undone, where the gradients oppose each other."""
+    """Of the size, at any angle; of what is undone where the gradients oppose each other, else both are as long."""
     products = GradientProducts(4.0, 9.0, 6.0 * cosine)
     weight = GradientShare(share)(products)
     assert weight * 3 == pytest.approx(share * 2)
     weight = NoStepAgainst(share)(products)
-    assert weight == inf if cosine >= 0 else weight * products.inner == pytest.approx(-share * 4)
+    assert weight * 3 == pytest.approx(min(2, 2 * share / -cosine) if cosine < 0 else 2)
 
 
 def test_the_first_measurement_is_in_the_first_step_and_the_next_n_later():
@@ -75,13 +75,13 @@ def test_the_weight_is_an_exponential_mean_of_logarithms():
 
 def test_the_weight_stays_within_its_bounds():
     """Also under a budget that allows any weight, or hardly one."""
-    weight = AdaptiveWeight(NoStepAgainst(1e-9), start=0.5, bounds=(0.1, 2.0), smoothing=0.5, every_n_steps=1)
-    for step in range(50):
+    weight = AdaptiveWeight(lambda products: inf if products.inner > 0 else 1e-9, start=0.5, bounds=(0.1, 2.0))
+    for step in range(0, 1000, 20):
         measured(weight, step, 1.0)
-    assert weight(50) == pytest.approx(2.0)
-    for step in range(50, 100):
+    assert weight(1000) == pytest.approx(2.0, rel=0.01)
+    for step in range(1000, 2000, 20):
         measured(weight, step, -1.0)
-    assert weight(100) == pytest.approx(0.1)
+    assert weight(2000) == pytest.approx(0.1, rel=0.02)
 
 
 def test_noisy_measurements_move_the_weight_little():
