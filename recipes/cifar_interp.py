@@ -48,6 +48,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=400, help="optimizer steps of the comparison")
     parser.add_argument("--batch-size", type=int, default=64, help="images of a step")
     parser.add_argument("--seeds", type=int, default=5, help="networks of each setting in the comparison")
+    parser.add_argument("--other-seeds", type=int, default=3, help="networks of cheaper forms and the paper's setting")
     parser.add_argument("--explained", type=int, default=500, help="images for the confidence metrics")
     parser.add_argument("--masked", type=int, default=96, help="images for Score-CAM, insertion and deletion")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at the same time, with one thread each")
@@ -55,7 +56,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     args.n, args.n_validation = None, 5000
     if args.fast_dev_run:
-        args.n, args.n_validation, args.search_steps, args.steps, args.seeds = 96, 32, 2, 2, 2
+        args.n, args.n_validation, args.search_steps, args.steps = 96, 32, 2, 2
+        args.seeds, args.other_seeds = 2, 1
         args.explained, args.masked, args.batch_size, args.blocks = 16, 8, 16, 1
     elif args.data is None:
         args.n, args.n_validation = 3072, 512
@@ -103,8 +105,8 @@ def chosen(found: dict[Setting, dict[str, Any]]) -> list[Setting]:
     return list(dict.fromkeys([*ranked[:2], default, norm]))
 
 
-def compared(run: Run, args: argparse.Namespace, settings: Sequence[Setting]) -> dict[Setting, list[dict[str, Any]]]:
-    """Settings over seeds, on test images; the reference network is trained first."""
+def compared(run: Run, args: argparse.Namespace, seeds: dict[Setting, int]) -> dict[Setting, list[dict[str, Any]]]:
+    """Settings, each over its number of seeds, on test images; the reference network is trained first."""
     scale = Scale(args.blocks, args.steps, args.batch_size, args.explained, args.masked)
     weights = run.folder / "reference.safetensors"
 
@@ -112,9 +114,9 @@ def compared(run: Run, args: argparse.Namespace, settings: Sequence[Setting]) ->
         return Job(setting, scale, seed, "test", args.data, args.n, args.n_validation, reference, keep)
 
     results_of(run, args, {"reference": job(Setting(), REFERENCE_SEED, None, weights)})
-    jobs = {(one, seed): job(one, args.seed + seed) for one in settings for seed in range(args.seeds)}
+    jobs = {(one, seed): job(one, args.seed + seed) for one, n in seeds.items() for seed in range(n)}
     found = results_of(run, args, {_name("final", one, seed): job for (one, seed), job in jobs.items()})
-    return {one: [found[_name("final", one, seed)] for seed in range(args.seeds)] for one in settings}
+    return {one: [found[_name("final", one, seed)] for seed in range(n)] for one, n in seeds.items()}
 
 
 def _name(stage: str, setting: Setting, seed: int | None = None) -> str:
@@ -125,13 +127,14 @@ def _name(stage: str, setting: Setting, seed: int | None = None) -> str:
 def main(argv: Sequence[str] | None = None) -> Results:
     """Run the experiment."""
     args = parse(argv)
-    run = Run(args, free=("jobs", "seeds"))
+    run = Run(args, free=("jobs", "seeds", "other_seeds"))
     broad = searched(run, args)
     best = chosen(broad)
     cheaper = [replace(best[0], every_n_steps=4), replace(best[0], fraction=0.25)]
     literal = Setting(LAMBDAS[0], "cosine", "loss")
-    settings = list(dict.fromkeys([Setting(), *best, *cheaper, literal]))
-    found = compared(run, args, settings)
+    seeds = dict.fromkeys([*cheaper, literal], args.other_seeds) | dict.fromkeys([Setting(), *best], args.seeds)
+    order = dict.fromkeys([Setting(), *best, *cheaper, literal])
+    found = compared(run, args, {one: seeds[one] for one in order})
     values = {
         "search": [asdict(one) | result for one, result in broad.items()],
         "comparison": [asdict(one) | {"seeds": results} for one, results in found.items()],
@@ -143,7 +146,8 @@ def main(argv: Sequence[str] | None = None) -> Results:
         f"{len(broad)} settings of the training term on {data}, one seed each, chosen on validation images by how much "
         "less Grad-CAM drops than maps that know nothing of the network, each with the largest lambda that costs no "
         "accuracy. Then the best two families, the default one, plain training, a penalty on the gradient's norm, "
-        f"cheaper forms of the best and the paper's own setting, {args.seeds} networks of each, on test images."
+        f"{args.seeds} networks of each, cheaper forms of the best and the paper's own setting, {args.other_seeds} of "
+        "each, on test images."
     )
     tables = [search_table(broad), *comparison_tables(found)]
     return run.finish(TITLE, summary, tables, PICTURES, values)

@@ -69,24 +69,25 @@ def search_table(found: Mapping[Setting, Found]) -> Table:
 
 def comparison_tables(found: Mapping[Setting, Sequence[Found]]) -> list[Table]:
     """Accuracy and gradients, a table for each metric, and its differences to plain training, paired by seed."""
-    caption = f"Mean and Student's 95 % interval over {len(found[PLAIN])} networks trained from scratch"
+    caption = "Mean and Student's 95 % interval over networks trained from scratch, as many as the column seeds says"
     looks = [
         [
             str(one),
+            len(results),
             over_seeds([each["accuracy"] for each in results]),
             *(over_seeds([100 * each["gradients"][name] for each in results]) for name in LOOKS),
         ]
         for one, results in found.items()
     ]
-    heads = ["", "accuracy, %", "alignment x 100", "roughness x 100"]
+    heads = ["", "seeds", "accuracy, %", "alignment x 100", "roughness x 100"]
     tables = [Table("Accuracy and input gradients", heads, looks, f"{caption}.")]
     for metric, title in METRICS.items():
         values = by_map(found, metric)
         heads = ["", *(f"{name} *" if name in FIXED else name for name in values[PLAIN])]
         rows = [[str(one), *map(over_seeds, maps.values())] for one, maps in values.items()]
         changes = [
-            [f"{one} - plain", *(over_seeds(maps[name] - base) for name, base in values[PLAIN].items())]
-            for one, maps in values.items()
+            [f"{one} - plain", *(over_seeds(change(values, one, name)) for name in values[PLAIN])]
+            for one in values
             if one != PLAIN
         ]
         note = f"{caption}; maps with a star are the same for every network, the differences are paired by seed."
@@ -105,6 +106,11 @@ def by_map(found: Mapping[Setting, Sequence[Found]], metric: str) -> dict[Settin
         }
         for one, results in found.items()
     }
+
+
+def change(values: Mapping[Setting, Mapping[str, np.ndarray]], setting: Setting, name: str) -> np.ndarray:
+    """Differences to plain training of a method or fixed map, seed by seed."""
+    return values[setting][name] - values[PLAIN][name][: len(values[setting][name])]
 
 
 def draw_search(found: Mapping[Setting, Found], path: Path) -> None:
@@ -138,7 +144,7 @@ def draw_comparison(found: Mapping[Setting, Sequence[Found]], path: Path) -> Non
         axes.set_yticks(range(len(names)), [f"{name} *" if name in FIXED else name for name in names])
         for i, one in enumerate(settings):
             at = np.arange(len(names)) + 0.7 * (i / max(1, len(settings) - 1) - 0.5)
-            cells: list[Any] = [over_seeds(values[one][name] - values[PLAIN][name]) for name in names]
+            cells: list[Any] = [over_seeds(change(values, one, name)) for name in names]
             means = [cell["mean"] if isinstance(cell, dict) else cell for cell in cells]
             halves = [cell["high"] - cell["mean"] if isinstance(cell, dict) else 0.0 for cell in cells]
             axes.errorbar(means, at, xerr=halves, fmt="o", color=f"C{i}", label=str(one), markersize=3)
