@@ -9,6 +9,7 @@ from io import StringIO
 
 from matplotlib import style
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from .pictures import evenly
 from .run_folder import Log
@@ -69,13 +70,13 @@ class Section:
         title: Training, validation, an attribution's metrics, ...
         charts: The drawings.
         legend: Lines by their label.
-        note: What was left out.
+        notes: What was not drawn.
     """
 
     title: str
     charts: list[Chart]
     legend: list[Line]
-    note: str
+    notes: list[str]
 
 
 def sections(logs: Sequence[tuple[str, Log]]) -> list[Section]:
@@ -94,30 +95,37 @@ def sections(logs: Sequence[tuple[str, Log]]) -> list[Section]:
     """
     found: dict[str, dict[str, list[tuple[str, str, Points]]]] = {}
     for model, log in logs:
+        checks = {key.removesuffix("flagged") for key in log.values if key.endswith("/flagged")}
         for key in sorted(log.values):
-            place = _place(key)
-            if place:
-                section, chart, name = place
-                found.setdefault(section, {}).setdefault(chart, []).append((name, model, log.values[key]))
-    order = ["Training", "Validation", "Explanations", "Other"]
+            section, chart, name = _place(key)
+            if any(key.startswith(prefix) for prefix in checks):
+                section = "Integrity"
+            found.setdefault(section, {}).setdefault(chart, []).append((name, model, log.values[key]))
+    order = ["Training", "Validation", "Explanations", "Integrity", "Other"]
     return [_section(title, found[title]) for title in order if title in found]
 
 
-def _place(key: str) -> tuple[str, str, str] | None:
-    """Section, chart and line that a logged key belongs to."""
+def _place(key: str) -> tuple[str, str, str]:
+    """Section, chart and line that a logged key belongs to; those of tests, single values, to no section shown."""
     stage, *rest = key.split("/")
     if stage == "test":
-        return None
+        return "Test", key, ""
     if rest[:1] == ["xai"] and len(rest) >= 3:
-        return "Explanations", " ".join([_title(rest[2]), *rest[3:]]), rest[1]
+        return "Explanations", " ".join([title_of(rest[2]), *rest[3:]]), rest[1]
     if stage in ("train", "val") and rest:
         inner = f" at {'/'.join(rest[1:-1])}" if len(rest) > 2 else ""  # a term taken at an inner layer
-        return {"train": "Training", "val": "Validation"}[stage], _title(rest[-1]) + inner, ""
+        return {"train": "Training", "val": "Validation"}[stage], title_of(rest[-1]) + inner, ""
     return "Other", key, ""
 
 
-def _title(name: str) -> str:
-    return _TITLES.get(name, name.replace("_", " "))
+def title_of(metric: str) -> str:
+    """What a metric is called in the page.
+
+    Example:
+        >>> title_of("AverageDrop"), title_of("my_metric")
+        ('Average drop, %; lower is better', 'my metric')
+    """
+    return _TITLES.get(metric, metric.replace("_", " "))
 
 
 def _section(title: str, charts: Mapping[str, list[tuple[str, str, Points]]]) -> Section:
@@ -130,10 +138,19 @@ def _section(title: str, charts: Mapping[str, list[tuple[str, str, Points]]]) ->
 
     lines = {chart: [styled(*one) for one in found] for chart, found in charts.items()}
     legend = {line.label: line for found in lines.values() for line in found if line.label}
-    thinned = any(len(line[2]) > _POINTS for line in every)
-    note = f"Of long curves {_POINTS} points are drawn, at even distances." if thinned else ""
-    drawn = [_chart(f"{title}: {name}", name, one) for name, one in lines.items()]
-    return Section(title, drawn, list(legend.values()), note)
+    notes = [f"{chart}: {_constant(found):.4g} throughout." for chart, found in lines.items() if _is_constant(found)]
+    if any(len(points) > _POINTS for _, _, points in every):
+        notes.append(f"Of long curves {_POINTS} points are drawn, at even distances.")
+    drawn = [_chart(f"{title}: {chart}", chart, found) for chart, found in lines.items() if not _is_constant(found)]
+    return Section(title, drawn, list(legend.values()) if drawn else [], notes)
+
+
+def _is_constant(lines: Sequence[Line]) -> bool:
+    return len({value for line in lines for value in line.points.values()}) == 1
+
+
+def _constant(lines: Sequence[Line]) -> float:
+    return next(iter(lines[0].points.values()))
 
 
 def _chart(key: str, title: str, lines: Sequence[Line]) -> Chart:
@@ -167,6 +184,7 @@ def _svg(key: str, lines: Iterable[Line]) -> str:
         axes.spines[:].set_color(_RULE)
         axes.tick_params(color=_RULE, labelcolor=_TEXT)
         axes.set_xlabel("step", color=_TEXT)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         buffer = StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     return _themed(buffer.getvalue())

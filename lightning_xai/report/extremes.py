@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from .curves import title_of
 from .followed import UNREADABLE, split_name
 from .pictures import PanelFile, Pictures, read_panel
 from .results import Example
@@ -67,7 +68,7 @@ def extremes(
     """
     shown = _Shower(pictures)
     return [
-        Extremes(metric, column, model, len(found), *shown.ends(column, found, higher))
+        Extremes(title_of(metric), column, model, len(found), *shown.ends(column, found, higher))
         for metric, higher in higher_is_better.items()
         for column, model, found in _combinations(images, metric)
         if len(found) > 1

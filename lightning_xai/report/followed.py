@@ -52,6 +52,7 @@ class Viewer:
         steps: What the slider says at each of its positions.
         rows: Number of each image, from 1 on, with its rows, one for each network.
         models: The networks.
+        methods: The attributions.
         scores: The scores; empty where attributions are not told apart by them.
         notes: What was left out or could not be read.
     """
@@ -60,6 +61,7 @@ class Viewer:
     steps: list[str]
     rows: list[tuple[int, list[Row]]]
     models: list[str]
+    methods: list[str]
     scores: list[str]
     notes: list[str] = field(default_factory=list)
 
@@ -102,11 +104,11 @@ def _viewer(key: str, logs: Sequence[tuple[str, Log]], pictures: Pictures) -> Vi
         panels = [files.read(_latest(log.panels[key], step)) for step in shown]
         for number, image in images.items():
             image.append(_row(model, number - 1, columns, panels, pictures))
-    scores = [*dict.fromkeys(split_name(column)[1] for column in columns if column != "image")]
+    methods, scores = ([*dict.fromkeys(split_name(one)[i] for one in columns if one != "image")] for i in (0, 1))
     labels = [_label(step, logs[0][1].epoch(step)) for step in shown]
     notes = [*_sampling("steps", steps, shown), *_sampling("images", rows, shown_rows), *files.notes]
-    scores = scores if any(scores) else []
-    return Viewer(key, labels, list(images.items()), [name for name, _ in logs], scores, notes)
+    models = [name for name, _ in logs]
+    return Viewer(key, labels, list(images.items()), models, methods, list(filter(None, scores)), notes)
 
 
 class _Files:

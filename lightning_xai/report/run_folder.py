@@ -87,6 +87,9 @@ def read_run(folder: Path) -> RunFolder:
     notes: list[str] = []
     results, settings = _results(folder, notes), _settings(folder, notes)
     logs = _logs(folder, notes)
+    if results:  # the tables know which network comes first
+        heads = [head for table in results.tables for head in table.columns]
+        logs.sort(key=lambda log: heads.index(log.model) if log.model in heads else len(heads))
     if results is None and not (logs or settings or (folder / "results.json").is_file()):
         held = sorted(path.name for path in folder.iterdir())[:5]
         raise ValueError(

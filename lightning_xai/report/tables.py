@@ -120,7 +120,9 @@ def settings(runs: Mapping[str, Mapping[str, Any]]) -> PageTable:
     same = {name: row for name, row in rows.items() if name not in differing}
     caption = f"{len(differing)} differ and come first." if len(runs) > 1 else ""
     columns = ["Option", *(runs if len(runs) > 1 else ["Value"])]
-    return PageTable("Settings", caption, columns, [[Cell(name), *row] for name, row in (differing | same).items()])
+    return PageTable(
+        "Options of the command", caption, columns, [[Cell(name), *row] for name, row in (differing | same).items()]
+    )
 
 
 def _setting(run: str, options: Mapping[str, Any], name: str) -> Cell:

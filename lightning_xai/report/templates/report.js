@@ -27,7 +27,7 @@ function showStep(viewer, slider) {
 // A part is shown if it fits each choice that it has a value for; the choice "" fits all.
 function showChosen(viewer) {
   const chosen = [...viewer.querySelectorAll("input[data-choice]:checked")];
-  const parts = [...viewer.querySelectorAll("[data-model], [data-score], [data-metric]")];
+  const parts = [...viewer.querySelectorAll("[data-model], [data-score], [data-attribution]")];
   for (const part of parts) {
     part.hidden = chosen.some(({ value, dataset }) => {
       const own = part.dataset[dataset.choice];
