@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from callbacks.trainers import trainer
 from pytorch_lightning.callbacks import StochasticWeightAveraging, WeightAveraging
+from pytorch_lightning.plugins import MixedPrecision
 from regularization.plain_training import (
     IMAGES,
     LABELS,
@@ -68,9 +69,15 @@ def test_clipping_sees_the_whole_gradient() -> None:
     assert_same_training(found, trained_plainly(Net(), batches(), change=clip), Net())
 
 
-def test_bf16_trains_in_the_direction_of_fp32() -> None:
-    """In mixed precision, up to its rounding."""
-    found = fitted(Trained(Net(nn.BatchNorm2d(6)), term()), precision="bf16-mixed")
+def fp16() -> MixedPrecision:
+    """With a loss scale; asked for by name, Lightning would take bf16 on CPUs."""
+    return MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**12))
+
+
+@pytest.mark.parametrize("options", [{"precision": "bf16-mixed"}, {"plugins": fp16()}], ids=["bf16", "fp16"])
+def test_mixed_precision_trains_in_the_direction_of_fp32(options: dict[str, Any]) -> None:
+    """Up to its rounding."""
+    found = fitted(Trained(Net(nn.BatchNorm2d(6)), term()), **options)
     expected, start = (
         nn.utils.parameters_to_vector(one.parameters())
         for one in (trained_plainly(Net(nn.BatchNorm2d(6)), batches()), Net(nn.BatchNorm2d(6)))
@@ -276,3 +283,9 @@ def test_steps_that_are_not_finite_are_plain_steps_and_counted() -> None:
         F.cross_entropy(plain(images), labels).backward()
         optimizer.step()
     assert_same_training(module.model, plain, Net())
+
+
+def test_training_stops_where_steps_go_on_being_not_finite() -> None:
+    """With what to do."""
+    with pytest.raises(RuntimeError, match=r"not finite in 3 steps in a row. Lower or warm up its weight"):
+        fitted(Trained(Net(), term(error=not_finite, max_nonfinite=3)))
