@@ -20,6 +20,7 @@ from lightning_xai import (
     GuidedGradient,
     GuidedGradientLoss,
     GuidedGradientMixin,
+    InputGradient,
     LinearWarmup,
     Random,
     label,
@@ -28,6 +29,7 @@ from lightning_xai import (
     post_softmax,
     second_best,
 )
+from lightning_xai.callbacks.faithfulness import default_controls
 
 CONFIG = """
 trainer:
@@ -88,6 +90,24 @@ model:
       teacher: lightning_xai.loss_teacher
       batch_norm: evaluation
 """
+RECIPE = Path(__file__).parents[2] / "recipes/callbacks.yaml"
+ANYBODYS = """
+trainer:
+  accelerator: cpu
+  max_epochs: 1
+  enable_progress_bar: false
+  enable_model_summary: false
+  enable_checkpointing: false
+  log_every_n_steps: 1
+  logger:
+    class_path: CSVLogger
+    init_args:
+      save_dir: FOLDER
+  callbacks:
+    - class_path: LearningRateMonitor
+model:
+  interpretability: lightning_xai.GuidedGradientLoss
+"""
 
 
 @pytest.fixture
@@ -96,9 +116,10 @@ def command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..
     pytest.importorskip("jsonargparse")
     monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # for what Lightning 2.6 itself still calls
 
-    def run(name: str, config: str) -> Any:
+    def run(name: str, config: str, *more: Path) -> Any:
         (tmp_path / "config.yaml").write_text(config)
-        monkeypatch.setattr(sys, "argv", ["train.py", "fit", "--config", str(tmp_path / "config.yaml")])
+        files = [part for file in (tmp_path / "config.yaml", *more) for part in ("--config", str(file))]
+        monkeypatch.setattr(sys, "argv", ["train.py", "fit", *files])
         cli, parts = importlib.import_module(f"{name}.cli"), parts_of(imported(name))
         return cli.LightningCLI(*parts, seed_everything_default=False)
 
@@ -170,3 +191,20 @@ def test_targets_are_a_class_classes_or_a_rule(command_line: Callable[..., Any],
     """Every form that YAML can hold."""
     cli = command_line("pytorch_lightning", CONFIG.replace("TARGETS", written))
     assert cli.trainer.callbacks[1].targets == meant
+
+
+@pytest.mark.parametrize("name", packages())
+def test_the_recipes_file_adds_our_callbacks_to_anybodys(
+    name: str, command_line: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Behind their own file, whose callbacks stay; pictures, faithfulness and integrity are logged."""
+    cli = command_line(name, ANYBODYS.replace("FOLDER", str(tmp_path)), RECIPE)
+    kinds = [type(callback).__name__ for callback in cli.trainer.callbacks[:4]]
+    assert kinds == ["LearningRateMonitor", "SaliencyMaps", "Faithfulness", "ModelIntegrity"]
+    methods = {"gradcam": GradCAM(), "gradcam_plus": GradCAMPlus(), "input_gradient": InputGradient()}
+    assert cli.trainer.callbacks[1].attributions == methods
+    assert set(cli.trainer.callbacks[2].attributions) == {*methods, *default_controls(methods)}
+    logged = set(cli.trainer.callback_metrics)
+    drops = {f"val/xai/{method}/AverageDrop" for method in methods}
+    assert logged >= drops | {"val/xai/integrity/flagged", "val/xai/random/AverageGain"}
+    assert len(list(tmp_path.rglob("xai/val/xai/maps/*.png"))) == 1
