@@ -37,9 +37,10 @@ from score_examples import (
     shift_paradox,
     two_trainings,
 )
-from score_maps import SCORES, Chunk, Subject, Values, joined, measured
+from score_maps import SCORES, Chunk, Subject, Values, baseline_probabilities, joined, measured
 from score_report import (
     agreement_table,
+    baseline_table,
     draw_agreement,
     draw_maps,
     draw_saturation,
@@ -155,6 +156,7 @@ def values_of(run: Run, subject: Subject, sets: dict[str, list[Chunk]], names: l
     """All that is measured of all images, chunk by chunk; maps of the first images are drawn where they are made."""
     parts: list[Values] = []
     first = next(iter(sets.values()))[0]
+    baseline = run.part("baseline", lambda: baseline_probabilities(subject, first.images))
 
     def computed(chunk: Chunk) -> Values:
         values, maps = measured(subject, chunk)
@@ -166,7 +168,9 @@ def values_of(run: Run, subject: Subject, sets: dict[str, list[Chunk]], names: l
         return values
 
     for name, some in sets.items():
-        parts += run.parts(name, some, computed)
+        for chunk, part in zip(some, run.parts(name, some, computed), strict=True):
+            classes = part["class"][: chunk.n_path]
+            parts.append(part | {"p at the baseline": [baseline[int(one)] for one in classes]})
     return joined(parts)
 
 
@@ -181,6 +185,7 @@ def reported(args: argparse.Namespace, run: Run, values: Values, trainings: dict
         saturation_table(values),
         rounding_table(values),
         magnitude_table(values),
+        baseline_table(values),
         agreement_table(values, "rank correlation", "Rank correlation of maps of two scores", args.seed),
         agreement_table(values, "peak moved", "Images whose peak moves, %", args.seed, scale=100, digits=1),
         equality_table(values),

@@ -35,7 +35,8 @@ GRADIENT_METHODS: dict[str, Callable[[Any, Score], Attribution]] = {
     "Grad-CAM+": lambda layer, score: xai.GradCAMPlus(layer, score=score, relu=False),
     "Grad-CAM++": lambda layer, score: xai.GradCAMPlusPlus(layer, score=score, relu=False),
 }
-METHODS = (*GRADIENT_METHODS, "RSI Grad-CAM", "Integrated Gradients")
+PATH_METHODS = ("RSI Grad-CAM", "Integrated Gradients")
+METHODS = (*GRADIENT_METHODS, *PATH_METHODS)
 CONTROLS: dict[str, Attribution] = {"centred Gaussian": xai.CenteredGaussian(), "noise": xai.Random()}
 # In float32 or narrower, as programs compute them and as the library does; the network stays in float64.
 ROUNDED: dict[str, tuple[str, Score]] = {
@@ -139,6 +140,23 @@ def measured(subject: Subject, chunk: Chunk) -> tuple[Values, Maps]:
         controls = _explained(subject, subject.model, chunk.images, targets, CONTROLS)
         values |= _hits(found | controls, chunk.masks)
     return values, maps
+
+
+def baseline_probabilities(subject: Subject, images: Tensor) -> list[float]:
+    """Probability of each class at the black image, where paths begin.
+
+    Args:
+        subject: The classifier.
+        images: Images (N,C,H,W), for their size.
+
+    Returns:
+        Probabilities (K,), computed in float64.
+    """
+    weight = next(subject.exact.parameters())
+    first = images[:1].to(weight)
+    black = xai.black(first, subject.standard["mean"], subject.standard["std"]).expand_as(first)
+    with torch.no_grad():
+        return subject.exact(black).softmax(1)[0].tolist()
 
 
 def joined(parts: Sequence[Values]) -> Values:

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from reporting import Picture, Table, interval
-from score_maps import CONTROLS, METHODS, PAIRS, ROUNDED, SCORES, Maps, Values
+from score_maps import CONTROLS, METHODS, PAIRS, PATH_METHODS, ROUNDED, SCORES, Maps, Values
 from torch import Tensor
 
 from lightning_xai.report.results import Cell
@@ -114,6 +114,25 @@ def magnitude_table(values: Values) -> Table:
     return Table("Largest value of a map in magnitude, by the probability of the class", columns, rows, caption)
 
 
+def baseline_table(values: Values) -> Table:
+    """Path methods where the path begins at an image of the class already, and where it does not."""
+    at_baseline = numbers(values, "p at the baseline")
+    sides = {"below 0.5": at_baseline < 0.5, "above": at_baseline >= 0.5}
+    rows: list[list[Cell]] = []
+    for method in PATH_METHODS:
+        for score in SCORES:
+            sizes, hits = (numbers(values, f"{one} | {method} | {score}") for one in ("magnitude", "hit"))
+            pointed = hits if len(hits) == len(sizes) else np.full(len(sizes), np.nan)
+            row = [(_median(sizes[chosen]), _percent(pointed[chosen])) for chosen in sides.values()]
+            rows.append([f"{method}, {score}", *(cell for pair in row for cell in pair)])
+    heads = [f"{what}, p {side} ({chosen.sum()})" for side, chosen in sides.items() for what in ("size", "peaks, %")]
+    caption = (
+        "p: probability of the class at the black image, in brackets the number of images. Size: median of the largest "
+        "values of maps in magnitude. Peaks: those at the object, where its place is known of all images."
+    )
+    return Table("Path methods, by the probability of the class where the path begins", ["", *heads], rows, caption)
+
+
 def pointing_table(values: Values, seed: int) -> Table:
     """The pointing game of every method and score, with paired differences of scores."""
     rows: list[list[Cell]] = []
@@ -144,6 +163,10 @@ def _ranges(left: np.ndarray) -> list[tuple[str, np.ndarray]]:
 
 def _median(values: np.ndarray) -> Cell:
     return f"{np.median(values):.1e}" if len(values) else None
+
+
+def _percent(values: np.ndarray) -> Cell:
+    return float(100 * values.mean()) if len(values) and not np.isnan(values).any() else None
 
 
 def _short(score: str) -> str:

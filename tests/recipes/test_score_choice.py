@@ -173,6 +173,32 @@ def test_empty_maps_have_no_rank_correlation():
     json.dumps(values, allow_nan=False)
 
 
+def test_paths_that_begin_in_the_class_are_told_apart():
+    """Two images whose class is that of the black image: small maps, one peak of two at the object."""
+    values = {"p at the baseline": [0.9, 0.1, 0.6]}
+    for method in score_maps.PATH_METHODS:
+        for score in SCORES:
+            values[f"magnitude | {method} | {score}"] = [1e-4, 1.0, 3e-4]
+            values[f"hit | {method} | {score}"] = [1.0, 1.0, 0.0]
+    table = score_report.baseline_table(values)
+    assert table.columns[1:] == [
+        "size, p below 0.5 (1)",
+        "peaks, %, p below 0.5 (1)",
+        "size, p above (2)",
+        "peaks, %, p above (2)",
+    ]
+    assert cells(table)["RSI Grad-CAM, centred"] == ["1.0e+00", 100.0, "2.0e-04", 50.0]
+
+
+def test_probabilities_at_the_baseline_are_those_of_black():
+    """Which standardisation makes of it what it is: here -2 in every channel."""
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2, bias=False))
+    network[2].weight.data = torch.tensor([[0.5, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    subject = Subject(network, None, {"mean": [0.5] * 3, "std": [0.25] * 3}, n_steps=4, batch_size=4)
+    found = score_maps.baseline_probabilities(subject, torch.rand(2, 3, 4, 4))
+    assert found == pytest.approx([1 / (1 + math.e), math.e / (1 + math.e)])
+
+
 def test_peaks_move_beyond_the_tolerance_of_the_pointing_game():
     """Of 45 pixels three are tolerated, whatever the direction."""
     maps = torch.zeros(4, 45, 45)
@@ -213,7 +239,7 @@ def test_a_run_leaves_results_and_figures(finished):
     stored = Results.load(folder)
     assert stored.values == json.loads(json.dumps(results.values))
     assert {one.file for one in stored.pictures} == {"maps_0.png", "saturation.png", "agreement.png"}
-    assert len(stored.tables) == 12
+    assert len(stored.tables) == 13
     assert len(stored.values["images"]["p"]) == 10
 
 
@@ -284,7 +310,7 @@ def test_photographs_with_and_without_boxes(tmp_path):
         torch.manual_seed(0)
         first = main([*options, "--run", str(tmp_path / "first")])
         second = main([*options, "--boxed", str(boxed), "--run", str(tmp_path / "second")])
-    assert len(first.tables) + 1 == len(second.tables) == 12
+    assert len(first.tables) + 1 == len(second.tables) == 13
     assert len(first.values["images"]["p"]) == 4
     assert len(second.values["images"]["p"]) == 5
     assert set(second.values["images"]["class"][4:]) <= {0, 1}
