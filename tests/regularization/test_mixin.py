@@ -19,6 +19,8 @@ WITH_TERM = ALWAYS | {
     f"train/guided_gradient/{name}" for name in ("regularization_loss", "weight", "cosine", "norm_ratio", "saturated")
 }
 
+COST = {"train/guided_gradient/cost"}  # of the step before, so not in the first one
+
 
 class Recorder(pl.loggers.logger.DummyLogger):
     """A logger that keeps every row by its step."""
@@ -69,7 +71,8 @@ def test_every_part_is_logged_in_every_step(name: str) -> None:
     """Under the names that the docstring gives, and nothing else."""
     lightning, recorder = imported(name), Recorder()
     trainer(lightning, logger=recorder).fit(classifier(GuidedGradientLoss(), lightning), loader())
-    assert [set(row) for row in recorder.rows.values()] == [WITH_TERM, WITH_TERM]
+    assert [set(row) for row in recorder.rows.values()] == [WITH_TERM, WITH_TERM | COST]
+    assert 0 < recorder.rows[1]["train/guided_gradient/cost"] < 100
 
 
 def test_what_is_logged_are_the_terms() -> None:
@@ -139,7 +142,7 @@ def test_another_module_may_be_the_classifier() -> None:
     module.forward = None
     recorder = Recorder()
     trainer(logger=recorder).fit(module, loader())
-    assert set(recorder.rows[1]) == WITH_TERM
+    assert set(recorder.rows[1]) == WITH_TERM | COST
 
 
 def test_the_criterion_may_give_one_value_for_each_image() -> None:
@@ -179,7 +182,7 @@ def test_the_trainers_precision_is_kept(precision: str) -> None:
     recorder = Recorder()
     trainer(logger=recorder, precision=precision).fit(classifier(GuidedGradientLoss()), loader())
     assert all(abs(value) < 1e3 for row in recorder.rows.values() for value in row.values())
-    assert set(recorder.rows[1]) == WITH_TERM
+    assert set(recorder.rows[1]) == WITH_TERM | COST
 
 
 def test_validation_may_fall_between_steps() -> None:
