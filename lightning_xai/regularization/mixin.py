@@ -40,6 +40,11 @@ class GuidedGradientMixin(_LightningModule):
     the gradients of the two losses when :class:`AdaptiveWeight` measures them. In steps without the term Lightning logs
     the last values of the epoch again. A term at an inner layer is logged under ``train/guided_gradient/<layer>/``.
 
+    A run that is resumed goes on bit by bit as it would have; in the middle of an epoch with a loader that has
+    ``state_dict`` and ``load_state_dict``, and random states that were saved. Lightning's ``CSVLogger`` deletes the log
+    of a version that is used again, and writes every 100 steps: leave ``version`` to it, and give
+    ``flush_logs_every_n_steps=1``, so that a killed process loses no more than a row.
+
     Example:
         >>> import pytorch_lightning as pl
         >>> class Classifier(GuidedGradientMixin, pl.LightningModule):
