@@ -214,7 +214,7 @@ def measured(
     wide = xai.Faithfulness(methods, confidence + look, controls=fixed, n_images=scale.explained, **STANDARD)
     module.hits, module.seen = 0.0, 0
     _trainer(callbacks=[wide]).test(module, DataLoader(TensorDataset(images, labels), 250), verbose=False)
-    maps = _means(wide.states[0])
+    accuracy, maps = 100 * module.hits / module.seen, _means(wide.states[0])
     if scale.masked:
         dear = methods | {"scorecam": attribution.ScoreCAM(LAYER)}
         curves: list[Metric] = [metrics.Insertion(steps=8), metrics.Deletion(steps=8)]
@@ -224,7 +224,7 @@ def measured(
         for name, values in _means(narrow.states[0]).items():
             maps[name] = values | maps.get(name, {})  # the mean over more images where there is one
     return {
-        "accuracy": 100 * module.hits / module.seen,
+        "accuracy": accuracy,
         "maps": maps,
         "gradients": {name: float(one.compute()) for name, one in wide.shared_states[0].items()},
     }
