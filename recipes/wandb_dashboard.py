@@ -90,7 +90,8 @@ class Keys:
 
     def pictures(self, key: str) -> list[str]:
         """Images of a panel, those that are explained first."""
-        found = {one for one in self.images if one.startswith(f"{key}/")}
+        inner = tuple(f"{one}/" for one in self.drawn if one.startswith(f"{key}/"))  # of other runs' dataloaders
+        found = {one for one in self.images if one.startswith(f"{key}/") and not one.startswith(inner)}
         return sorted(found, key=lambda one: (one != f"{key}/image", one))
 
 
@@ -230,8 +231,8 @@ def _metric(key: str) -> tuple[str, str, str]:
 
 def _title(stage: str, metric: str, index: str) -> str:
     better = getattr(getattr(xai, metric, None), "higher_is_better", None)
-    words = {True: " (higher is better)", False: " (lower is better)", None: ""}
-    return f"{stage}: {metric}{words[better]}" + (f", dataloader {index}" if index else "")
+    words = {True: " (higher is better)", False: " (lower is better)"}
+    return f"{stage}: {metric}{words.get(better, '')}" + (f", dataloader {index}" if index else "")
 
 
 def keys_of_project(entity: str, project: str, runs: Sequence[str] | None) -> Keys:

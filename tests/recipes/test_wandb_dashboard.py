@@ -294,6 +294,15 @@ def test_several_dataloaders_and_terms_have_plots_of_their_own() -> None:
     assert list(found) == ["Faithfulness", "Training term"]
 
 
+def test_runs_with_one_and_with_several_dataloaders_keep_their_pictures_apart() -> None:
+    """The key of the one is the beginning of the others' keys."""
+    bases = ["val/xai/maps", "val/xai/maps/dataloader_idx_0"]
+    tables = {f"{base}/table": {"_type": "table-file"} for base in bases}
+    images = {f"{base}/{name}": {"_type": "images/separated"} for base in bases for name in ("image", "gradcam")}
+    keys = Keys.of({**tables, **images})
+    assert [keys.pictures(base) for base in keys.drawn] == [[f"{base}/image", f"{base}/gradcam"] for base in bases]
+
+
 def test_a_run_that_was_cut_off_is_read_as_far_as_it_goes(run: Path, tmp_path: Path) -> None:
     """As one that is still going on."""
     (file,) = run.glob("*.wandb")
