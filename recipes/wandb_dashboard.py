@@ -231,7 +231,7 @@ def _metric(key: str) -> tuple[str, str, str]:
 
 def _title(stage: str, metric: str, index: str) -> str:
     better = getattr(getattr(xai, metric, None), "higher_is_better", None)
-    words = {True: " (higher is better)", False: " (lower is better)"}
+    words: dict[Any, str] = {True: " (higher is better)", False: " (lower is better)"}
     return f"{stage}: {metric}{words.get(better, '')}" + (f", dataloader {index}" if index else "")
 
 
