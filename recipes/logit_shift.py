@@ -14,8 +14,8 @@ there. Both are shown. Centred and post-softmax scores do not see ``t``, ``score
 gradients: what is made of these is immune, by proof; the rest is measured, before any ReLU, in float64.
 
 Data: nothing, or a folder with photographs in ``val/<class>/*``; ``--pretrained`` downloads the library's weights.
-Output: three tables on the screen, and a run folder with ``results.json``, ``maps.png`` (figures 3 and 5) and
-``second_class.png`` (figure 4: raw maps of the altered network are the same for every class).
+Output: three tables on the screen, and a run folder with ``report.html``, ``results.json``, ``maps.png`` (figures 3 and
+5) and ``second_class.png`` (figure 4: raw maps of the altered network are the same for every class).
 
 Expected (one thread of a 2-core x86-64 that others use too, torch 2.15; photographs of ImageNet):
 
@@ -41,9 +41,7 @@ ReLU follows them.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -56,16 +54,16 @@ import torch.nn.functional as F
 from classifiers import create_classifier, model_options
 from image_data import image_data
 from planted_evidence import CLASSES, planted_evidence
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
-from shifted_maps import AT_IMAGE, AT_LAYER, MOVED, SCORES, Subject, attacks_on, layer_in, paper_numbers
+from reporting import Run, add_run_options, first_batches
+from shifted_maps import MOVED, SCORES, Subject, attacks_on, layer_in, paper_numbers
 from shifted_maps import sensitivity as sensitivity_of
 from shifted_maps import verdicts as verdicts_of
 from torch import Tensor, nn
 
 import lightning_xai as xai
 from lightning_xai.integrity import PositionShift
+from lightning_xai.report import Picture, Results, Table
+from lightning_xai.report.results import Cell
 from lightning_xai.visualization import Panel, overlay, to_pixels
 
 Standard = tuple[Sequence[float], Sequence[float]]
@@ -95,9 +93,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--n-drawn", type=int, default=6, help="images in the figures")
     parser.add_argument("--batch-size", type=int, default=16, help="images in a pass")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to compute")
-    parser.add_argument("--seed", type=int, default=0, help="of generated images and of the network trained on them")
-    parser.add_argument("--run", type=Path, default=Path("runs/logit_shift"), help="folder of the results")
-    parser.add_argument("--fast-dev-run", action="store_true", help="few images, to try the script")
+    add_run_options(parser, "logit_shift")
     parser.set_defaults(val_data=None, workers=0, epochs=0, max_steps=-1)  # what image_data asks for besides
     args = parser.parse_args(argv)
     if args.data is not None and not (args.model and args.layer):
@@ -158,7 +154,8 @@ def prepared(args: argparse.Namespace) -> tuple[Subject, list[str], Standard]:
         model = create_classifier(args.model, pretrained=args.pretrained, weights=args.weights, **options).eval()
         data, layer = image_data(args), args.layer
         names, standard = data.classes, (data.mean, data.std)
-        images = torch.cat([batch[0] for batch in _enough(data.test_dataloader(), args.n_images)])[: args.n_images]
+        batches = first_batches(data.test_dataloader(), args.n_images)
+        images = torch.cat([batch[0] for batch in batches])[: args.n_images]
     # Real arithmetic is what proofs are about: in float32 a shift of some thousands costs four digits.
     return (
         Subject(model.double().to(args.device), images.double().to(args.device), layer, args.batch_size),
@@ -167,15 +164,7 @@ def prepared(args: argparse.Namespace) -> tuple[Subject, list[str], Standard]:
     )
 
 
-def _enough(loader: Any, n: int) -> Any:
-    for batch in loader:
-        yield batch
-        n -= len(batch[0])
-        if n <= 0:
-            return
-
-
-def draw(subject: Subject, names: list[str], standard: Standard, edit: PositionShift, folder: Path) -> None:
+def draw(subject: Subject, names: list[str], standard: Standard, edit: PositionShift, folder: Path) -> list[Picture]:
     """The paper's figures: ``maps.png`` (3 and 5) of the predicted class, ``second_class.png`` (4) of the next one."""
     pixels = to_pixels(subject.images, *standard)
     models = {"clean": subject.model, "altered": edit(subject.model)}
@@ -194,8 +183,10 @@ def draw(subject: Subject, names: list[str], standard: Standard, edit: PositionS
     first, chosen = columns[1], columns[: len(_SHOWN) * len(models)]
     pictures = {f"{first}, predicted class": maps["predicted"][first]}
     pictures |= {f"{one}, second class": maps["second"][one] for one in chosen}
-    title = "Maps of the second class beside one of the predicted class"
-    Panel(pixels.cpu(), pictures, facts).figure(title).savefig(folder / "second_class.png")
+    second = "Maps of the second class beside one of the predicted class"
+    Panel(pixels.cpu(), pictures, facts).figure(second).savefig(folder / "second_class.png")
+    raw = "raw maps of the altered network are the same for every class"
+    return [Picture("maps.png", f"{title}."), Picture("second_class.png", f"{second}: {raw}.")]
 
 
 _DRAWN = {"Grad-CAM": xai.GradCAM, "HiResCAM": xai.HiResCAM}
@@ -217,76 +208,81 @@ def _facts(subject: Subject, names: list[str]) -> dict[str, list[Any]]:
     return {"prediction": first, "probability": best.values[:, 0].tolist(), "second": second}
 
 
-def show(results: dict[str, Any], console: Console) -> None:
-    """Three tables on the screen."""
-    numbers = results["numbers"]
-    table = Table("", *numbers, box=SIMPLE_HEAD, title=f"The paper's edit, K = {results['settings']['strength']:g}")
-    for name in next(iter(numbers.values())):
-        table.add_row(name, *(f"{one[name]:.3g}" for one in numbers.values()))
-    console.print(table)
-    edits = list(dict.fromkeys(row["edit"] for row in results["sensitivity"]))
-    title = "Rank correlation with the clean map, and share of images whose peak moves"
-    least = min(row["agreement"] for row in results["sensitivity"] if row["proved"])
-    caption = f"immune: proved, see the head of the script; the least of these correlations, measured: {least:.7f}"
-    table = Table("method", "score", *edits, box=SIMPLE_HEAD, title=title, caption=caption)
-    for method in (*AT_LAYER, *AT_IMAGE):
-        for score in SCORES:
-            rows = [row for row in results["sensitivity"] if (row["method"], row["score"]) == (method, score)]
-            table.add_row(method, score, *map(_cell, rows), end_section=score == list(SCORES)[-1])
-    console.print(table)
-    table = Table("model", "alone", "at layer", "at image", "with reference", "located", "repair", box=SIMPLE_HEAD)
-    for row in results["verdicts"]:
-        repair = f"{row['repair']:.6f}" if "repair" in row else ""
-        figures = f"{row['at layer']:.4f}", f"{row['at image']:.4f}"
-        table.add_row(row["model"], row["alone"], *figures, row["with reference"], row["located"] or "", repair)
-    console.print(table)
-
-
-def _cell(row: dict[str, Any]) -> str:
-    if row["proved"]:
-        return "immune"
-    told = f"{row['agreement']:.2f}, {row['peaks']:.0%}"
-    return f"[bold]moved[/bold] {told}" if row["agreement"] < MOVED or row["peaks"] > 0.5 else told
-
-
 def say(text: str) -> None:
     """Print at once: with large networks on a CPU each part takes minutes."""
     print(text, flush=True)
 
 
-def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Run the experiment; returns what ``results.json`` holds."""
+def numbers_table(numbers: dict[str, dict[str, float]], strength: float) -> Table:
+    """The paper's edit, by the position that t is taken from."""
+    rows = [[name, *(f"{one[name]:.3g}" for one in numbers.values())] for name in next(iter(numbers.values()))]
+    return Table(f"The paper's edit, K = {strength:g}", ["", *numbers], rows)
+
+
+def sensitivity_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """Every method with every score under every edit."""
+    edits = list(dict.fromkeys(row["edit"] for row in rows))
+    least = min(row["agreement"] for row in rows if row["proved"])
+    found: dict[tuple[str, str], list[Cell]] = {}
+    for row in rows:
+        found.setdefault((row["method"], row["score"]), []).append(_cell(row))
+    return Table(
+        "Rank correlation with the clean map, and share of images whose peak moves",
+        ["method", "score", *edits],
+        [[*names, *cells] for names, cells in found.items()],
+        f"immune: proved, see the head of the script; the least of these correlations, measured: {least:.7f}",
+    )
+
+
+def _cell(row: dict[str, Any]) -> str:
+    if row["proved"]:
+        return "immune"
+    moved = "moved " if row["agreement"] < MOVED or row["peaks"] > 0.5 else ""
+    return f"{moved}{row['agreement']:.2f}, {row['peaks']:.0%}"
+
+
+def verdicts_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """What the detectors say of each model, altered and repaired."""
+    keys = ["model", "alone", "at layer", "at image", "with reference", "located", "repair"]
+    return Table(
+        "Verdicts; at layer and at image: suspicion; repair: correlation of raw maps with the clean centred ones",
+        keys,
+        [[row.get(key) for key in keys] for row in rows],
+        digits=4,
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> Results:
+    """Run the experiment."""
     args = parse(argv)
-    started = time.monotonic()
-    if (args.run / "results.json").exists():
-        raise SystemExit(f"{args.run} already holds a run. Name another folder: --run.")
-    args.run.mkdir(parents=True, exist_ok=True)
+    run = Run(args, free=("batch_size", "device"))
     subject, names, standard = prepared(args)
     position = tuple(args.position)
     few = Subject(subject.model, subject.images[: args.n_compared], subject.layer, args.batch_size)
     drawn = Subject(subject.model, subject.images[: args.n_drawn], subject.layer, args.batch_size)
     opposite = tuple(-1 - one for one in position)
     edit = PositionShift(subject.layer, position, args.strength)
-    draw(drawn, names, standard, edit, args.run)
+    pictures = draw(drawn, names, standard, edit, run.folder)
     altered = attacks_on(subject, position, args.strength)
     say(f"Figures drawn; edits: {', '.join(altered)}. Next, {len(subject.images)} images under the paper's edit.")
-    numbers = {str(place): paper_numbers(subject, place, args.strength) for place in (position, opposite)}
+    places = (position, opposite)
+    numbers = run.part(
+        "numbers", lambda: {str(place): paper_numbers(subject, place, args.strength) for place in places}
+    )
     say(f"Next, all methods on {len(few.images)} images.")
-    sensitivity = sensitivity_of(few, altered)
+    sensitivity = run.part("sensitivity", lambda: sensitivity_of(few, altered))
     say("Next, the detectors; tracing a shift back through all layers takes most of the time.")
-    results = {
-        "numbers": numbers,
-        "sensitivity": sensitivity,
-        "verdicts": verdicts_of(subject, altered),
-        "images": len(subject.images),
-        "generated": args.data is None,
-        "settings": {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()},
-        "seconds": round(time.monotonic() - started, 1),
-    }
-    (args.run / "results.json").write_text(json.dumps(results, indent=1))
-    show(results, Console(width=140))
-    say(f"{results['seconds']:.0f} s; results and figures are in {args.run}")
-    return results
+    verdicts = run.part("verdicts", lambda: verdicts_of(subject, altered))
+    kind = "photographs" if args.data else "generated images"
+    return run.finish(
+        "Logit shifts",
+        f"{args.model or 'A small network trained here'} before and after a number is added to all its logits, on "
+        f"{len(subject.images)} {kind}, of which {len(few.images)} for the table of methods. "
+        "After Lerma and Lucas, 2023.",
+        [numbers_table(numbers, args.strength), sensitivity_table(sensitivity), verdicts_table(verdicts)],
+        pictures,
+        {"numbers": numbers, "sensitivity": sensitivity, "verdicts": verdicts, "images": len(subject.images)},
+    )
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The recipe on logit shifts, from its command line to the files it leaves, and the numbers behind them."""
 
+import dataclasses
 import json
 
 import pytest
@@ -39,14 +40,25 @@ def subject(kind=None):
 def test_a_run_leaves_results_and_figures(finished):
     """Under its folder; labelled as generated."""
     folder, results = finished
-    assert {path.name for path in folder.iterdir()} == {"results.json", "maps.png", "second_class.png"}
-    assert json.loads((folder / "results.json").read_text()) == json.loads(json.dumps(results))
-    assert results["generated"]
+    files = {"results.json", "report.html", "settings.json", "maps.png", "second_class.png"}
+    assert {path.name for path in folder.iterdir() if path.is_file()} == files
+    assert json.loads((folder / "results.json").read_text()) == json.loads(json.dumps(dataclasses.asdict(results)))
+    assert "on 8 generated images, of which 4 for the table of methods" in results.summary
+
+
+def test_tables_show_what_is_immune_and_what_moved(finished):
+    """One row for each method and score, one for each model."""
+    numbers, sensitivity, verdicts = finished[1].tables
+    assert [*numbers.columns] == ["", "(0, 0)", "(-1, -1)"]
+    rows = {(row[0], row[1]): row[2:] for row in sensitivity.rows}
+    assert set(rows["Grad-CAM", "centred"]) == {"immune"}
+    assert rows["Grad-CAM", "raw logit"][0].startswith("moved")
+    assert [row[0] for row in verdicts.rows] == [row["model"] for row in finished[1].values["verdicts"]]
 
 
 def test_predictions_stay_and_centred_maps_too(finished):
     """In float64 to 1e-12, in float32 to a few times eps |t|; wherever t comes from."""
-    for numbers in finished[1]["numbers"].values():
+    for numbers in finished[1].values["numbers"].values():
         assert numbers["softmax change in float64"] <= 1e-12
         assert numbers["softmax change in float32"] > 0
         assert numbers["softmax change in float32 / (eps |t|)"] < 4
@@ -55,7 +67,7 @@ def test_predictions_stay_and_centred_maps_too(finished):
 
 def test_every_edit_is_flagged_and_repaired(finished):
     """The clean network is not; the one computed from the image is seen at the image alone."""
-    rows = {row["model"]: row for row in finished[1]["verdicts"]}
+    rows = {row["model"]: row for row in finished[1].values["verdicts"]}
     edits = ["position", "uniform", "random", "rows", "image"]
     assert list(rows) == ["clean", *(name for edit in edits for name in (edit, f"{edit}, repaired"))]
     assert rows["clean"]["with reference"] == "unchanged"
@@ -81,9 +93,10 @@ def test_images_of_a_folder_and_any_classifier(tmp_path):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         results = main(["--fast-dev-run", "--run", str(tmp_path / "run"), *options])
-    assert results["images"] == 8
-    assert not results["generated"]
-    rows = {row["model"]: row for row in results["verdicts"]}
+    assert results.values["images"] == 8
+    assert "test_resnet before and after" in results.summary
+    assert "on 8 photographs" in results.summary
+    rows = {row["model"]: row for row in results.values["verdicts"]}
     assert rows["position"]["alone"] == "cannot tell without a reference"  # the network was never trained
     assert rows["position"]["with reference"] == "logit shift"
 
