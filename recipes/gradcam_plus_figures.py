@@ -72,21 +72,21 @@ def _alphas_of_one(subject: Subject, images: Tensor, labels: Tensor) -> Figure:
             (axes[1], "g sum A", witness.second_term),
         ):
             _boxes(one, values.cpu(), witness.gradients.cpu())
-            one.set_title(f"{title}, {name}")
+            extremes = f"{values.min():.4g} to {values.max():.4g}"
+            one.set_title(f"{title}, {name}: {extremes}")
     figure.suptitle("Figure 3: one image, units whose gradient is not 0, outliers not drawn")
     return figure
 
 
 def _boxes(axes: Axes, values: Tensor, gradients: Tensor) -> None:
     parts = {"all": gradients != 0, "g > 0": gradients > 0, "g < 0": gradients < 0}
-    axes.boxplot([values[of].numpy() for of in parts.values()], showfliers=False, orientation="horizontal")
+    axes.boxplot([values[of].numpy() for of in parts.values()], showfliers=False)
     _name_boxes(axes, list(parts))
 
 
 def _name_boxes(axes: Axes, names: list[str]) -> None:
-    axes.set_yticks(range(1, len(names) + 1), names)
-    axes.invert_yaxis()
-    axes.locator_params(axis="x", nbins=6)
+    axes.set_xticks(range(1, len(names) + 1), names)
+    axes.locator_params(axis="y", nbins=6)
 
 
 def _alphas_of_all(found: dict[str, Any]) -> Figure:
@@ -95,7 +95,7 @@ def _alphas_of_all(found: dict[str, Any]) -> Figure:
         counts = {sign: np.sum(one, axis=0) for sign, one in by_sign.items()}
         parts = {"all": sum(counts.values())} | {SIGNS[sign]: one for sign, one in counts.items()}
         known = {name: one for name, one in parts.items() if np.sum(one)}
-        left.bxp([box(one) for one in known.values()], showfliers=False, orientation="horizontal")
+        left.bxp([box(one) for one in known.values()], showfliers=False)
         _name_boxes(left, list(known))
         left.set_title(f"alpha, {score}, outliers not drawn")
         middles = (np.arange(BINS) + 0.5) * 2 / BINS - 1

@@ -124,12 +124,9 @@ def measured(subject: Subject, images: Tensor, labels: Tensor) -> dict[str, Any]
     """Everything about one batch: lists over its images, or over those that the classifier is right about."""
     witnesses = {score: Witness() for score in SCORES}
     masking = masking_methods(subject.layer)
-    compared = {
-        f"{name} | {score}": method
-        for score in SCORES
-        for name, method in compared_methods(subject.layer, SCORES[score], witnesses[score]).items()
-    }
-    maps = xai.explain(subject.model, images, labels, attributions=masking | compared)
+    compared = {score: compared_methods(subject.layer, SCORES[score], one) for score, one in witnesses.items()}
+    named = {f"{name} | {score}": method for score, methods in compared.items() for name, method in methods.items()}
+    maps = xai.explain(subject.model, images, labels, attributions=masking | named)
     with torch.no_grad():
         scores = xai.log_softmax(subject.model(images).double(), labels)
         confident = scores.exp() > CONFIDENT
@@ -141,8 +138,8 @@ def measured(subject: Subject, images: Tensor, labels: Tensor) -> dict[str, Any]
         "masked_scores": left,
         "shown": {name: normalized_masks(maps[name][confident]).mean((1, 2)).tolist() for name in masking},
         "closeness": {
-            score: closeness({k.split(" | ")[0]: maps[k][confident] for k in compared if k.endswith(score)})
-            for score in SCORES
+            score: closeness({name: maps[f"{name} | {score}"][confident] for name in methods})
+            for score, methods in compared.items()
         },
     }
 

@@ -45,7 +45,8 @@ def numbers(results):
 def test_a_run_leaves_results_and_figures(finished):
     """Under its folder, in the form that all recipes share."""
     folder, results = finished
-    assert {path.name for path in folder.iterdir()} == {"results.json", "settings.json", "parts", *FIGURES}
+    files = {"results.json", "report.html", "settings.json", "parts", "network.safetensors", *FIGURES}
+    assert {path.name for path in folder.iterdir()} == files
     assert {picture.file for picture in results.pictures} == FIGURES
     assert Results.load(folder).title == results.title
     json.loads((folder / "results.json").read_text(), parse_constant=pytest.fail)  # NaN is no JSON
