@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 Values = Mapping[str, Any]
 
-FILLS, INSIGNIFICANT = 0.6, 0.1
+FILLS, INSIGNIFICANT = 0.7, 0.25
 """Share of the image that the object covers, from which on it fills it, and up to which it is insignificant."""
 
 
@@ -58,11 +58,11 @@ def overtaken_at(hits: tuple[Array, Array], points: tuple[Array, Array], seed: i
     lasting = np.flip(np.logical_and.accumulate(np.flip(first >= second, 1), 1), 1)
     start = np.where(lasting.any(1), lasting.argmax(1), -1)
     reached = start[1:][start[1:] >= 0]
-    told = "never" if start[0] < 0 else str(start[0])
-    if len(reached):
+    told, often = "never", f"{100 * len(reached) / n_resamples:.0f} %"
+    if start[0] >= 0 and len(reached):
         low, high = np.quantile(reached, [0.025, 0.975]).round().astype(int)
-        told += f" [{low}, {high}]"
-    return f"{told}, {100 * len(reached) / n_resamples:.0f} %"
+        told = f"{start[0]} [{low}, {high}]"
+    return f"{told}, {often}"
 
 
 def condition(share: Array) -> dict[str, NDArray[np.bool_]]:

@@ -278,7 +278,7 @@ def test_a_lead_that_is_lost_again_does_not_count():
 
 def test_conditions_of_figure_9_go_by_what_the_object_covers():
     """An object that was cropped away is in none."""
-    groups = condition(np.array([0.9, 0.6, 0.3, 0.1, 0.0]))
+    groups = condition(np.array([0.9, 0.7, 0.3, 0.25, 0.0]))
     assert [group.tolist() for group in groups.values()] == [
         [True, True, False, False, False],
         [False, False, False, True, False],
