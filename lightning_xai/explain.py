@@ -86,7 +86,7 @@ def explain(
     _check(model, images, score)
     methods = named_attributions({"map": attributions} if isinstance(attributions, Attribution) else attributions)
     if score is not None:
-        methods = {name: _with_score(name, method, score) for name, method in methods.items()}
+        methods = {name: with_score(name, method, score) for name, method in methods.items()}
     automatic = None
     if any(layer is None for method in methods.values() for layer in layers_of(method)):
         automatic = last_spatial_layer(model, images)
@@ -171,10 +171,23 @@ def _remedy(value: object) -> str:
     return " Wrap a function of model, images and targets: `FromCallable(function)`." if callable(value) else ""
 
 
-def _with_score(name: str, method: Attribution, score: Score) -> Attribution:
+def with_score(name: str, method: Attribution, score: Score) -> Attribution:
+    """A method with another score, also where it stands inside another method.
+
+    Args:
+        name: What the method is called in errors.
+        method: The method.
+        score: The score.
+
+    Returns:
+        A copy.
+
+    Raises:
+        ValueError: If the method explains no score.
+    """
     inner = getattr(method, "attribution", None)
     if isinstance(inner, Attribution):  # a method around another one
-        return dataclasses.replace(method, attribution=_with_score(name, inner, score))  # type: ignore[type-var]
+        return dataclasses.replace(method, attribution=with_score(name, inner, score))  # type: ignore[type-var]
     if not hasattr(method, "score"):
         raise ValueError(
             f"`score` expected methods that explain a score, but {name!r} ({type(method).__name__}) has none. "

@@ -17,6 +17,7 @@ from lightning_xai.callbacks.base import ExplainingCallback, Unpack, first_two, 
 from lightning_xai.callbacks.integrity_finding import DRAWN, Finding, origin_of_shift, picture
 from lightning_xai.callbacks.loggers import log_figures, log_key, log_panel
 from lightning_xai.integrity import Digest, Fingerprint, Inspection, Threshold, Verdict, inspect_model
+from lightning_xai.integrity.evidence import for_model
 from lightning_xai.integrity.inspection import OneClassError
 from lightning_xai.metrics import Boxes
 from lightning_xai.trace import Capture, Observer, Trace, evaluation_mode, plain_tensors
@@ -250,7 +251,7 @@ class ModelIntegrity(ExplainingCallback):
             context = trainer.precision_plugin.forward_context
             module = self._model or pl_module
             with Observer(module) as observer, evaluation_mode(module), context():
-                module(_for_model(module, self._probes[0]))
+                module(for_model(module, self._probes[0]))
             self._find(observer)
 
     def _check(self, trainer: pl.Trainer, prepare: Callable[[], None] = lambda: None) -> None:
@@ -281,7 +282,7 @@ class ModelIntegrity(ExplainingCallback):
         kept = torch.cat(self._probes)
         inspection = inspect_model(
             self.model,
-            _for_model(self.model, kept),
+            for_model(self.model, kept),
             layer=self._layer,
             image_level=self.image_level,
             threshold=self.threshold,
@@ -309,7 +310,7 @@ class ModelIntegrity(ExplainingCallback):
     def _traced_back(self, trainer: pl.Trainer, finding: Finding) -> Finding:
         """The finding with the origin of the shift, and its picture with the loggers."""
         context = trainer.precision_plugin.forward_context
-        images = _for_model(self.model, torch.cat(self._probes))
+        images = for_model(self.model, torch.cat(self._probes))
         try:
             with plain_tensors():
                 if not self._was_flagged:
@@ -370,12 +371,6 @@ class ModelIntegrity(ExplainingCallback):
 
     def _key(self, trainer: pl.Trainer, figure: str) -> str:
         return log_key(stage_of(trainer), self.name, figure)
-
-
-def _for_model(model: nn.Module, images: Tensor) -> Tensor:
-    """Images on the device and in the dtype of the model."""
-    like = next((one for one in model.parameters() if one.is_floating_point()), images)
-    return images.to(like.device, like.dtype)
 
 
 def _kind(value: object) -> str:

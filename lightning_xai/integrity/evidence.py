@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_xai.explain import attribute
+from lightning_xai.explain import attribute, with_score
 from lightning_xai.integrity.heads import check_logits
 from lightning_xai.integrity.inspection import mean_logit
 from lightning_xai.integrity.measures import class_weighted_maps
@@ -66,13 +66,18 @@ def traced(
     Raises:
         ValueError: If a layer does not exist, the logits are not finite, or there is one only.
     """
-    like = next((one for one in model.parameters() if one.is_floating_point()), images)
-    images = images.to(like.device, like.dtype)
+    images = for_model(model, images)
     module = last_spatial_layer(model, images, context) if layer is None else find_layer(model, layer)
     capture = Capture({module: module}) | capture_for(model, methods.values(), module)
     trace = run(model, images, capture, context)
     check_logits(trace.logits)
     return module, trace
+
+
+def for_model(model: nn.Module, images: Tensor) -> Tensor:
+    """Images where the model is, in its precision."""
+    like = next((one for one in model.parameters() if one.is_floating_point()), images)
+    return images.to(like.device, like.dtype)
 
 
 def evidence_of(
@@ -118,14 +123,13 @@ def _explained(trace: Trace, targets: Tensor, methods: Mapping[str, Attribution]
         raise ValueError(f"`attributions` expected methods with a field `score`, got {without}: leave them out.")
     if taken := sorted(set(methods) & set(AT_LAYER)):
         raise ValueError(f"`attributions` expected other names than {taken}, which are those of the maps at the layer.")
-    scored = {name: _with_score(method, score) for name, method in methods.items()}
+    scored = {name: _without_relu(with_score(name, method, score)) for name, method in methods.items()}
     return attribute(trace, targets, scored) if scored else {}
 
 
-def _with_score(method: Attribution, score: Score) -> Attribution:
-    """The method with a score, and without a ReLU: where it cuts a map off, ranks are ties."""
-    settings = {"score": score, "relu": False} if hasattr(method, "relu") else {"score": score}
-    return dataclasses.replace(method, **settings)  # type: ignore[type-var]
+def _without_relu(method: Attribution) -> Attribution:
+    """Where a ReLU cuts a map off, ranks are ties."""
+    return dataclasses.replace(method, relu=False) if hasattr(method, "relu") else method  # type: ignore[type-var]
 
 
 def sketch(gradients: Tensor) -> Tensor:
