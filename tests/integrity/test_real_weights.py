@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from integrity_roc import CIFAR, HALF, photographs, photos
+from integrity_roc import HALF, IMAGENET, photographs, photos
 
 from lightning_xai import GradCAM, centered, explain
 from lightning_xai.integrity import (
@@ -24,7 +24,7 @@ from lightning_xai.scores import predicted
 from lightning_xai.trace import Capture, run
 
 DATA = os.environ.get("LIGHTNING_XAI_DATA")
-NETWORKS = {"SqueezeNet": ("features.12", CIFAR), "MobileNet": ("blocks.4", HALF)}
+NETWORKS = {"SqueezeNet": ("features.12", IMAGENET), "MobileNet": ("blocks.4", HALF)}
 CORNERS = [(0, 0), (-1, -1)]
 
 pytestmark = [
