@@ -6,8 +6,8 @@
 
 Data: nothing (images generated from a seed), a folder ``train/<class>/*``, ``val/<class>/*`` as of ImageNet,
 ``cifar10`` or ``imagenette`` (downloaded by torchvision), or WebDataset shards.
-Output: a table on the screen, and a run folder with ``results.json``, ``maps.png``, ``curves.png``, checkpoints and
-logs. ``--help`` explains the options; what to expect is in the README.
+Output: tables on the screen, and a run folder with ``report.html``, ``results.json``, ``maps.png``, ``curves.png``,
+checkpoints and logs. ``--help`` explains the options; what to expect is in the README.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import csv
 import json
 import os
 import pickle
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,20 +31,20 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from classifiers import create_classifier, load_weights, model_options
+from explained_images import examples
 from image_data import Batch, ImageData, image_data
 from matplotlib.figure import Figure
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
-from reporting import interval, versions
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
+from reporting import Run, interval
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 import lightning_xai as xai
+from lightning_xai.report import Example, Picture, Table
+from lightning_xai.report.results import Cell
 from lightning_xai.visualization import Panel, overlay, to_pixels
 
 ERRORS = {
@@ -421,27 +420,16 @@ def summary(arms: dict[str, dict[str, Any]], seed: int) -> dict[str, Any]:
     return {"rows": rows}
 
 
-def show(results: dict[str, Any]) -> None:
-    """Print a table for each metric."""
-    networks = list(results["rows"][0]["networks"])
-    note = " generated" if results["generated"] else ""
-    console = Console()
-    console.print(
-        f"Means over {results['images']}{note} test images, of which {results['explained']} were explained, with "
-        "bootstrap 95 % intervals over images. A difference is paired, image by image, and speaks of these two "
-        "networks, not of training in general.",
-        highlight=False,
-    )
-    for metric, title in METRICS.items():
-        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-        for column in ("", *networks, *([f"{networks[1]} - {networks[0]}"] if len(networks) == 2 else [])):
-            table.add_column(column)
-        for row in results["rows"]:
-            if row["metric"] == metric:
-                cells = [_cell(row["networks"][name]) for name in networks]
-                cells += [_cell(row["difference"], sign=True)] if "difference" in row else []
-                table.add_row(row["attribution"], *cells)
-        console.print(table)
+def tables(rows: Sequence[dict[str, Any]]) -> list[Table]:
+    """A table for each metric."""
+    networks = list(rows[0]["networks"])
+    heads = ["", *networks, *([f"{networks[1]} - {networks[0]}"] if len(networks) == 2 else [])]
+    cells = {metric: [_cells(row) for row in rows if row["metric"] == metric] for metric in METRICS}
+    return [Table(title, heads, cells[metric]) for metric, title in METRICS.items()]
+
+
+def _cells(row: dict[str, Any]) -> list[Cell]:
+    return [row["attribution"], *row["networks"].values(), *([row["difference"]] if "difference" in row else [])]
 
 
 METRICS = {
@@ -452,9 +440,8 @@ METRICS = {
 }
 
 
-def _cell(values: dict[str, float], sign: bool = False) -> str:
-    form = "+.1f" if sign else ".1f"
-    return f"{values['mean']:{form}} [{values['low']:{form}}, {values['high']:{form}}]"
+TELLING = {"AverageDrop": False, "AverageGain": True}
+"""Metrics that tell images apart, and whether higher is better; an increase is there or not."""
 
 
 def draw_maps(
@@ -463,8 +450,8 @@ def draw_maps(
     networks: dict[str, nn.Module],
     methods: dict[str, xai.Attribution],
     path: Path,
-) -> None:
-    """The same images under every network, side by side."""
+) -> str:
+    """The same images under every network, side by side; returns the title."""
     images, labels = _first_images(data.test_dataloader(), args.n_followed)
     pixels = to_pixels(images, data.mean, data.std)
     overlays, facts = {}, {"label": [data.classes[label] for label in labels.tolist()]}
@@ -478,6 +465,7 @@ def draw_maps(
     ordered = {key: overlays[key] for method in args.attributions for key in overlays if key.split("\n")[0] == method}
     title = "Maps of the predicted class" + ("; generated images" if data.generated else "")
     Panel(pixels, ordered, facts).figure(title).savefig(path)
+    return title
 
 
 def _first_images(loader: Any, n: int) -> tuple[Tensor, Tensor]:
@@ -536,27 +524,7 @@ def next_attempt(folder: Path) -> int:
     return max(attempts(folder), default=-1) + 1
 
 
-@rank_zero_only
-def prepare_run(args: argparse.Namespace) -> None:
-    """Make the run folder; never touch one that holds a run, unless asked to go on with it."""
-    settings = args.run / "settings.json"
-    current = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
-    if settings.exists():
-        if not args.resume:
-            raise SystemExit(f"{args.run} already holds a run. Go on with it: --resume; or name another folder: --run.")
-        earlier = json.loads(settings.read_text())
-        changed = {key for key in current if key not in _FREE and current[key] != earlier.get(key)}
-        if changed:
-            raise SystemExit(
-                f"--resume expected the settings of the run in {args.run}; these differ: {sorted(changed)}."
-            )
-    elif args.resume:
-        raise SystemExit(f"--resume expected a run in {args.run}, found none.")
-    args.run.mkdir(parents=True, exist_ok=True)
-    write_whole(settings, json.dumps(current, indent=1))
-
-
-_FREE = {"resume", "devices", "accelerator", "num_nodes", "strategy", "workers"}  # may change when a run is resumed
+_FREE = {"devices", "accelerator", "num_nodes", "strategy", "workers"}  # may change when a run is resumed
 
 
 BAD_COMMAND_LINE = (ValueError, TypeError, LookupError, AttributeError, OSError, ImportError, RuntimeError)
@@ -582,17 +550,16 @@ def prepared(args: argparse.Namespace) -> tuple[ImageData, nn.Module, dict[str, 
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Run the experiment; returns what ``results.json`` holds (nothing on ranks other than zero)."""
+    """Run the experiment; returns the values of ``results.json`` (nothing on ranks other than zero)."""
     args = parse(argv)
-    started = time.monotonic()
     data, start, methods = prepared(args)
-    prepare_run(args)
+    run = Run(args, free=_FREE) if is_first_process() else None
     weights = {"plain": 0.0, "guided": args.lambda_} if args.compare else {"guided": args.lambda_}
     if not args.epochs:
         weights = {"given": 0.0}
     networks = {name: copy.deepcopy(start) for name in weights}
     arms = {name: arm(args, data, networks[name], methods, weight, name) for name, weight in weights.items()}
-    return report(args, data, networks, methods, arms, started) if is_first_process() else {}
+    return report(args, data, networks, methods, arms, run) if run else {}
 
 
 def report(
@@ -601,30 +568,36 @@ def report(
     networks: dict[str, nn.Module],
     methods: dict[str, xai.Attribution],
     arms: dict[str, dict[str, Any]],
-    started: float,
+    run: Run,
 ) -> dict[str, Any]:
-    """Write and show what was found; ``started`` is when, on the monotonic clock."""
+    """Write and show what was found."""
     first = next(iter(arms.values()))
-    results = {
+    found = {
         **summary(arms, args.seed),
         "images": len(first["correct"]),
         "explained": max(len(v) for values in first["values"].values() for v in values.values()),
         "generated": data.generated,
         "skipped": sorted({name for one in arms.values() for name in one["skipped"]}),
-        "settings": json.loads((args.run / "settings.json").read_text()),
-        "versions": versions(),
-        "seconds": round(time.monotonic() - started, 1),
     }
-    (args.run / "results.json").write_text(json.dumps(results, indent=1))
-    show(results)
-    draw_maps(args, data, networks, methods, args.run / "maps.png")
-    if args.epochs and "csv" in args.logger:
+    caption = draw_maps(args, data, networks, methods, run.folder / "maps.png")
+    if args.epochs and "csv" in args.logger:  # report.html draws the logs' curves itself
         term = term_of(args, args.lambda_).name(next(iter(networks.values())))
-        draw_curves({name: args.run / name for name in networks}, term, data.generated, args.run / "curves.png")
-    if results["skipped"]:
-        print(f"{len(results['skipped'])} files could not be read: {', '.join(results['skipped'][:5])}")
-    print(f"{results['seconds']:.0f} s; results, figures and checkpoints are in {args.run}")
-    return results
+        draw_curves({name: args.run / name for name in networks}, term, data.generated, run.folder / "curves.png")
+    images: list[Example] = []
+    if not dist.is_initialized():  # several processes measure the images in another order than the loader's
+        for name, network in networks.items():
+            images += examples(name, network, arms[name]["values"], data, methods, list(TELLING), run.folder)
+    note = " generated" if data.generated else ""
+    text = (
+        f"Means over {found['images']}{note} test images, of which {found['explained']} were explained, with bootstrap "
+        "95 % intervals over images. A difference is paired, image by image, and speaks of these two networks, not of "
+        "training in general."
+    )
+    pictures = [Picture("maps.png", caption)]
+    run.finish("Guided gradients in training", text, tables(found["rows"]), pictures, found, images, TELLING)
+    if found["skipped"]:
+        print(f"{len(found['skipped'])} files could not be read: {', '.join(found['skipped'][:5])}")
+    return found
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ class Run:
         images: Sequence[Example] = (),
         higher_is_better: dict[str, bool] | None = None,
     ) -> Results:
-        """Print the tables, and write ``results.json`` and ``report.html``."""
+        """Print summary and tables, and write ``results.json`` and ``report.html``."""
         results = Results(
             title,
             summary,
@@ -107,6 +107,7 @@ class Run:
             higher_is_better=higher_is_better or {},
         )
         results.save(self.folder)
+        print(summary)
         for table in tables:
             show(table)
         report = write_report(self.folder)

@@ -43,7 +43,6 @@ class Extremes:
     metric: str
     column: str
     model: str
-    count: int
     worst: list[Ranked]
     best: list[Ranked]
 
@@ -68,7 +67,7 @@ def extremes(
     """
     shown = _Shower(pictures)
     return [
-        Extremes(title_of(metric), column, model, len(found), *shown.ends(column, found, higher))
+        Extremes(title_of(metric), column, model, *shown.ends(column, found, higher))
         for metric, higher in higher_is_better.items()
         for column, model, found in _combinations(images, metric)
         if len(found) > 1
@@ -114,10 +113,8 @@ class _Shower:
     def _number(self, panel: PanelFile, column: str) -> int | None:
         return self.pictures.add(panel.tiles[column][0]) if column in panel.tiles else None
 
-    def _panel(self, folder: Path, file: str | None) -> PanelFile | str:
+    def _panel(self, folder: Path, file: str) -> PanelFile | str:
         """The panel, or why there is none."""
-        if file is None:
-            return "No picture was kept."
         path = folder / file
         if path not in self._panels:
             try:

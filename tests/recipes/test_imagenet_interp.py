@@ -14,6 +14,9 @@ from imagenet_interp import main, parse
 from recipes.image_files import HEN, TENCH, write_images
 from safetensors.torch import load_file
 
+from lightning_xai.report import Results
+from lightning_xai.report.pictures import read_panel
+
 SCRIPT = Path(imagenet_interp.__file__)
 TINY = ["--attributions", "gradcam", "--n-followed", "2", "--n-explained", "8", "--batch-size", "8"]
 TINY += ["--accelerator", "cpu"]
@@ -54,11 +57,26 @@ def test_a_run_leaves_results_figures_and_both_networks(finished):
     folder, results = finished
     written = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     networks = {f"{name}/model.safetensors" for name in ("plain", "guided")}
-    assert written >= {"results.json", "settings.json", "maps.png", "curves.png", *networks}
-    assert json.loads((folder / "results.json").read_text()) == results
+    assert written >= {"results.json", "report.html", "settings.json", "maps.png", "curves.png", *networks}
+    found = Results.load(folder)
+    assert found.values == results
     assert results["generated"]
     assert (results["images"], results["explained"]) == (16, 8)
-    assert {"torch", "timm", "python"} <= set(results["versions"])
+    assert {"torch", "timm", "python"} <= set(found.versions)
+
+
+def test_worst_and_best_images_of_each_network_have_pictures(finished):
+    """By drop and by gain; their values are those that were measured."""
+    folder, _ = finished
+    found = Results.load(folder)
+    assert found.higher_is_better == {"AverageDrop": False, "AverageGain": True}
+    for name in ("plain", "guided"):
+        drops = json.loads((folder / name / "results.json").read_text())["values"]["gradcam"]["AverageDrop"]
+        shown = {int(one.name): one for one in found.images if one.model == name}
+        assert {drops.index(min(drops)), drops.index(max(drops))} <= set(shown)
+        for i, one in shown.items():
+            assert one.values["AverageDrop"]["gradcam"] == drops[i]
+            assert read_panel(folder / one.file).columns == ["image", "gradcam"]
 
 
 def test_every_metric_of_every_method_and_control_is_compared(finished):
@@ -160,7 +178,7 @@ def test_a_folder_that_holds_a_run_is_refused_and_untouched(finished):
     """Nothing is written over."""
     folder, _ = finished
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    with pytest.raises(SystemExit, match=r"already holds a run. Go on with it: --resume; or name another folder"):
+    with pytest.raises(SystemExit, match=r"already holds a run. Go on with it: --resume; or another folder: --run"):
         recipe(folder, *NETWORK)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
@@ -276,5 +294,5 @@ def test_two_processes_report_once(tmp_path):
     done = started_as_a_script(tmp_path / "run", *NETWORK, "--devices", 2, "--strategy", "ddp")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Means over") == 1
-    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    results = json.loads((tmp_path / "run" / "results.json").read_text())["values"]
     assert (results["images"], results["explained"]) == (32, 8)

@@ -32,11 +32,11 @@ def names(shown):
 def test_the_worst_of_a_drop_are_the_largest_and_of_a_gain_the_smallest(images):
     """Three at each end, for each attribution; metrics without a direction have no ends."""
     found = extremes(images, {"AverageDrop": False, "AverageGain": True}, Pictures())
-    assert [(one.metric.split(",")[0], one.attribution, one.count) for one in found] == [
-        ("Average drop", "gradcam", 8),
-        ("Average drop", "lrp", 8),
-        ("Average gain", "gradcam", 8),
-        ("Average gain", "lrp", 8),
+    assert [(one.metric.split(",")[0], one.attribution) for one in found] == [
+        ("Average drop", "gradcam"),
+        ("Average drop", "lrp"),
+        ("Average gain", "gradcam"),
+        ("Average gain", "lrp"),
     ]
     assert (names(found[0].worst), names(found[0].best)) == (["7", "6", "5"], ["0", "1", "2"])
     assert (names(found[2].worst), names(found[2].best)) == (["0", "1", "2"], ["7", "6", "5"])
@@ -65,7 +65,7 @@ def test_values_that_are_not_finite_are_left_out(images):
     values = {"AverageDrop": {"gradcam": float("nan"), "lrp": 1.0}}
     images[7] = ("plain", images[7][1], dataclasses.replace(images[7][2], values=values))
     gradcam = extremes(images, {"AverageDrop": False}, Pictures())[0]
-    assert (gradcam.count, names(gradcam.worst)) == (7, ["6", "5", "4"])
+    assert names(gradcam.worst) == ["6", "5", "4"]
 
 
 def test_of_ten_thousand_images_only_those_that_are_shown_are_read(tmp_path):
@@ -86,7 +86,6 @@ def test_of_ten_thousand_images_only_those_that_are_shown_are_read(tmp_path):
 @pytest.mark.parametrize(
     ("file", "told"),
     [
-        (None, "No picture was kept."),
         ("images/none.png", "The picture images/none.png cannot be shown: .*No such file"),
         ("../outside.png", r"expected a path within the run's folder, got '../outside.png'"),
     ],
