@@ -213,8 +213,9 @@ def draw_saturation(values: Values, path: Path) -> Picture:
     figure.savefig(path, dpi=100)
     return Picture(
         path.name,
-        "Left: where the class is certain, gradients of the post- and log-softmax scores vanish with 1 - p, those of "
-        "the centred and the pre-softmax score do not. Right: maps of one gradient vanish with it, of a path do not.",
+        "Left: the post-softmax score's gradient vanishes where the class is certain or excluded, the log-softmax "
+        "score's where it is certain, the others' nowhere. Right: maps of one gradient vanish with it, and maps of a "
+        "path where the class is certain all the way.",
     )
 
 

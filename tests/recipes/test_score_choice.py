@@ -106,6 +106,13 @@ def test_torch_softmax_loses_the_gradient_of_certain_classes_in_float32_and_the_
         assert centred == pytest.approx(0.667)
 
 
+def test_what_torch_softmax_leaves_of_the_gradient_in_float32_does_not_sum_to_zero():
+    """The part of the class is lost where the probability is rounded to 1, those of the others are not."""
+    score = score_examples.in_dtype(score_examples.torch_softmax, torch.float32)
+    found = score_examples.gradient(score_examples.UNIT, (25.0, 0.0, 0.0), score)
+    assert found == pytest.approx([0.0, -math.exp(-25), -math.exp(-25)], rel=1e-3)
+
+
 def test_two_trainings_end_in_one_function_with_other_pre_softmax_maps():
     """A vector that is added to all rows of the last layer is not seen by training."""
     torch.manual_seed(3)
