@@ -19,7 +19,6 @@ import copy
 import os
 import platform
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -29,8 +28,10 @@ from typing import Any
 # Threads that wait by spinning, torch's default on CPUs, are several times slower beside another busy process.
 os.environ["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
 
-import peer_methods as peers
+import parts.peer_methods as peers
 import torch
+from parts.clock import seconds_of
+from parts.training_benchmark import tables
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -185,20 +186,6 @@ def time_once(row: Row, model: nn.Module, images: Tensor, targets: Tensor) -> tu
     return forward, seconds_of(lambda: row.method(model_of_row, images_of_row, targets), images.device)
 
 
-def seconds_of(call: Callable[[], Any], device: torch.device) -> float:
-    """Time of one call, finished on the device."""
-    _synchronize(device)
-    start = time.perf_counter()
-    call()
-    _synchronize(device)
-    return time.perf_counter() - start
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def machine(device: torch.device) -> str:
     """What the numbers were measured on."""
     info = Path("/proc/cpuinfo")
@@ -227,8 +214,6 @@ def table(results: Sequence[Result], title: str) -> Table:
 
 def training(rounds: int, device: torch.device, *, small: bool) -> None:
     """Measure steps with the training term, and print the tables."""
-    from training_benchmark import tables  # which takes its clock from here
-
     for found in tables(rounds, device, small=small):
         Console(width=110).print(found, machine(device))
 

@@ -19,9 +19,9 @@ from typing import Any
 os.environ["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
-from cifar_report import advantage, comparison_tables, draw_comparison, draw_search, search_table
-from cifar_training import Job, Scale, Setting, search
-from reporting import Run, add_run_options
+from parts.cifar_report import advantage, comparison_tables, draw_comparison, draw_search, search_table
+from parts.cifar_training import Job, Scale, Setting, search
+from parts.reporting import Run, add_run_options
 from rich.progress import track
 
 from lightning_xai.report import Picture, Results

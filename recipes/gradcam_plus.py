@@ -54,14 +54,14 @@ from typing import Any
 os.environ["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
-from classifiers import create_classifier, load_weights, model_options
-from gradcam_plus_figures import draw
-from gradcam_plus_measures import CONFIDENT, Subject, joined, measured_chunk
-from gradcam_plus_tables import tables
-from image_data import image_data
-from logit_shift import STANDARD, small_network, standardized, trained
-from planted_evidence import CLASSES, planted_evidence
-from reporting import Run, add_run_options
+from parts.classifiers import create_classifier, load_weights, model_options
+from parts.gradcam_plus_figures import draw
+from parts.gradcam_plus_measures import CONFIDENT, Subject, joined, measured_chunk
+from parts.gradcam_plus_tables import tables
+from parts.image_data import image_data
+from parts.planted_evidence import CLASSES, planted_evidence
+from parts.planted_network import STANDARD, small_network, standardized, trained
+from parts.reporting import Run, add_run_options
 from safetensors.torch import save_file
 from torch import nn
 

@@ -30,14 +30,14 @@ import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from classifiers import create_classifier, load_weights, model_options
-from explained_images import examples
-from image_data import Batch, ImageData, image_data
 from matplotlib.figure import Figure
+from parts.classifiers import create_classifier, load_weights, model_options
+from parts.explained_images import examples
+from parts.image_data import Batch, ImageData, image_data
+from parts.reporting import Run, interval
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
-from reporting import Run, interval
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy

@@ -42,9 +42,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from cifar import CifarResNet, cifar10
-from classifiers import create_classifier, load_weights
-from generated_images import GeneratedImages
+from parts.cifar import CifarResNet, cifar10
+from parts.classifiers import create_classifier, load_weights
+from parts.generated_images import GeneratedImages
 from PIL import Image
 from rich.box import SIMPLE_HEAD
 from rich.console import Console

@@ -50,26 +50,21 @@ from typing import Any
 os.environ["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
-import torch.nn.functional as F
-from classifiers import create_classifier, model_options
-from image_data import image_data
-from planted_evidence import CLASSES, planted_evidence
-from reporting import Run, add_run_options, first_batches
-from shifted_maps import MOVED, SCORES, Subject, attacks_on, layer_in, paper_numbers
-from shifted_maps import sensitivity as sensitivity_of
-from shifted_maps import verdicts as verdicts_of
-from torch import Tensor, nn
+from parts.classifiers import create_classifier, model_options
+from parts.image_data import image_data
+from parts.planted_evidence import CLASSES, planted_evidence
+from parts.planted_network import STANDARD, Standard, standardized, trained
+from parts.reporting import Run, add_run_options, first_batches
+from parts.shifted_maps import MOVED, SCORES, Subject, attacks_on, layer_in, paper_numbers
+from parts.shifted_maps import sensitivity as sensitivity_of
+from parts.shifted_maps import verdicts as verdicts_of
+from torch import Tensor
 
 import lightning_xai as xai
 from lightning_xai.integrity import PositionShift
 from lightning_xai.report import Picture, Results, Table
 from lightning_xai.report.results import Cell
 from lightning_xai.visualization import Panel, overlay, to_pixels
-
-Standard = tuple[Sequence[float], Sequence[float]]
-"""Mean and deviation of the channels."""
-
-STANDARD: Standard = (0.5,) * 3, (0.25,) * 3  # of the images drawn here
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -103,43 +98,6 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if args.fast_dev_run:
         args.n_images, args.n_compared, args.n_drawn = 8, 4, 2
     return args
-
-
-def small_network() -> nn.Sequential:
-    """Two convolutions, each class's evidence averaged over the positions; the second ReLU is layer 6."""
-    return nn.Sequential(
-        nn.Conv2d(3, 16, 5, padding=2),
-        nn.BatchNorm2d(16),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(16, 32, 5, padding=2),
-        nn.BatchNorm2d(32),
-        nn.ReLU(),
-        nn.AdaptiveMaxPool2d(1),
-        nn.Flatten(),
-        nn.Linear(32, len(CLASSES)),
-    )
-
-
-def standardized(images: Tensor) -> Tensor:
-    """Images (N,3,H,W) in [0, 1] with about zero mean."""
-    mean, std = (torch.tensor(values)[:, None, None] for values in STANDARD)
-    return (images - mean) / std
-
-
-def trained(seed: int, n: int) -> nn.Module:
-    """The small network after four epochs of images with planted evidence."""
-    torch.manual_seed(seed)
-    data = planted_evidence(torch.arange(n) % len(CLASSES), seed=seed)
-    images, model = standardized(data.images), small_network()
-    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=5e-4)
-    for _ in range(4):
-        for chosen in torch.randperm(n).split(32):
-            loss = F.cross_entropy(model(images[chosen]), data.labels[chosen])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    return model.eval()
 
 
 def prepared(args: argparse.Namespace) -> tuple[Subject, list[str], Standard]:

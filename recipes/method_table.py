@@ -46,12 +46,12 @@ os.environ["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from boxed_images import BoxedImages, most_probable_of
-from classifiers import create_classifier, model_options
-from image_data import eval_transform, image_data
-from method_report import Found, draw, summary, tables
-from planted_evidence import CLASSES, planted_evidence
-from reporting import versions
+from parts.boxed_images import BoxedImages, most_probable_of
+from parts.classifiers import create_classifier, model_options
+from parts.image_data import eval_transform, image_data
+from parts.method_report import Found, draw, summary, tables
+from parts.planted_evidence import CLASSES, planted_evidence
+from parts.reporting import versions
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import Metric

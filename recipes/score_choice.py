@@ -59,22 +59,21 @@ from typing import Any
 os.environ["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
-from boxed_images import BoxedImages, most_probable_of
-from classifiers import create_classifier, load_weights, model_options
-from image_data import eval_transform, image_data
-from logit_shift import STANDARD, small_network, standardized, trained
-from planted_evidence import CLASSES, planted_evidence
-from reporting import Picture, Run, Table, add_run_options, first_batches
-from safetensors.torch import save_file
-from score_examples import (
+from parts.boxed_images import BoxedImages, most_probable_of
+from parts.classifiers import create_classifier, load_weights, model_options
+from parts.image_data import eval_transform, image_data
+from parts.planted_evidence import CLASSES, planted_evidence
+from parts.planted_network import STANDARD, small_network, standardized, trained
+from parts.reporting import Picture, Run, Table, add_run_options, first_batches
+from parts.score_examples import (
     equal_influence_paradox,
     loss_equations,
     saturation_by_margin,
     shift_paradox,
     two_trainings,
 )
-from score_maps import SCORES, Chunk, Subject, Values, baseline_probabilities, joined, measured
-from score_report import (
+from parts.score_maps import SCORES, Chunk, Subject, Values, baseline_probabilities, joined, measured
+from parts.score_report import (
     agreement_table,
     baseline_table,
     draw_agreement,
@@ -87,6 +86,7 @@ from score_report import (
     saturation_table,
     two_trainings_table,
 )
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 

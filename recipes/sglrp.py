@@ -62,11 +62,11 @@ from typing import Any
 os.environ["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
-from reporting import Run, add_run_options
-from sglrp_measures import Values, joined, mosaics, patches, pointing
-from sglrp_networks import Subject, loaded, photographs, planted
-from sglrp_pictures import pictures
-from sglrp_report import published, tables
+from parts.reporting import Run, add_run_options
+from parts.sglrp_measures import Values, joined, mosaics, patches, pointing
+from parts.sglrp_networks import Subject, loaded, photographs, planted
+from parts.sglrp_pictures import pictures
+from parts.sglrp_report import published, tables
 from torch import Tensor
 
 from lightning_xai import metrics

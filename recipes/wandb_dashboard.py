@@ -29,7 +29,7 @@ from typing import Any
 import wandb
 import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
-from offline_runs import history
+from parts.offline_runs import history
 
 import lightning_xai as xai
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from peer_methods import (
+from parts.peer_methods import (
     captum_deeplift,
     captum_gradcam,
     captum_gradient,

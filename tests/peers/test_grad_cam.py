@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from peer_methods import grad_cam_package
+from parts.peer_methods import grad_cam_package
 from peers.networks import TARGETS, assert_equal_maps, both, each_network, images, min_max, resnet, vgg
 
 from lightning_xai import explain, pre_softmax

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from peer_methods import torchcam
+from parts.peer_methods import torchcam
 from peers.networks import TARGETS, assert_equal_maps, both, difference, each_network, images, resnet
 
 from lightning_xai import pre_softmax

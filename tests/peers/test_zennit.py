@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from peer_methods import zennit_guided_gradient, zennit_integrated_gradients, zennit_lrp, zennit_smoothgrad
+from parts.peer_methods import zennit_guided_gradient, zennit_integrated_gradients, zennit_lrp, zennit_smoothgrad
 from peers.networks import assert_equal_maps, both, difference, resnet, vgg
 
 from lightning_xai import pre_softmax

@@ -3,12 +3,12 @@
 import csv
 import doctest
 
-import boxed_images as module
 import numpy as np
+import parts.boxed_images as module
 import pytest
 import torch
-from boxed_images import BoxedImages, most_probable_of
-from image_data import eval_transform
+from parts.boxed_images import BoxedImages, most_probable_of
+from parts.image_data import eval_transform
 from PIL import Image
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from classifiers import create_classifier, load_weights, model_options
+from parts.classifiers import create_classifier, load_weights, model_options
 from safetensors.torch import save_file
 from torch import nn
 

@@ -2,8 +2,8 @@
 
 import doctest
 
-import explained_images
-from explained_images import extremes
+from parts import explained_images
+from parts.explained_images import extremes
 
 
 def test_the_examples_run():

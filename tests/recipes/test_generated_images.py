@@ -2,11 +2,11 @@
 
 import doctest
 
-import generated_images
 import numpy as np
 import pytest
 import torch
-from generated_images import CLASSES, GeneratedImages, generated_image
+from parts import generated_images
+from parts.generated_images import CLASSES, GeneratedImages, generated_image
 
 
 def test_the_examples_run():

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from alpha_equations import equation_checks
-from alpha_statistics import BINS, Witness, box, facts_of_images, histograms, quantiles
 from gradcam_plus import chosen, main, parse
-from gradcam_plus_measures import AllGradients, joined
-from gradcam_plus_tables import OTHERS, PAPER, performance
+from parts.alpha_equations import equation_checks
+from parts.alpha_statistics import BINS, Witness, box, facts_of_images, histograms, quantiles
+from parts.gradcam_plus_measures import AllGradients, joined
+from parts.gradcam_plus_tables import OTHERS, PAPER, performance
 from recipes.image_files import HEN, TENCH, write_images
 from torch import nn
 

@@ -2,10 +2,10 @@
 
 import doctest
 
-import image_folders
 import numpy as np
 import pytest
-from image_folders import ImagesInFolders, class_index, images_in_folders
+from parts import image_folders
+from parts.image_folders import ImagesInFolders, class_index, images_in_folders
 from PIL import Image
 from recipes.image_files import HEN, TENCH, write_images
 

@@ -3,11 +3,11 @@
 import doctest
 import itertools
 
-import image_loading
 import pytest
 import pytorch_lightning as pl
 import torch
-from image_loading import EachOnce, ImageData, readable, without_empty
+from parts import image_loading
+from parts.image_loading import EachOnce, ImageData, readable, without_empty
 from torch.utils.data import Dataset
 from torchmetrics import CatMetric
 

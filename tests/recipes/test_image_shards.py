@@ -3,10 +3,10 @@
 import collections
 import doctest
 
-import image_shards
 import numpy as np
 import pytest
-from image_shards import ImagesInShards
+from parts import image_shards
+from parts.image_shards import ImagesInShards
 from recipes.image_files import write_shard
 from torch.utils.data import DataLoader
 

@@ -5,8 +5,8 @@ import csv
 import integrity_roc
 import pytest
 import torch
-from cifar import CifarResNet
 from integrity_roc import area_under_curve, folded, main, read
+from parts.cifar import CifarResNet
 
 from lightning_xai.integrity import Fingerprint, Verdict
 

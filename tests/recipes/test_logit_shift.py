@@ -7,8 +7,7 @@ import pytest
 import torch
 from integrity.toys import RectifiedToy, data, trained
 from logit_shift import main
-from recipes.image_files import HEN, TENCH, write_images
-from shifted_maps import (
+from parts.shifted_maps import (
     ActivationSum,
     Subject,
     attacks_on,
@@ -17,6 +16,7 @@ from shifted_maps import (
     probabilities,
     sensitivity,
 )
+from recipes.image_files import HEN, TENCH, write_images
 from torch import nn
 
 import lightning_xai as xai
@@ -133,7 +133,7 @@ def test_paper_numbers_tell_gradcam_from_hirescam():
 
 def test_peaks_are_found_in_cells_of_the_layer():
     """Row and column under the largest pixel."""
-    from shifted_maps import _at, _cells
+    from parts.shifted_maps import _at, _cells
 
     maps = torch.zeros(2, 12, 12)
     maps[0, 3, 11], maps[1, 0, 0] = 1, 1

@@ -7,8 +7,8 @@ import math
 import method_table
 import numpy as np
 import pytest
-from method_report import Found, summary, tables
 from method_table import CONTROLS, METHODS, SHUFFLED, main, parse
+from parts.method_report import Found, summary, tables
 from recipes.image_files import HEN, TENCH, write_images
 from torch import tensor
 

@@ -2,11 +2,11 @@
 
 import doctest
 
-import planted_evidence as module
+import parts.planted_evidence as module
 import pytest
 import torch
 import torch.nn.functional as F
-from planted_evidence import CLASSES, PlantedEvidence, planted_evidence
+from parts.planted_evidence import CLASSES, PlantedEvidence, planted_evidence
 from torch import nn
 
 from lightning_xai import GradCAM, explain

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from reporting import interval, versions
+from parts.reporting import interval, versions
 
 
 def test_interval_is_that_of_the_mean():

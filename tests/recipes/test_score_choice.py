@@ -7,13 +7,11 @@ import shutil
 
 import pytest
 import score_choice
-import score_examples
-import score_maps
-import score_report
 import torch
+from parts import score_examples, score_maps, score_report
+from parts.score_maps import METHODS, ROUNDED, SCORES, Chunk, GradientNorm, Subject, joined, measured, peak_moved
 from recipes.image_files import HEN, TENCH, write_images
 from score_choice import main, parse
-from score_maps import METHODS, ROUNDED, SCORES, Chunk, GradientNorm, Subject, joined, measured, peak_moved
 from torch import nn
 
 import lightning_xai as xai

@@ -8,20 +8,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import sglrp
-import sglrp_curves
-import sglrp_measures
-import sglrp_networks
 import timm
 import torch
+from parts import sglrp_curves, sglrp_measures, sglrp_networks
+from parts.reporting import Run
+from parts.sglrp_curves import accuracies, areas, condition, overtaken_at, pooled
+from parts.sglrp_examples import worked_examples
+from parts.sglrp_measures import patches, pointing, printed_seed, side_by_side
+from parts.sglrp_networks import Subject, loaded
+from parts.sglrp_report import tables
 from PIL import Image
 from recipes.image_files import HEN, TENCH, write_images
-from reporting import Run
 from sglrp import Experiment, main, parse
-from sglrp_curves import accuracies, areas, condition, overtaken_at, pooled
-from sglrp_examples import worked_examples
-from sglrp_measures import patches, pointing, printed_seed, side_by_side
-from sglrp_networks import Subject, loaded
-from sglrp_report import tables
 from torch import nn
 
 import lightning_xai as xai

@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 from benchmark import main
-from cifar import CifarResNet
+from parts.cifar import CifarResNet
+from parts.training_benchmark import Result, Row, Setting, Training, by_pytorch, measure, plain, quartiles, rows_of
 from torch import nn
-from training_benchmark import Result, Row, Setting, Training, by_pytorch, measure, plain, quartiles, rows_of
 
 SMALL = Setting(
     "small",

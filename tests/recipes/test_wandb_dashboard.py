@@ -14,7 +14,7 @@ import wandb
 from callbacks import wandb_reader
 from callbacks.trainers import MEAN, STD, trainer
 from integrity.toys import data, trained
-from offline_runs import history, records
+from parts.offline_runs import history, records
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import timm
 import torch
-from generated_images import CLASSES, MEAN, STD, GeneratedImages
-from image_folders import imagenet_names, images_in_folders
-from image_loading import Batch, ImageData
-from image_shards import ImagesInShards
+from parts.generated_images import CLASSES, MEAN, STD, GeneratedImages
+from parts.image_folders import imagenet_names, images_in_folders
+from parts.image_loading import Batch, ImageData
+from parts.image_shards import ImagesInShards
 from torch import Tensor
 from torchvision import datasets
 from torchvision.transforms import v2

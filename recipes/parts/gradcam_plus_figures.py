@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from alpha_statistics import BINS, SIGNS, Witness, box
-from gradcam_plus_measures import CONFIDENT, SCORES, Subject
-from gradcam_plus_tables import METHODS, performance
-from image_loading import readable
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from parts.alpha_statistics import BINS, SIGNS, Witness, box
+from parts.gradcam_plus_measures import CONFIDENT, SCORES, Subject
+from parts.gradcam_plus_tables import METHODS, performance
+from parts.image_loading import readable
 from torch import Tensor
 
 import lightning_xai as xai

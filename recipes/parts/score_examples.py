@@ -14,15 +14,15 @@ from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
-from logit_shift import small_network, standardized
-from planted_evidence import CLASSES, planted_evidence
-from reporting import Table
 from torch import Tensor, nn
 
 import lightning_xai as xai
 from lightning_xai.integrity import rank_correlation
 from lightning_xai.report.results import Cell
 from lightning_xai.types import Attribution, Score
+from parts.planted_evidence import CLASSES, planted_evidence
+from parts.planted_network import small_network, standardized
+from parts.reporting import Table
 
 Weights: TypeAlias = Sequence[Sequence[float]]
 """``dz_i/dx_j`` of a linear classifier ``z = W x``: a row for each class."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from image_data import ImageData
+from parts.image_data import ImageData
 from torch import Tensor, nn
 
 import lightning_xai as xai

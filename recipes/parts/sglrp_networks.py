@@ -11,14 +11,14 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from boxed_images import BoxedImages, most_probable_of
-from cifar import CLASSES as CIFAR_CLASSES
-from cifar import MEAN as CIFAR_MEAN
-from cifar import STD as CIFAR_STD
-from cifar import CifarResNet, cifar10
-from classifiers import create_classifier, model_options
-from image_data import IMAGENET_MEAN, eval_transform, image_data
-from planted_evidence import CLASSES, planted_evidence
+from parts.boxed_images import BoxedImages, most_probable_of
+from parts.cifar import CLASSES as CIFAR_CLASSES
+from parts.cifar import MEAN as CIFAR_MEAN
+from parts.cifar import STD as CIFAR_STD
+from parts.cifar import CifarResNet, cifar10
+from parts.classifiers import create_classifier, model_options
+from parts.image_data import IMAGENET_MEAN, eval_transform, image_data
+from parts.planted_evidence import CLASSES, planted_evidence
 from timm.models import register_model
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset, default_collate

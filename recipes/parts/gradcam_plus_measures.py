@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from alpha_statistics import Witness, facts_of_images, histograms, listed
-from image_loading import ReadableLoader
-from shifted_maps import ActivationSum
+from parts.alpha_statistics import Witness, facts_of_images, histograms, listed
+from parts.image_loading import ReadableLoader
+from parts.shifted_maps import ActivationSum
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 

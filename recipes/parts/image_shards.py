@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from image_folders import UNREADABLE
+from parts.image_folders import UNREADABLE
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import IterableDataset

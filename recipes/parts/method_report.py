@@ -12,7 +12,7 @@ import torch
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from reporting import interval
+from parts.reporting import interval
 from torchmetrics import Metric
 
 from lightning_xai.metrics import compare

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from sglrp_curves import accuracies, condition, pooled
-from sglrp_networks import Subject, loaded
+from parts.sglrp_curves import accuracies, condition, pooled
+from parts.sglrp_networks import Subject, loaded
 from torch import Tensor
 from torchvision.ops import masks_to_boxes
 from torchvision.utils import draw_bounding_boxes

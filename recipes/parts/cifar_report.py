@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cifar_training import Setting
 from matplotlib.figure import Figure
+from parts.cifar_training import Setting
 from scipy import stats
 
 from lightning_xai.report import Table

@@ -35,8 +35,8 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from benchmark import seconds_of
-from cifar import CifarResNet
+from parts.cifar import CifarResNet
+from parts.clock import seconds_of
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from torch import Tensor, nn

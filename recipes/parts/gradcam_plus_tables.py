@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from alpha_equations import equation_checks
-from alpha_statistics import SIGNS, Array, quantiles
-from reporting import interval
+from parts.alpha_equations import equation_checks
+from parts.alpha_statistics import SIGNS, Array, quantiles
+from parts.reporting import interval
 
 from lightning_xai.metrics import RelativePerformance
 from lightning_xai.report import Table

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from sglrp_networks import Subject
+from parts.sglrp_networks import Subject
 from torch import Tensor
 
 import lightning_xai as xai

@@ -9,7 +9,7 @@ from itertools import combinations, product
 from typing import Any, TypeAlias
 
 import torch
-from score_examples import in_dtype, torch_log_softmax, torch_softmax
+from parts.score_examples import in_dtype, torch_log_softmax, torch_softmax
 from torch import Tensor, nn
 
 import lightning_xai as xai

@@ -10,8 +10,8 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from reporting import Picture, Table, interval
-from score_maps import CONTROLS, METHODS, PAIRS, PATH_METHODS, ROUNDED, SCORES, Maps, Values
+from parts.reporting import Picture, Table, interval
+from parts.score_maps import CONTROLS, METHODS, PAIRS, PATH_METHODS, ROUNDED, SCORES, Maps, Values
 from torch import Tensor
 
 from lightning_xai.report.results import Cell

@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
-from cifar import MEAN, STD, CifarResNet, cifar10
-from generated_images import GeneratedImages
+from parts.cifar import MEAN, STD, CifarResNet, cifar10
+from parts.generated_images import GeneratedImages
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset

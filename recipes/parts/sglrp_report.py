@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from reporting import interval
-from sglrp_curves import Array, accuracies, areas, condition, overtaken_at, pooled
-from sglrp_examples import worked_examples
+from parts.reporting import interval
+from parts.sglrp_curves import Array, accuracies, areas, condition, overtaken_at, pooled
+from parts.sglrp_examples import worked_examples
 
 from lightning_xai.metrics import compare
 from lightning_xai.metrics.patch_masking import SIZES

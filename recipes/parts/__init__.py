@@ -1,0 +1,1 @@
+"""What the recipes are made of: images, networks, measurements, tables and figures."""
