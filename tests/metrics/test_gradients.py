@@ -1,13 +1,17 @@
 """Gradient quality: patterns whose values are known, loops over pairs, and the shared contract."""
 
 import math
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import torch
 from matplotlib.figure import Figure
 from metrics.contract import Batch, MetricContract
+from parts.cifar import CifarResNet, cifar10
+from parts.classifiers import load_weights
 from torch import Tensor
 
 from lightning_xai.metrics import (
@@ -18,7 +22,10 @@ from lightning_xai.metrics import (
     gradient_roughness,
     gradient_variation,
 )
+from lightning_xai.scores import log_softmax
+from lightning_xai.trace import Capture, run
 
+DATA = os.environ.get("LIGHTNING_XAI_DATA")
 NOISES: list[Callable[[Tensor], Tensor]] = [gradient_variation, gradient_roughness]
 
 each_noise = pytest.mark.parametrize("function", NOISES)
@@ -237,3 +244,16 @@ def test_plot_draws_on_the_scale_of_the_metric() -> None:
     assert axes.get_ylim()[0] <= -1
     mine = Figure().subplots()
     assert metric.plot(ax=mine) == (mine.figure, mine)
+
+
+@pytest.mark.skipif(not DATA, reason="needs the folder $LIGHTNING_XAI_DATA")
+def test_guided_gradients_of_a_trained_network_are_smoother_than_gradients():
+    """A ResNet-20 and 100 images of CIFAR-10: its gradients are noise (1), guided ones are not; they hardly agree."""
+    network, data = CifarResNet(3), Path(DATA)
+    load_weights(network, data / "weights" / "cifar10_resnet20.safetensors")
+    trace = run(network.eval(), cifar10(data, "test", 100)[0], Capture(image_gradient=True))
+    targets = trace.logits.argmax(1)
+    plain, guided = (trace.image_gradient(log_softmax, targets, guided_rule=rule) for rule in (False, True))
+    assert gradient_roughness(plain).mean() == pytest.approx(1.14, abs=0.03)
+    assert gradient_roughness(guided).mean() == pytest.approx(0.59, abs=0.03)
+    assert gradient_alignment(plain, guided).mean() == pytest.approx(0.03, abs=0.02)
