@@ -257,3 +257,5 @@ def test_guided_gradients_of_a_trained_network_are_smoother_than_gradients():
     assert gradient_roughness(plain).mean() == pytest.approx(1.14, abs=0.03)
     assert gradient_roughness(guided).mean() == pytest.approx(0.59, abs=0.03)
     assert gradient_alignment(plain, guided).mean() == pytest.approx(0.03, abs=0.02)
+    against = trace.image_gradient(lambda z, t: -log_softmax(z, t), targets, guided_rule=True)  # the loss's
+    assert gradient_alignment(against, guided).mean() == pytest.approx(0.90, abs=0.03)  # the guided rule is not odd
