@@ -28,10 +28,7 @@ from typing import Any
 # Threads that wait by spinning, torch's default on CPUs, are several times slower beside another busy process.
 os.environ["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
 
-import parts.peer_methods as peers
 import torch
-from parts.clock import seconds_of
-from parts.training_benchmark import tables
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -39,7 +36,10 @@ from torch import Tensor, nn
 from torchvision.models import resnet18
 
 import lightning_xai as xai
+import parts.peer_methods as peers
 from lightning_xai.attribution.relevance import CLRP, LRP, SGLRP
+from parts.clock import seconds_of
+from parts.training_benchmark import tables
 
 LAYER = "layer4"
 SCORES = {"pre": xai.pre_softmax, "post": xai.post_softmax, "log": xai.log_softmax}

@@ -54,6 +54,10 @@ from typing import Any
 os.environ["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from lightning_xai.report import Results
 from parts.classifiers import create_classifier, load_weights, model_options
 from parts.gradcam_plus_figures import draw
 from parts.gradcam_plus_measures import CONFIDENT, Subject, joined, measured_chunk
@@ -62,10 +66,6 @@ from parts.image_data import image_data
 from parts.planted_evidence import CLASSES, planted_evidence
 from parts.planted_network import STANDARD, small_network, standardized, trained
 from parts.reporting import Run, add_run_options
-from safetensors.torch import save_file
-from torch import nn
-
-from lightning_xai.report import Results
 
 CHUNK = 25
 """Images between two points at which an interrupted run goes on."""

@@ -50,6 +50,13 @@ from typing import Any
 os.environ["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
+from torch import Tensor
+
+import lightning_xai as xai
+from lightning_xai.integrity import PositionShift
+from lightning_xai.report import Picture, Results, Table
+from lightning_xai.report.results import Cell
+from lightning_xai.visualization import Panel, overlay, to_pixels
 from parts.classifiers import create_classifier, model_options
 from parts.image_data import image_data
 from parts.planted_evidence import CLASSES, planted_evidence
@@ -58,13 +65,6 @@ from parts.reporting import Run, add_run_options, first_batches
 from parts.shifted_maps import MOVED, SCORES, Subject, attacks_on, layer_in, paper_numbers
 from parts.shifted_maps import sensitivity as sensitivity_of
 from parts.shifted_maps import verdicts as verdicts_of
-from torch import Tensor
-
-import lightning_xai as xai
-from lightning_xai.integrity import PositionShift
-from lightning_xai.report import Picture, Results, Table
-from lightning_xai.report.results import Cell
-from lightning_xai.visualization import Panel, overlay, to_pixels
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:

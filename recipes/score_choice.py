@@ -59,6 +59,13 @@ from typing import Any
 os.environ["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+import lightning_xai as xai
+from lightning_xai.report import Results
+from lightning_xai.types import TargetRule
 from parts.boxed_images import BoxedImages, most_probable_of
 from parts.classifiers import create_classifier, load_weights, model_options
 from parts.image_data import eval_transform, image_data
@@ -86,13 +93,6 @@ from parts.score_report import (
     saturation_table,
     two_trainings_table,
 )
-from safetensors.torch import save_file
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
-
-import lightning_xai as xai
-from lightning_xai.report import Results
-from lightning_xai.types import TargetRule
 
 CHUNK = 8
 """Images that are computed between two savings; what is found does not depend on it."""

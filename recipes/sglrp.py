@@ -62,14 +62,14 @@ from typing import Any
 os.environ["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
+from torch import Tensor
+
+from lightning_xai import metrics
 from parts.reporting import Run, add_run_options
 from parts.sglrp_measures import Values, joined, mosaics, patches, pointing
 from parts.sglrp_networks import Subject, loaded, photographs, planted
 from parts.sglrp_pictures import pictures
 from parts.sglrp_report import published, tables
-from torch import Tensor
-
-from lightning_xai import metrics
 
 CHUNK = 16
 """Images between two points from which an interrupted run goes on."""

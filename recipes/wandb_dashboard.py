@@ -29,9 +29,9 @@ from typing import Any
 import wandb
 import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
-from parts.offline_runs import history
 
 import lightning_xai as xai
+from parts.offline_runs import history
 
 LATEST = 20  # runs of a project whose keys are looked at; each costs a request
 STEP = "trainer/global_step"  # Lightning's, in every row; W&B's own step counts rows

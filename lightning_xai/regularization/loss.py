@@ -64,7 +64,7 @@ class GuidedGradientLoss(nn.Module):
     """Classification loss plus the guided-gradient term.
 
     Cost in convolutions, with a plain step = 3: one forward, a guided and a standard backward pass to the image, and
-    the final backward pass through both, 7/3 of a plain step; measured times are in ``recipes/parts/training_benchmark.py``.
+    the final backward pass through both, 7/3 of a plain step; ``recipes/parts/training_benchmark.py`` has times.
     In fp16 the gradients at the image need no loss scale of their own, because the loss is summed over images.
     Where the term has a forward pass of its own (``batch_norm="evaluation"``, ``fraction``) the running statistics of
     batch normalisation still move once per step. For rectifier networks.

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from parts.cifar_training import Setting
 from scipy import stats
 
 from lightning_xai.report import Table
 from lightning_xai.report.results import Cell
+from parts.cifar_training import Setting
 
 Found = Mapping[str, Any]
 """What :func:`cifar_training.measured` gives for one network."""

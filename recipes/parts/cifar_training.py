@@ -13,8 +13,6 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
-from parts.cifar import MEAN, STD, CifarResNet, cifar10
-from parts.generated_images import GeneratedImages
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
@@ -23,6 +21,8 @@ from torchvision.transforms import v2
 
 import lightning_xai as xai
 from lightning_xai import attribution, metrics
+from parts.cifar import MEAN, STD, CifarResNet, cifar10
+from parts.generated_images import GeneratedImages
 
 LAYER = "layer3"
 STANDARD: dict[str, Any] = {"mean": MEAN, "std": STD}

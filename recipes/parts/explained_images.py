@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from parts.image_data import ImageData
 from torch import Tensor, nn
 
 import lightning_xai as xai
 from lightning_xai.report import Example
 from lightning_xai.visualization import Panel, overlay, to_pixels
+from parts.image_data import ImageData
 
 ENDS = 3
 """Images at each end of a metric, as many as the report shows."""

@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from parts.alpha_statistics import BINS, SIGNS, Witness, box
-from parts.gradcam_plus_measures import CONFIDENT, SCORES, Subject
-from parts.gradcam_plus_tables import METHODS, performance
-from parts.image_loading import readable
 from torch import Tensor
 
 import lightning_xai as xai
 from lightning_xai.report import Picture
 from lightning_xai.visualization import Panel, overlay, to_pixels
+from parts.alpha_statistics import BINS, SIGNS, Witness, box
+from parts.gradcam_plus_measures import CONFIDENT, SCORES, Subject
+from parts.gradcam_plus_tables import METHODS, performance
+from parts.image_loading import readable
 
 COLOURS = {"positive": "tab:red", "negative": "tab:blue"}
 COLUMNS = 101  # of the histogram: an odd number, so that alpha = 1/2 lies in the middle of one

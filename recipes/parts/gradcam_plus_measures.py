@@ -7,9 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from parts.alpha_statistics import Witness, facts_of_images, histograms, listed
-from parts.image_loading import ReadableLoader
-from parts.shifted_maps import ActivationSum
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
@@ -19,6 +16,9 @@ from lightning_xai.attribution.cam_plus_plus import literal_alphas
 from lightning_xai.integrity import rank_correlation
 from lightning_xai.metrics import masked_scores, normalized_masks
 from lightning_xai.types import Attribution, Score
+from parts.alpha_statistics import Witness, facts_of_images, histograms, listed
+from parts.image_loading import ReadableLoader
+from parts.shifted_maps import ActivationSum
 
 CONFIDENT = 0.5
 """Images count whose right class has a probability above this, as in the paper."""

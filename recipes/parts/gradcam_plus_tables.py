@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from parts.alpha_equations import equation_checks
-from parts.alpha_statistics import SIGNS, Array, quantiles
-from parts.reporting import interval
 
 from lightning_xai.metrics import RelativePerformance
 from lightning_xai.report import Table
 from lightning_xai.report.results import Cell
+from parts.alpha_equations import equation_checks
+from parts.alpha_statistics import SIGNS, Array, quantiles
+from parts.reporting import interval
 
 METHODS = ("Grad-CAM", "Grad-CAM+", "Grad-CAM++")
 CONTROLS = ("sum of activations", "centred Gaussian", "Fake-CAM")

@@ -10,13 +10,14 @@ from typing import Any
 
 import timm
 import torch
+from torch import Tensor
+from torchvision import datasets
+from torchvision.transforms import v2
+
 from parts.generated_images import CLASSES, MEAN, STD, GeneratedImages
 from parts.image_folders import imagenet_names, images_in_folders
 from parts.image_loading import Batch, ImageData
 from parts.image_shards import ImagesInShards
-from torch import Tensor
-from torchvision import datasets
-from torchvision.transforms import v2
 
 __all__ = ["Batch", "ImageData", "eval_transform", "image_data", "train_transform"]
 

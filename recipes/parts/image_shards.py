@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from parts.image_folders import UNREADABLE
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import IterableDataset
+
+from parts.image_folders import UNREADABLE
 
 _IMAGES = ("jpg", "jpeg", "png", "webp")
 _BUFFER = 1000

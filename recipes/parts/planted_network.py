@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from parts.planted_evidence import CLASSES, planted_evidence
 from torch import Tensor, nn
+
+from parts.planted_evidence import CLASSES, planted_evidence
 
 Standard = tuple[Sequence[float], Sequence[float]]
 """Mean and deviation of the channels."""

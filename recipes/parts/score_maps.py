@@ -9,13 +9,13 @@ from itertools import combinations, product
 from typing import Any, TypeAlias
 
 import torch
-from parts.score_examples import in_dtype, torch_log_softmax, torch_softmax
 from torch import Tensor, nn
 
 import lightning_xai as xai
 from lightning_xai.integrity import rank_correlation
 from lightning_xai.metrics import pointing_game
 from lightning_xai.types import Attribution, Score, TargetRule
+from parts.score_examples import in_dtype, torch_log_softmax, torch_softmax
 
 Maps: TypeAlias = dict[str, dict[str, Tensor]]
 """Maps (N,H,W) by method and score."""

@@ -10,12 +10,12 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from parts.reporting import Picture, Table, interval
-from parts.score_maps import CONTROLS, METHODS, PAIRS, PATH_METHODS, ROUNDED, SCORES, Maps, Values
 from torch import Tensor
 
 from lightning_xai.report.results import Cell
 from lightning_xai.visualization import Panel, overlay, to_pixels
+from parts.reporting import Picture, Table, interval
+from parts.score_maps import CONTROLS, METHODS, PAIRS, PATH_METHODS, ROUNDED, SCORES, Maps, Values
 
 EDGES = (0.0, 0.5, 0.9, 0.99, 0.9999)
 """Where ranges of the probability begin."""

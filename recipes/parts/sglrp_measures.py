@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from parts.sglrp_networks import Subject
 from torch import Tensor
 
 import lightning_xai as xai
 from lightning_xai import metrics
 from lightning_xai.attribution.relevance import is_reversed
 from lightning_xai.scores import log_softmax
+from parts.sglrp_networks import Subject
 
 LEVELS = tuple(range(101))
 """Energies in percent of figure 13."""

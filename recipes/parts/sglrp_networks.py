@@ -11,14 +11,6 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from parts.boxed_images import BoxedImages, most_probable_of
-from parts.cifar import CLASSES as CIFAR_CLASSES
-from parts.cifar import MEAN as CIFAR_MEAN
-from parts.cifar import STD as CIFAR_STD
-from parts.cifar import CifarResNet, cifar10
-from parts.classifiers import create_classifier, model_options
-from parts.image_data import IMAGENET_MEAN, eval_transform, image_data
-from parts.planted_evidence import CLASSES, planted_evidence
 from timm.models import register_model
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset, default_collate
@@ -27,6 +19,14 @@ import lightning_xai as xai
 from lightning_xai import attribution
 from lightning_xai.attribution.relevance import absolute_target_logit
 from lightning_xai.attribution.rules import negated_z_plus
+from parts.boxed_images import BoxedImages, most_probable_of
+from parts.cifar import CLASSES as CIFAR_CLASSES
+from parts.cifar import MEAN as CIFAR_MEAN
+from parts.cifar import STD as CIFAR_STD
+from parts.cifar import CifarResNet, cifar10
+from parts.classifiers import create_classifier, model_options
+from parts.image_data import IMAGENET_MEAN, eval_transform, image_data
+from parts.planted_evidence import CLASSES, planted_evidence
 
 SIDE, MEAN, STD = 40, (0.5,) * 3, (0.25,) * 3
 """Of the images with planted evidence."""

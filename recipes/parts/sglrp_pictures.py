@@ -10,8 +10,6 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from parts.sglrp_curves import accuracies, condition, pooled
-from parts.sglrp_networks import Subject, loaded
 from torch import Tensor
 from torchvision.ops import masks_to_boxes
 from torchvision.utils import draw_bounding_boxes
@@ -21,6 +19,8 @@ from lightning_xai.metrics.patch_masking import SIZES
 from lightning_xai.report import Picture
 from lightning_xai.scores import log_softmax
 from lightning_xai.visualization import Panel, overlay, to_pixels
+from parts.sglrp_curves import accuracies, condition, pooled
+from parts.sglrp_networks import Subject, loaded
 
 COLOURS = {
     "LRP": "tab:gray",

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from parts.reporting import interval
-from parts.sglrp_curves import Array, accuracies, areas, condition, overtaken_at, pooled
-from parts.sglrp_examples import worked_examples
 
 from lightning_xai.metrics import compare
 from lightning_xai.metrics.patch_masking import SIZES
 from lightning_xai.report import Table
+from parts.reporting import interval
+from parts.sglrp_curves import Array, accuracies, areas, condition, overtaken_at, pooled
+from parts.sglrp_examples import worked_examples
 
 Values = Mapping[str, Any]
 

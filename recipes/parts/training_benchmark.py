@@ -35,8 +35,6 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from parts.cifar import CifarResNet
-from parts.clock import seconds_of
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from torch import Tensor, nn
@@ -44,6 +42,8 @@ from torchvision.models import resnet18
 
 import lightning_xai as xai
 from lightning_xai.regularization.loss import gradient_pair
+from parts.cifar import CifarResNet
+from parts.clock import seconds_of
 
 WEIGHT = 7.5e-3
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import wandb
+
 from parts.offline_runs import history, records
 
 __all__ = ["end_run", "history", "metrics", "records"]

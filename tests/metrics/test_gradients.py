@@ -10,8 +10,6 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 from metrics.contract import Batch, MetricContract
-from parts.cifar import CifarResNet, cifar10
-from parts.classifiers import load_weights
 from torch import Tensor
 
 from lightning_xai.metrics import (
@@ -24,6 +22,8 @@ from lightning_xai.metrics import (
 )
 from lightning_xai.scores import log_softmax
 from lightning_xai.trace import Capture, run
+from parts.cifar import CifarResNet, cifar10
+from parts.classifiers import load_weights
 
 DATA = os.environ.get("LIGHTNING_XAI_DATA")
 NOISES: list[Callable[[Tensor], Tensor]] = [gradient_variation, gradient_roughness]

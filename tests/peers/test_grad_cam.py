@@ -3,13 +3,13 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from parts.peer_methods import grad_cam_package
 from peers.networks import TARGETS, assert_equal_maps, both, each_network, images, min_max, resnet, vgg
 
 from lightning_xai import explain, pre_softmax
 from lightning_xai.attribution import GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, ScoreCAM, XGradCAM
 from lightning_xai.attribution.cam import upsample, weighted_sum
 from lightning_xai.trace import Capture, run
+from parts.peer_methods import grad_cam_package
 
 pytest.importorskip("pytorch_grad_cam")
 pytestmark = pytest.mark.peers

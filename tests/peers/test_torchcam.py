@@ -3,13 +3,13 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from parts.peer_methods import torchcam
 from peers.networks import TARGETS, assert_equal_maps, both, difference, each_network, images, resnet
 
 from lightning_xai import pre_softmax
 from lightning_xai.attribution import GradCAM, GradCAMPlusPlus, LayerCAM, ScoreCAM, XGradCAM
 from lightning_xai.attribution.cam import upsample, weighted_sum
 from lightning_xai.trace import Capture, run
+from parts.peer_methods import torchcam
 
 pytest.importorskip("torchcam")
 pytestmark = pytest.mark.peers

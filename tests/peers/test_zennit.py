@@ -4,13 +4,13 @@ from functools import partial
 
 import pytest
 import torch
-from parts.peer_methods import zennit_guided_gradient, zennit_integrated_gradients, zennit_lrp, zennit_smoothgrad
 from peers.networks import assert_equal_maps, both, difference, resnet, vgg
 
 from lightning_xai import pre_softmax
 from lightning_xai.attribution import FromCallable, GuidedGradient, InputGradient
 from lightning_xai.attribution.relevance import LRP, Rules
 from lightning_xai.attribution.rules import AlphaBeta, Epsilon, Flat, Gamma, ZBox
+from parts.peer_methods import zennit_guided_gradient, zennit_integrated_gradients, zennit_lrp, zennit_smoothgrad
 
 pytest.importorskip("zennit")
 pytestmark = pytest.mark.peers

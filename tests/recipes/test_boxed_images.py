@@ -4,12 +4,13 @@ import csv
 import doctest
 
 import numpy as np
-import parts.boxed_images as module
 import pytest
 import torch
+from PIL import Image
+
+import parts.boxed_images as module
 from parts.boxed_images import BoxedImages, most_probable_of
 from parts.image_data import eval_transform
-from PIL import Image
 
 
 def write(root, size, boxes, label="cat"):

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 from cifar_interp import LAMBDAS, chosen, main, parse
-from parts.cifar import CifarResNet, cifar10
-from parts.cifar_report import advantage
-from parts.cifar_training import TEACHERS, Setting, held_out, search, squared_norm
 from PIL import Image
 
 from lightning_xai.report import Results
+from parts.cifar import CifarResNet, cifar10
+from parts.cifar_report import advantage
+from parts.cifar_training import TEACHERS, Setting, held_out, search, squared_norm
 
 
 @pytest.fixture(scope="module")

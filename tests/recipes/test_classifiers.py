@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from parts.classifiers import create_classifier, load_weights, model_options
 from safetensors.torch import save_file
 from torch import nn
+
+from parts.classifiers import create_classifier, load_weights, model_options
 
 DATA = os.environ.get("LIGHTNING_XAI_DATA")
 needs_data = pytest.mark.skipif(not DATA, reason="needs the folder $LIGHTNING_XAI_DATA")

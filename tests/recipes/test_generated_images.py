@@ -5,6 +5,7 @@ import doctest
 import numpy as np
 import pytest
 import torch
+
 from parts import generated_images
 from parts.generated_images import CLASSES, GeneratedImages, generated_image
 

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import torch
 from gradcam_plus import chosen, main, parse
-from parts.alpha_equations import equation_checks
-from parts.alpha_statistics import BINS, Witness, box, facts_of_images, histograms, quantiles
-from parts.gradcam_plus_measures import AllGradients, joined
-from parts.gradcam_plus_tables import OTHERS, PAPER, performance
 from recipes.image_files import HEN, TENCH, write_images
 from torch import nn
 
 import lightning_xai as xai
 from lightning_xai.report import Results
+from parts.alpha_equations import equation_checks
+from parts.alpha_statistics import BINS, Witness, box, facts_of_images, histograms, quantiles
+from parts.gradcam_plus_measures import AllGradients, joined
+from parts.gradcam_plus_tables import OTHERS, PAPER, performance
 
 FAST = ["--fast-dev-run", "--device", "cpu"]
 FIGURES = {f"figure_{number}.png" for number in (3, 4, 5, 6)}

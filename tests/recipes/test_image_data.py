@@ -6,10 +6,11 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from parts.generated_images import CLASSES
-from parts.image_data import datasets, eval_transform, image_data, train_transform
 from PIL import Image
 from recipes.image_files import HEN, TENCH, write_images, write_shard
+
+from parts.generated_images import CLASSES
+from parts.image_data import datasets, eval_transform, image_data, train_transform
 
 
 def arguments(**options):

@@ -4,10 +4,11 @@ import doctest
 
 import numpy as np
 import pytest
-from parts import image_folders
-from parts.image_folders import ImagesInFolders, class_index, images_in_folders
 from PIL import Image
 from recipes.image_files import HEN, TENCH, write_images
+
+from parts import image_folders
+from parts.image_folders import ImagesInFolders, class_index, images_in_folders
 
 
 def loaded(root):

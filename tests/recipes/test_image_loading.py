@@ -6,10 +6,11 @@ import itertools
 import pytest
 import pytorch_lightning as pl
 import torch
-from parts import image_loading
-from parts.image_loading import EachOnce, ImageData, readable, without_empty
 from torch.utils.data import Dataset
 from torchmetrics import CatMetric
+
+from parts import image_loading
+from parts.image_loading import EachOnce, ImageData, readable, without_empty
 
 
 class Numbers(Dataset):

@@ -5,10 +5,11 @@ import doctest
 
 import numpy as np
 import pytest
-from parts import image_shards
-from parts.image_shards import ImagesInShards
 from recipes.image_files import write_shard
 from torch.utils.data import DataLoader
+
+from parts import image_shards
+from parts.image_shards import ImagesInShards
 
 pytest.importorskip("webdataset")
 

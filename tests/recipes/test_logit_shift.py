@@ -7,6 +7,11 @@ import pytest
 import torch
 from integrity.toys import RectifiedToy, data, trained
 from logit_shift import main
+from recipes.image_files import HEN, TENCH, write_images
+from torch import nn
+
+import lightning_xai as xai
+from lightning_xai.integrity import PositionShift
 from parts.shifted_maps import (
     ActivationSum,
     Subject,
@@ -16,11 +21,6 @@ from parts.shifted_maps import (
     probabilities,
     sensitivity,
 )
-from recipes.image_files import HEN, TENCH, write_images
-from torch import nn
-
-import lightning_xai as xai
-from lightning_xai.integrity import PositionShift
 
 
 @pytest.fixture(scope="module")

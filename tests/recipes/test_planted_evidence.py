@@ -2,15 +2,15 @@
 
 import doctest
 
-import parts.planted_evidence as module
 import pytest
 import torch
 import torch.nn.functional as F
-from parts.planted_evidence import CLASSES, PlantedEvidence, planted_evidence
 from torch import nn
 
+import parts.planted_evidence as module
 from lightning_xai import GradCAM, explain
 from lightning_xai.metrics import EnergyInBox, PointingGame
+from parts.planted_evidence import CLASSES, PlantedEvidence, planted_evidence
 
 
 def drawn(n: int, seed: int, size: int = 40) -> PlantedEvidence:

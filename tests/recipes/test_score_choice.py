@@ -8,14 +8,14 @@ import shutil
 import pytest
 import score_choice
 import torch
-from parts import score_examples, score_maps, score_report
-from parts.score_maps import METHODS, ROUNDED, SCORES, Chunk, GradientNorm, Subject, joined, measured, peak_moved
 from recipes.image_files import HEN, TENCH, write_images
 from score_choice import main, parse
 from torch import nn
 
 import lightning_xai as xai
 from lightning_xai.report import Results
+from parts import score_examples, score_maps, score_report
+from parts.score_maps import METHODS, ROUNDED, SCORES, Chunk, GradientNorm, Subject, joined, measured, peak_moved
 
 QUICK = ["--fast-dev-run", "--device", "cpu"]
 

@@ -10,13 +10,6 @@ import pytest
 import sglrp
 import timm
 import torch
-from parts import sglrp_curves, sglrp_measures, sglrp_networks
-from parts.reporting import Run
-from parts.sglrp_curves import accuracies, areas, condition, overtaken_at, pooled
-from parts.sglrp_examples import worked_examples
-from parts.sglrp_measures import patches, pointing, printed_seed, side_by_side
-from parts.sglrp_networks import Subject, loaded
-from parts.sglrp_report import tables
 from PIL import Image
 from recipes.image_files import HEN, TENCH, write_images
 from sglrp import Experiment, main, parse
@@ -28,6 +21,13 @@ from lightning_xai.attribution.relevance import softmax_gradient
 from lightning_xai.metrics import degenerate
 from lightning_xai.metrics.patch_masking import SIZES
 from lightning_xai.report import Results
+from parts import sglrp_curves, sglrp_measures, sglrp_networks
+from parts.reporting import Run
+from parts.sglrp_curves import accuracies, areas, condition, overtaken_at, pooled
+from parts.sglrp_examples import worked_examples
+from parts.sglrp_measures import patches, pointing, printed_seed, side_by_side
+from parts.sglrp_networks import Subject, loaded
+from parts.sglrp_report import tables
 
 SEEN = ["LRP", "CLRP", "CLRP1", "CLRP2", "SGLRP", "Guided Grad-CAM"]
 

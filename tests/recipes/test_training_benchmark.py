@@ -5,9 +5,10 @@ import copy
 import pytest
 import torch
 from benchmark import main
+from torch import nn
+
 from parts.cifar import CifarResNet
 from parts.training_benchmark import Result, Row, Setting, Training, by_pytorch, measure, plain, quartiles, rows_of
-from torch import nn
 
 SMALL = Setting(
     "small",

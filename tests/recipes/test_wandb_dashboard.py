@@ -14,12 +14,12 @@ import wandb
 from callbacks import wandb_reader
 from callbacks.trainers import MEAN, STD, trainer
 from integrity.toys import data, trained
-from parts.offline_runs import history, records
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_xai as xai
 from lightning_xai.integrity import PositionShift
+from parts.offline_runs import history, records
 
 pytest.importorskip("wandb_workspaces")
 with warnings.catch_warnings():
