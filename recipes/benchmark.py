@@ -39,7 +39,7 @@ import lightning_xai as xai
 import parts.peer_methods as peers
 from lightning_xai.attribution.relevance import CLRP, LRP, SGLRP
 from parts.clock import seconds_of
-from parts.training_benchmark import tables
+from parts.training_benchmark import profiles, tables
 
 LAYER = "layer4"
 SCORES = {"pre": xai.pre_softmax, "post": xai.post_softmax, "log": xai.log_softmax}
@@ -137,6 +137,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, help="CPU threads; what torch takes by itself if not given")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--training", action="store_true", help="time training steps with the term, not maps")
+    parser.add_argument("--profile", action="store_true", help="with --training: where the time goes, on a CPU")
     parser.add_argument("--fast-dev-run", action="store_true", help="one round on two images of 32 px")
     args = parser.parse_args(arguments)
     if args.fast_dev_run:
@@ -212,12 +213,6 @@ def table(results: Sequence[Result], title: str) -> Table:
     return found
 
 
-def training(rounds: int, device: torch.device, *, small: bool) -> None:
-    """Measure steps with the training term, and print the tables."""
-    for found in tables(rounds, device, small=small):
-        Console(width=110).print(found, machine(device))
-
-
 def main(arguments: Sequence[str] | None = None) -> list[Result]:
     """Measure what the command line asks for, and print it."""
     args = parse(arguments)
@@ -225,7 +220,9 @@ def main(arguments: Sequence[str] | None = None) -> list[Result]:
     if args.threads:
         torch.set_num_threads(args.threads)
     if args.training:
-        training(args.rounds, device, small=args.fast_dev_run)
+        measure_training = profiles if args.profile else partial(tables, device=device)
+        for one in measure_training(args.rounds, small=args.fast_dev_run):
+            Console(width=110).print(one, machine(device))
         return []
     torch.manual_seed(0)
     model = resnet18().eval().to(device)

@@ -1,6 +1,7 @@
 """The table of what training steps cost: the network, the rows, and whether all rows lower the same loss."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -27,6 +28,16 @@ def test_a_run_prints_a_table_for_each_network(capsys):
     assert "ResNet-18, batch 8, 32 px, 1 rounds" in printed
     assert "ResNet-20, batch 8, 32 px, 1 rounds" in printed
     assert printed.count("every_n_steps=8") == 2
+
+
+def test_a_profile_shows_where_the_time_goes(capsys):
+    """Of a plain step and of the exact term, which costs more."""
+    assert main(["--training", "--profile", "--fast-dev-run", "--threads", "1"]) == []
+    printed = capsys.readouterr().out
+    assert "aten::convolution_backward" in printed
+    wholes = re.findall(r"all +1\.000 +(\d\.\d+)", printed)
+    assert len(wholes) == 2
+    assert min(map(float, wholes)) > 1.2
 
 
 def test_resnet20_is_that_of_the_paper():
