@@ -6,9 +6,10 @@
 
 Data: nothing (images whose evidence is planted, and a network trained on them here), or a folder ``val/<class>/*`` as
 of ImageNet, and for localisation a folder with ``boxes.csv`` and ``label_to_imagenet.csv`` (see boxed_images.py).
-Output: tables on the screen, and a run folder with ``tables.md``, ``results.json`` (the value of every image),
-``curves.png``, ``relative_performance.png`` and ``randomization.png``. A number in brackets is a bootstrap 95 %
-interval over images; the best row is bold, and a metric that a control wins is said to be won by it.
+Output: tables on the screen, and a run folder with ``report.html``, ``results.json`` (the value of every image),
+``curves.png``, ``relative_performance.png`` and ``randomization.png``. Numbers in brackets are a bootstrap 95 %
+interval over images; the best have a star, and a metric that a control wins is said to be won by it. An interrupted run
+goes on with ``--resume``: each group of metrics is kept once it is done.
 
 Time: 67 to 84 s of a CPU core without data; SqueezeNet 430 s and MobileNet 380 s on photographs of 224 pixels with the
 numbers of images below (torch 2.15, x86-64; 22 maps an image). ROAD is off there: 2 to 10 s for each map. Memory: 3 GB.
@@ -30,12 +31,12 @@ bn_eps=1e-3 --mean 0.5 0.5 0.5 --std 0.5 0.5 0.5 --weights FILE``.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -46,18 +47,19 @@ os.environ["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from parts.boxed_images import BoxedImages, most_probable_of
-from parts.classifiers import create_classifier, model_options
-from parts.image_data import eval_transform, image_data
-from parts.method_report import Found, draw, summary, tables
-from parts.planted_evidence import CLASSES, planted_evidence
-from parts.reporting import versions
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import Metric
 
 import lightning_xai as xai
 from lightning_xai import attribution, metrics
+from lightning_xai.report import Results
+from parts.boxed_images import BoxedImages, most_probable_of
+from parts.classifiers import create_classifier, model_options
+from parts.image_data import eval_transform, image_data
+from parts.method_report import Found, draw, drawable, summary, tables
+from parts.planted_evidence import CLASSES, planted_evidence
+from parts.reporting import Run, add_run_options
 
 Layer = str | None
 Standard = dict[str, Any]
@@ -294,11 +296,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--metrics", nargs="+", choices=IMAGES["planted"], help="groups of metrics; default: all")
     for group in IMAGES["planted"]:
         parser.add_argument(f"--{group}-images", type=int, help=f"images for the metrics of {group}; 0: leave out")
-    parser.add_argument("--seed", type=int, default=0, help="of the planted evidence, its network and the intervals")
     parser.add_argument("--accelerator", default="auto", help="as of the Trainer")
     parser.add_argument("--progress", action="store_true", help="show the Trainer's progress")
-    parser.add_argument("--run", type=Path, default=Path("runs/method_table"), help="folder of the results")
-    parser.add_argument("--fast-dev-run", action="store_true", help="two images of everything, to try the script")
+    add_run_options(parser, "method_table")
     args = parser.parse_args(argv)
     args.counts = counts_of(args)
     # what `image_data` asks of a recipe that trains, too
@@ -317,45 +317,61 @@ def counts_of(args: argparse.Namespace) -> dict[str, int]:
     return counts
 
 
-def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Run the experiment; returns what ``results.json`` holds."""
+ANYTIME = ("accelerator", "progress", "workers")
+"""Options that may change when a run is resumed."""
+
+
+def group_of(
+    args: argparse.Namespace,
+    subject: Subject,
+    methods: dict[str, xai.Attribution],
+    controls: dict[str, xai.Attribution],
+    group: str,
+) -> dict[str, Any]:
+    """All that is kept of a group of metrics."""
+    begun = time.monotonic()
+    if group == "randomization":
+        found = randomized(args, subject, methods | controls)
+    else:
+        found = measured(args, subject, methods, controls, group)
+    return {
+        "columns": summary({group: found}, list(controls), args.seed),
+        "constant_maps": dict(found.constant_maps),
+        "drawn": drawable(group, found),
+        "seconds": round(time.monotonic() - begun, 1),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> Results:
+    """Run the experiment."""
     args = parse(argv)
-    started, used = time.monotonic(), time.process_time()
-    if (args.run / "results.json").exists():
-        raise SystemExit(f"{args.run} already holds a run. Name another folder: --run.")
+    run = Run(args, free=ANYTIME)
     subject = photographs(args) if args.data else planted(args)
     methods = {name: METHODS[name](args.layer, subject.standard, args.passes) for name in args.methods}
     controls = {**CONTROLS, SHUFFLED: attribution.Shuffled(next(iter(methods.values())))}
-    args.run.mkdir(parents=True, exist_ok=True)
-    found: dict[str, Found] = {}
-    seconds: dict[str, float] = {}
+    groups: dict[str, dict[str, Any]] = {}
     for group, count in args.counts.items():
-        if not count:
-            continue
-        begun = time.monotonic()
-        if group == "randomization":
-            found[group] = randomized(args, subject, methods | controls)
-        else:
-            found[group] = measured(args, subject, methods, controls, group)
-        seconds[group] = round(time.monotonic() - begun, 1)
-        results = {
-            "columns": summary(found, list(controls), args.seed),
-            "constant_maps": {name: one.constant_maps for name, one in found.items()},
-            "images": args.counts,
-            "settings": {name: str(value) for name, value in vars(args).items()},
-            "versions": versions(),
-            "seconds_by_group": seconds,
-            "seconds": round(time.monotonic() - started, 1),
-            "cpu_seconds": round(time.process_time() - used, 1),
-        }
-        # after each group: what is measured is kept, whatever becomes of the rest
-        (args.run / "results.json").write_text(json.dumps(results, indent=1))
-        (args.run / "tables.md").write_text(tables(results["columns"], list(controls)))
-        print(f"{group}: {count} images, {seconds[group]:.0f} s", flush=True)
-    print((args.run / "tables.md").read_text())
-    draw(found, list(controls), args.run)
-    print(f"{results['seconds']:.0f} s, {results['cpu_seconds']:.0f} of a core; results and figures are in {args.run}")
-    return results
+        if count:
+            groups[group] = run.part(group, partial(group_of, args, subject, methods, controls, group))
+            print(f"{group}: {count} images, {groups[group]['seconds']:.0f} s", flush=True)
+    return reported(args, run, groups, list(controls))
+
+
+def reported(args: argparse.Namespace, run: Run, groups: dict[str, dict[str, Any]], controls: list[str]) -> Results:
+    """Tables, figures and ``results.json``."""
+    columns = [column for one in groups.values() for column in one["columns"]]
+    values = {
+        "columns": columns,
+        "constant_maps": {group: one["constant_maps"] for group, one in groups.items()},
+        "images": args.counts,
+        "seconds_by_group": {group: one["seconds"] for group, one in groups.items()},
+    }
+    text = (
+        f"{args.model if args.data else 'A small network trained on planted evidence'}: {len(args.methods)} methods "
+        f"beside {len(controls)} controls that know nothing of it. Numbers of one network, intervals over images."
+    )
+    pictures = draw([one["drawn"] for one in groups.values()], controls, run.folder)
+    return run.finish("Methods and metrics", text, tables(columns, controls), pictures, values)
 
 
 if __name__ == "__main__":

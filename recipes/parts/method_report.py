@@ -1,4 +1,4 @@
-"""What is made of the metrics of many methods: who wins, tables in Markdown, and curves."""
+"""What is made of the metrics of many methods: who wins, tables, and curves."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ import torch
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from parts.reporting import interval
 from torchmetrics import Metric
 
 from lightning_xai.metrics import compare
+from lightning_xai.report.results import Cell
+from parts.reporting import Picture, Table, interval
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -166,35 +167,35 @@ GROUPS = {
 }
 
 
-def tables(columns: Sequence[Mapping[str, Any]], controls: Sequence[str]) -> str:
-    """A Markdown table for each group of metrics.
+def tables(columns: Sequence[Mapping[str, Any]], controls: Sequence[str]) -> list[Table]:
+    """A table for each group of metrics.
 
     Args:
         columns: What :func:`summary` gives.
         controls: Names of the controls.
 
     Returns:
-        The tables; the best of a column is bold, and the last two rows say who wins and by how much.
+        The tables; the best of a column has a star, and the last two rows say who wins and by how much.
     """
-    return "\n".join(
-        _table(title, [one for one in columns if one["group"] == group], controls)
-        for group, title in GROUPS.items()
-        if any(one["group"] == group for one in columns)
-    )
+    by_group = {group: [one for one in columns if one["group"] == group] for group in GROUPS}
+    return [_table(GROUPS[group], chosen, controls) for group, chosen in by_group.items() if chosen]
 
 
-def _table(title: str, columns: Sequence[Mapping[str, Any]], controls: Sequence[str]) -> str:
+def _table(title: str, columns: Sequence[Mapping[str, Any]], controls: Sequence[str]) -> Table:
     heads = [f"{one['title']} {'↑' if one['higher_is_better'] else '↓'} ({one['images']})" for one in columns]
-    rows = [["", *heads], ["---"] * (len(columns) + 1)]
+    rows: list[list[Cell]] = []
     for name in columns[0]["methods"]:
+        # digits differ from metric to metric: the cells are written here
         rows.append([f"{name} (control)" if name in controls else name, *(_cell(one, name) for one in columns)])
-    rows.append(["**won by**", *(_winner(one, controls) for one in columns)])
+    rows.append(["won by", *(_winner(one, controls) for one in columns)])
     rows.append(["best method - best control", *(_margin(one) for one in columns)])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
-    ]
-    return "\n".join([f"{title} (in brackets after a metric: the number of images).", "", *lines, ""])
+    return Table(title, ["", *heads], rows, CAPTION)
+
+
+CAPTION = (
+    "In brackets after a metric: the number of images; after a mean: its bootstrap 95 % interval over images. The "
+    "arrow points where better values are; the best have a star. Controls know nothing of the network."
+)
 
 
 def _cell(column: Mapping[str, Any], name: str) -> str:
@@ -203,15 +204,15 @@ def _cell(column: Mapping[str, Any], name: str) -> str:
         return "none"
     mean = f"{one['mean']:.{digits}f}"
     undefined = f", {one['undefined']} without" if one["undefined"] else ""
-    shown = f"**{mean}**" if name in column["best"] else mean
-    return f"{shown} [{one['low']:.{digits}f}, {one['high']:.{digits}f}]{undefined}"
+    star = "★ " if name in column["best"] else ""
+    return f"{star}{mean} [{one['low']:.{digits}f}, {one['high']:.{digits}f}]{undefined}"
 
 
 def _winner(column: Mapping[str, Any], controls: Sequence[str]) -> str:
     """All controls that win, and the first of the methods."""
     methods = [name for name in column["best"] if name not in controls]
     others = [f"{len(methods) - 1} more"] if len(methods) > 1 else []
-    return ", ".join([f"**{name} (control)**" for name in column["best"] if name in controls] + methods[:1] + others)
+    return ", ".join([f"{name} (control)" for name in column["best"] if name in controls] + methods[:1] + others)
 
 
 def _margin(column: Mapping[str, Any]) -> str:
@@ -222,38 +223,24 @@ def _margin(column: Mapping[str, Any]) -> str:
     return f"{numbers} ({one['methods'][0]} - {one['methods'][1]})"
 
 
-def draw(found: Mapping[str, Found], controls: Sequence[str], folder: Path) -> None:
-    """Draw what was measured: ``curves.png``, ``relative_performance.png`` and ``randomization.png``.
-
-    Args:
-        found: The metrics by group.
-        controls: Names of the controls, drawn in grey and dashed.
-        folder: Where the figures are saved.
-    """
-    panels = list(_panels(found))
-    if panels:
-        figure = Figure(figsize=(13, 4.2 * -(-len(panels) // 2)), layout="constrained")
-        axes = figure.subplots(-(-len(panels) // 2), 2, squeeze=False).flat
-        for one, (title, x_label, y_label, x, curves) in zip(axes, panels, strict=False):
-            _lines(one, x, curves, controls)
-            one.set(title=title, xlabel=x_label, ylabel=y_label)
-        for one in list(axes)[len(panels) :]:
-            one.set_axis_off()
-        handles, names = figure.axes[0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside right center")
-        figure.savefig(folder / "curves.png", dpi=100)
-    if "confidence" in found:
-        _relative_performance(found["confidence"].shared[RELATIVE]).savefig(
-            folder / "relative_performance.png", dpi=100
-        )
-    if "randomization" in found:
-        _randomization(found["randomization"], controls).savefig(folder / "randomization.png", dpi=100)
+def drawable(group: str, found: Found) -> dict[str, Any]:
+    """What figures need of a group of metrics, in a form that JSON takes."""
+    drawn: dict[str, Any] = {"panels": list(_panels(group, found))}
+    if group == "confidence":
+        relative: Any = found.shared[RELATIVE]
+        values = relative.values[:, :, 0].tolist()
+        drawn["relative"] = {"methods": list(relative.methods), "values": values, "threshold": relative.threshold}
+    if group == "randomization":
+        metrics: Any = {name: one["ParameterRandomization"] for name, one in found.methods.items()}
+        curves = {name: one.by_layer["rank_correlation"].tolist() for name, one in metrics.items()}
+        drawn["randomization"] = {"layers": list(next(iter(metrics.values())).layers), "curves": curves}
+    return drawn
 
 
-def _panels(found: Mapping[str, Found]) -> Iterator[tuple[str, str, str, list[float], dict[str, list[float]]]]:
+def _panels(group: str, found: Found) -> Iterator[tuple[str, str, str, list[float], dict[str, list[float]]]]:
     """Title, names of the axes, abscissa, and the curve of each method."""
-    if "perturbation" in found:
-        states: Any = found["perturbation"].methods
+    states: Any = found.methods
+    if group == "perturbation":
         for name in ("Deletion", "Insertion"):
             fractions = next(iter(states.values()))[name].fractions.tolist()
             curves = {method: one[name].curve.tolist() for method, one in states.items()}
@@ -262,11 +249,51 @@ def _panels(found: Mapping[str, Found]) -> Iterator[tuple[str, str, str, list[fl
         sizes = list(next(iter(patches.values())).sizes)
         changes = {method: one.values.mean(0).tolist() for method, one in patches.items()}
         yield "Maximal patch masking", "side of the patch, pixels", "change of the probability", sizes, changes
-    if "boxes" in found:
-        energies: Any = {name: one["EnergyPointingAccuracy"] for name, one in found["boxes"].methods.items()}
+    if group == "boxes":
+        energies = {name: one["EnergyPointingAccuracy"] for name, one in states.items()}
         levels = list(next(iter(energies.values())).levels)
         curves = {name: one.mean_curve.tolist() for name, one in energies.items()}
         yield "Energy pointing", "energy, % of the positive pixels", "pointing accuracy, mean of images", levels, curves
+
+
+def draw(drawn: Sequence[Mapping[str, Any]], controls: Sequence[str], folder: Path) -> list[Picture]:
+    """Draw what was measured: ``curves.png``, ``relative_performance.png`` and ``randomization.png``.
+
+    Args:
+        drawn: What :func:`drawable` gives, for each group.
+        controls: Names of the controls, drawn in grey and dashed.
+        folder: Where the figures are saved.
+
+    Returns:
+        The figures with their captions.
+    """
+    figures: dict[str, tuple[Figure, str]] = {}
+    panels = [panel for one in drawn for panel in one["panels"]]
+    if panels:
+        figures["curves"] = _curves(panels, controls), "Means over images by method; controls are black."
+    for one in drawn:
+        if "relative" in one:
+            caption = "Log relative performance to the first method, quartiles over images."
+            figures["relative_performance"] = _relative_performance(**one["relative"]), caption
+        if "randomization" in one:
+            caption = "Similarity to the network's own maps while its parts are randomised; controls are black."
+            figures["randomization"] = _randomization(**one["randomization"], controls=controls), caption
+    for name, (figure, _) in figures.items():
+        figure.savefig(folder / f"{name}.png", dpi=100)
+    return [Picture(f"{name}.png", caption) for name, (_, caption) in figures.items()]
+
+
+def _curves(panels: Sequence[Sequence[Any]], controls: Sequence[str]) -> Figure:
+    figure = Figure(figsize=(13, 4.2 * -(-len(panels) // 2)), layout="constrained")
+    axes = figure.subplots(-(-len(panels) // 2), 2, squeeze=False).flat
+    for one, (title, x_label, y_label, x, curves) in zip(axes, panels, strict=False):
+        _lines(one, x, curves, controls)
+        one.set(title=title, xlabel=x_label, ylabel=y_label)
+    for one in list(axes)[len(panels) :]:
+        one.set_axis_off()
+    handles, names = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside right center")
+    return figure
 
 
 def _lines(axes: Axes, x: Sequence[float], curves: Mapping[str, Sequence[float]], controls: Sequence[str]) -> None:
@@ -278,28 +305,26 @@ def _lines(axes: Axes, x: Sequence[float], curves: Mapping[str, Sequence[float]]
             axes.plot(x, y, color=colormaps["tab20"](i % 20), label=name)
 
 
-def _relative_performance(metric: Any) -> Figure:
+def _relative_performance(methods: Sequence[str], values: Sequence[Sequence[float]], threshold: float) -> Figure:
     """Boxes of each method against the first one, from quartile to quartile, outliers not drawn."""
-    names = metric.methods[1:]
-    figure = Figure(figsize=(2 + 0.5 * len(names), 6), layout="constrained")
+    first, *others = methods
+    figure = Figure(figsize=(2 + 0.5 * len(others), 6), layout="constrained")
     axes = figure.subplots()
     axes.axhline(0, color="grey", linewidth=0.8)
-    axes.boxplot(metric.values[:, 1:, 0].T.tolist(), showfliers=False)
-    axes.set_xticks(range(1, len(names) + 1), names, rotation=45, ha="right")
+    axes.boxplot([[row[i] for row in values] for i in range(1, len(methods))], showfliers=False)
+    axes.set_xticks(range(1, len(methods)), others, rotation=45, ha="right")
     axes.set(
-        ylabel=f"log relative performance to {metric.methods[0]}",
-        title=f"{len(metric.values)} images whose class has a probability above {metric.threshold}",
+        ylabel=f"log relative performance to {first}",
+        title=f"{len(values)} images whose class has a probability above {threshold}",
     )
     return figure
 
 
-def _randomization(found: Found, controls: Sequence[str]) -> Figure:
+def _randomization(layers: Sequence[str], curves: Mapping[str, Sequence[float]], controls: Sequence[str]) -> Figure:
     """Rank correlation with the network's own maps while its parts are randomised, from the last to the first."""
-    metrics: Any = {name: one["ParameterRandomization"] for name, one in found.methods.items()}
-    layers = next(iter(metrics.values())).layers
     figure = Figure(figsize=(10, 5), layout="constrained")
     axes = figure.subplots()
-    _lines(axes, range(len(layers)), {k: m.by_layer["rank_correlation"].tolist() for k, m in metrics.items()}, controls)
+    _lines(axes, range(len(layers)), curves, controls)
     axes.set_xticks(range(len(layers)), [f"to {name}" for name in layers])
     axes.set(ylabel="rank correlation with the network's own map", xlabel="randomised from the last part on")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right center")

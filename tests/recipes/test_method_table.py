@@ -1,18 +1,18 @@
 """Methods x metrics, from the command line to the tables, and who wins them."""
 
 import doctest
-import json
 import math
 
 import method_table
 import numpy as np
 import pytest
 from method_table import CONTROLS, METHODS, SHUFFLED, main, parse
-from parts.method_report import Found, summary, tables
 from recipes.image_files import HEN, TENCH, write_images
 from torch import tensor
 
 from lightning_xai.metrics import AbsoluteDrop, AverageDrop, AverageGain, AverageIncrease, RelativePerformance
+from lightning_xai.report import Results
+from parts.method_report import Found, summary, tables
 
 FEW = ["--methods", "gradcam", "guided_gradient", "--accelerator", "cpu"]
 
@@ -32,39 +32,53 @@ def test_the_examples_run():
 def test_every_metric_of_every_method_and_control_has_the_values_of_each_image(finished):
     """And what is written is what is returned."""
     folder, results = finished
-    assert json.loads((folder / "results.json").read_text()) == results
+    assert Results.load(folder).values == results.values
     names = {*METHODS, *CONTROLS, SHUFFLED} - method_table.DEAR
-    assert len(results["columns"]) == 18
-    for column in results["columns"]:
+    assert len(results.values["columns"]) == 18
+    for column in results.values["columns"]:
         assert set(column["methods"]) == names
         lengths = {len(one["values"]) for one in column["methods"].values()}
         assert len(lengths) == 1
-    drops = next(one for one in results["columns"] if one["title"] == "average drop, %")
+    drops = next(one for one in results.values["columns"] if one["title"] == "average drop, %")
     assert drops["images"] == 2
-    assert {"torch", "python"} <= set(results["versions"])
+    assert {"torch", "python"} <= set(results.versions)
 
 
 def test_similarity_to_randomised_networks_is_that_of_each_layer(finished):
     """Controls that do not see the network fail entirely; no method is below 0, however its map is reversed."""
     _, results = finished
-    column = next(one for one in results["columns"] if one["group"] == "randomization")
+    column = next(one for one in results.values["columns"] if one["group"] == "randomization")
     assert [column["methods"][name]["mean"] for name in CONTROLS] == pytest.approx([1.0] * len(CONTROLS))
     values = [value for one in column["methods"].values() for value in one["values"] if value is not None]
     assert 0 <= min(values) < 0.5
 
 
 def test_tables_and_figures_are_in_the_run_folder(finished):
-    """Every table says who wins."""
-    folder, _ = finished
-    assert {path.name for path in folder.iterdir()} == {
-        "results.json",
-        "tables.md",
-        "curves.png",
-        "relative_performance.png",
-        "randomization.png",
-    }
-    text = (folder / "tables.md").read_text()
-    assert text.count("**won by**") == text.count("best method - best control") == 6
+    """Every table says who wins; every figure is in the report."""
+    folder, results = finished
+    figures = {"curves.png", "relative_performance.png", "randomization.png"}
+    files = {path.name for path in folder.iterdir() if path.is_file()}
+    assert files == {"results.json", "report.html", "settings.json", *figures}
+    assert {one.file for one in results.pictures} == figures
+    assert len(results.tables) == 6
+    for table in results.tables:
+        assert [row[0] for row in table.rows[-2:]] == ["won by", "best method - best control"]
+
+
+def test_a_resumed_run_measures_what_is_missing_alone(tmp_path, monkeypatch):
+    """And ends with the numbers and figures that it would have had."""
+    options = [*FEW, "--fast-dev-run", "--metrics", "confidence", "stability", "randomization"]
+    options += ["--run", str(tmp_path / "run")]
+    whole = main(options)
+    (tmp_path / "run" / "parts" / "stability.json").unlink()
+    (tmp_path / "run" / "randomization.png").unlink()
+    asked = []
+    group_of = method_table.group_of
+    monkeypatch.setattr(method_table, "group_of", lambda *a: asked.append(a[-1]) or group_of(*a))
+    again = main([*options, "--resume"])
+    assert asked == ["stability"]
+    assert again.values["columns"] == whole.values["columns"]
+    assert (tmp_path / "run" / "randomization.png").exists()
 
 
 def test_a_run_is_never_overwritten(finished):
@@ -85,7 +99,7 @@ def test_folders_of_photographs_with_and_without_boxes(tmp_path):
     (boxed / "label_to_imagenet.csv").write_text("label,imagenet_indices\nfish,0 1\n")
     options = [*FEW, "--fast-dev-run", "--data", str(tmp_path / "data"), "--model", "test_resnet", "--image-size", "64"]
     first = main([*options, "--metrics", "confidence", "--run", str(tmp_path / "first")])
-    assert {one["group"] for one in first["columns"]} == {"confidence"}
+    assert {one["group"] for one in first.values["columns"]} == {"confidence"}
     second = main(
         [
             *options,
@@ -99,8 +113,8 @@ def test_folders_of_photographs_with_and_without_boxes(tmp_path):
             str(tmp_path / "second"),
         ]
     )
-    assert [one["title"] for one in second["columns"]] == ["pointing game", "energy in box", "energy pointing"]
-    assert second["images"]["boxes"] == 1
+    assert [one["title"] for one in second.values["columns"]] == ["pointing game", "energy in box", "energy pointing"]
+    assert second.values["images"]["boxes"] == 1
 
 
 def test_photographs_without_boxes_have_no_table_of_boxes():
@@ -137,18 +151,19 @@ def test_a_metric_that_a_control_wins_is_shown_to_be_won_by_it():
     assert drop["methods"]["fake"]["mean"] == pytest.approx(50 / 3)
     assert drop["difference"]["methods"] == ["cam", "fake"]
     assert drop["difference"]["mean"] == pytest.approx(125 / 3)
-    text = tables(columns[:1], ["fake"])
-    assert "| **fake (control)** " in text
-    assert "| **16.7** [" in text
-    assert "average drop, % ↓ (3)" in text
+    table = tables(columns[:1], ["fake"])[0]
+    rows = dict(table.rows)
+    assert table.columns == ["", "average drop, % ↓ (3)"]
+    assert rows["won by"] == "fake (control)"
+    assert rows["fake (control)"].startswith("★ 16.7 [")
+    assert not rows["cam"].startswith("★")
 
 
 def test_a_metric_that_a_method_wins_is_not_won_by_a_control():
     """The other way round."""
     columns = summary(found_by({"cam": [0.8, 0.8, 0.4], "fake": [0.4, 0.2, 0.4]}), ["fake"], seed=0)
     assert (columns[0]["best"], columns[0]["won_by_control"]) == (["cam"], False)
-    assert "| **won by** " in tables(columns[:1], ["fake"])
-    assert "**fake (control)**" not in tables(columns[:1], ["fake"])
+    assert ["won by", "cam"] in tables(columns[:1], ["fake"])[0].rows
 
 
 def test_a_control_that_draws_level_wins_too():
@@ -172,7 +187,7 @@ def test_metrics_without_a_value_have_no_winner():
         states["AverageDrop"].values[:] = np.nan
     drop = summary(found, ["fake"], seed=0)[0]
     assert (drop["best"], drop["won_by_control"], drop["difference"]) == ([], False, None)
-    assert "| none" in tables([drop], ["fake"])
+    assert ["cam", "none"] in tables([drop], ["fake"])[0].rows
 
 
 def test_images_without_a_value_are_counted_and_left_out():
@@ -183,4 +198,4 @@ def test_images_without_a_value_are_counted_and_left_out():
     assert drop["methods"]["cam"]["undefined"] == 1
     assert drop["methods"]["cam"]["mean"] == pytest.approx(50)
     assert drop["difference"]["mean"] == pytest.approx(25)
-    assert ", 1 without" in tables([drop], ["fake"])
+    assert tables([drop], ["fake"])[0].text(0, 1).endswith(", 1 without")
