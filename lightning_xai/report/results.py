@@ -47,11 +47,14 @@ class Table:
         """A cell as it is printed."""
         cell = self.rows[row][column]
         if isinstance(cell, dict):
-            mean, low, high = (f"{cell[key]:.{self.digits}f}" for key in ("mean", "low", "high"))
+            mean, low, high = (self._number(cell[key]) for key in ("mean", "low", "high"))
             return f"{mean} [{low}, {high}]"
         if isinstance(cell, float):
-            return f"{cell:.{self.digits}f}"
+            return self._number(cell)
         return "" if cell is None else str(cell)
+
+    def _number(self, value: float) -> str:
+        return f"{round(value, self.digits) + 0.0:.{self.digits}f}"  # which makes -0.0 a zero
 
 
 @dataclass(frozen=True)

@@ -70,3 +70,9 @@ def test_last_values_are_those_of_the_last_step():
         ["cos", "not in plain", "1"],
         ["loss", "0.5", "not in guided"],
     ]
+
+
+def test_a_small_negative_number_is_printed_as_zero():
+    """A sign without a digit says nothing."""
+    table = Table("Change", ["", "drop"], [["gradcam", {"mean": -0.04, "low": -1.26, "high": 0.3}]])
+    assert table.text(0, 1) == "0.0 [-1.3, 0.3]"
