@@ -31,10 +31,6 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from matplotlib.figure import Figure
-from parts.classifiers import create_classifier, load_weights, model_options
-from parts.explained_images import examples
-from parts.image_data import Batch, ImageData, image_data
-from parts.reporting import Run, interval
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
@@ -46,6 +42,10 @@ import lightning_xai as xai
 from lightning_xai.report import Example, Picture, Table
 from lightning_xai.report.results import Cell
 from lightning_xai.visualization import Panel, overlay, to_pixels
+from parts.classifiers import create_classifier, load_weights, model_options
+from parts.explained_images import examples
+from parts.image_data import Batch, ImageData, image_data
+from parts.reporting import Run, interval
 
 ERRORS = {
     "cosine": xai.CosineLoss,
@@ -320,17 +320,21 @@ def train_and_test(
     module = Classifier(model, term_of(args, weight), weight, len(data.classes), args)
     standard: dict[str, Any] = {"mean": data.mean, "std": data.std}
     metrics = [kind(keep_values=True) for kind in (xai.AverageDrop, xai.AverageIncrease, xai.AverageGain)]
+    integrity = xai.ModelIntegrity(args.layer, **standard)
     loggers: list[Logger] = [LOGGERS[name](folder, f"{args.run.name}-{folder.name}") for name in args.logger]
     if args.epochs:
         watching: list[Callback] = [
             xai.SaliencyMaps(methods, n_images=min(4, args.n_followed), class_names=data.classes, **standard),
             xai.Faithfulness(methods, metrics, n_images=min(64, args.n_explained), controls={}, **standard),
+            integrity,
             ModelCheckpoint(folder / "checkpoints", filename="{epoch}", save_last=True),
         ]
         last = folder / "checkpoints" / "last.ckpt"
         trainer_of(args, loggers, watching).fit(module, data, ckpt_path=last if args.resume and last.exists() else None)
     faithfulness = xai.Faithfulness(methods, metrics, n_images=args.n_explained, **standard)
-    trainer_of(args, loggers, [faithfulness]).test(module, data, verbose=False)
+    # after training, the last validation has checked these weights already
+    tested: list[Callback] = [faithfulness] if args.epochs else [faithfulness, integrity]
+    trainer_of(args, loggers, tested).test(module, data, verbose=False)
     found: dict[str, Any] = {**faithfulness.states[0]}
     values = {name: {metric: one.values.tolist() for metric, one in states.items()} for name, states in found.items()}
     parts = of_all_processes((module.hits, module.skipped))
