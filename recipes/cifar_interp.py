@@ -1,7 +1,29 @@
 """Does the guided-gradient term make networks explain themselves better? CIFAR-10, from scratch, over seeds.
 
-python recipes/cifar_interp.py                       # generated images, to try it
-python recipes/cifar_interp.py --data DIR --jobs 2
+    python recipes/cifar_interp.py                       # generated images, to try it
+    python recipes/cifar_interp.py --data DIR --jobs 2   # DIR: see cifar.py; downloaded by torchvision if it is empty
+
+Torres Figueroa et al., "A Learning Paradigm for Interpretable Gradients" (2024, https://arxiv.org/abs/2404.15024). First
+small and broad, one seed, on validation images: teachers x modes of BatchNorm x lambdas with the cosine, the other
+error functions, plain training, and a penalty on the gradient's norm, which has no teacher. Each family takes the
+largest lambda that costs no accuracy, the paper's rule; the best two are those under which Grad-CAM drops least
+compared with maps that know nothing of the network. Then these, the default family, plain training, the penalty, every
+fourth step and a quarter of the batch of the best, and the paper's own setting, over seeds, on test images. Maps that
+are the same for every network tell better maps from mere robustness to masking: noise, a Gaussian, edges, and Grad-CAM
+of a network that is trained apart.
+
+Data: nothing, or CIFAR-10. Output: tables on the screen, and a run folder with ``results.json``, ``report.html``,
+``search.png`` and ``comparison.png``. Interrupted, it goes on with ``--resume``; ``--jobs``, ``--seeds`` and
+``--other-seeds`` may change then. Networks are trained with one thread each.
+
+Expected (CIFAR-10 as JPEG files, torch 2.15, two threads of a shared x86-64, 1 h 50 min in all; mean and Student's 95 %
+interval over networks; below plain training differences to it, paired by seed):
+
+EXPECTED
+So no setting makes better maps at this scale, and the default family at the largest lambda that cost nothing in the
+search makes them worse. In the search (``report.html``) alignment rises from 0.33 to 0.76, and roughness, which a
+denoised gradient would lose, from 0.42 to 1.06. Networks with 49 % accuracy are far from converged: longer trainings,
+more images and other networks may tell another story.
 """
 
 from __future__ import annotations
