@@ -3,8 +3,8 @@
     python recipes/cifar_interp.py                       # generated images, to try it
     python recipes/cifar_interp.py --data DIR --jobs 2   # DIR: see cifar.py; downloaded by torchvision if it is empty
 
-Torres Figueroa et al., "A Learning Paradigm for Interpretable Gradients" (2024, https://arxiv.org/abs/2404.15024). First
-small and broad, one seed, on validation images: teachers x modes of BatchNorm x lambdas with the cosine, the other
+Torres Figueroa et al., "A Learning Paradigm for Interpretable Gradients" (2024, https://arxiv.org/abs/2404.15024).
+First small and broad, one seed, validation images: teachers x modes of BatchNorm x lambdas with the cosine, the other
 error functions, plain training, and a penalty on the gradient's norm, which has no teacher. Each family takes the
 largest lambda that costs no accuracy, the paper's rule; the best two are those under which Grad-CAM drops least
 compared with maps that know nothing of the network. Then these, the default family, plain training, the penalty, every

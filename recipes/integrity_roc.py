@@ -2,13 +2,13 @@
 
     python recipes/integrity_roc.py                             # networks trained here on generated images
     python recipes/integrity_roc.py --data DIR                  # real weights, and networks trained on CIFAR-10
-    python recipes/integrity_roc.py --data DIR --only real      # one group: small, tuned, real or photos
+    python recipes/integrity_roc.py --data DIR --only real      # one group: small, tuned, real or photos; more later,
+                                                                # with --resume
 
 Data: nothing, or a folder with ``weights/cifar10_resnet20.safetensors``, ``cifar10_resnet44``,
 ``imagenet_squeezenet1_1`` and ``imagenet_mobilenetv1_075_fp16``, ``cifar10_train.npz``, ``cifar10_test.npz`` (JPEG
 files end to end as ``jpeg``, ``offsets``, ``labels``) and photographs in ``imagenet/val/*/*.JPEG``.
-Output: tables on the screen, and with ``--out FILE`` every pair of model and edit as a line of a CSV file, which
-``--from`` reads again.
+Output: tables on the screen, and a run folder with ``results.json`` (every pair of model and edit) and ``report.html``.
 
 Expected, with data, within half an hour on one core of a busy AMD EPYC (torch 2.15); an edit counts as seen where
 the raw Grad-CAM's or HiResCAM's rank correlation with the clean map, before any ReLU, is under 0.9; the threshold is
@@ -31,24 +31,18 @@ the default, 0.1.
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from parts.cifar import CifarResNet, cifar10
-from parts.classifiers import create_classifier, load_weights
-from parts.generated_images import GeneratedImages
 from PIL import Image
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.transforms.v2.functional import center_crop, normalize, pil_to_tensor, resize
@@ -65,6 +59,11 @@ from lightning_xai.integrity import (
     WorstCaseShift,
     inspect_model,
 )
+from lightning_xai.report import Results, Table
+from parts.cifar import CifarResNet, cifar10
+from parts.classifiers import create_classifier, load_weights
+from parts.generated_images import GeneratedImages
+from parts.reporting import Run, add_run_options
 
 STRENGTHS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 SHARES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)  # of the worst case, instead of a strength
@@ -288,38 +287,36 @@ def area_under_curve(clean: list[float], edited: list[float]) -> float:
     return float(((first > second).double() + 0.5 * (first == second).double()).mean())
 
 
-def report(found: list[Outcome], console: Console) -> None:
-    """Tables of false alarms, of edits that users see, and of smaller ones."""
+def tables(found: Sequence[Outcome]) -> list[Table]:
+    """Of false alarms, of edits that users see, and of smaller ones."""
     clean = [one for one in found if one.edit == "clean"]
     untold = {(one.model, one.layer) for one in clean if one.verdict == Verdict.CANNOT_TELL.name}
     edited = [one for one in found if one.edit != "clean"]
-    for title, chosen in {
-        "Models that can be told without a reference": lambda one: (one.model, one.layer) not in untold,
-        "Models that cannot, since their clean form shares a lot": lambda one: (one.model, one.layer) in untold,
-    }.items():
-        if any(map(chosen, clean)):
-            console.print(_table(title, list(filter(chosen, clean)), list(filter(chosen, edited))))
+    return [
+        _table(title, list(filter(chosen, clean)), list(filter(chosen, edited)))
+        for title, chosen in {
+            "Models that can be told without a reference": lambda one: (one.model, one.layer) not in untold,
+            "Models that cannot, since their clean form shares a lot": lambda one: (one.model, one.layer) in untold,
+        }.items()
+        if any(map(chosen, clean))
+    ]
 
 
 def _table(title: str, clean: list[Outcome], edited: list[Outcome]) -> Table:
     suspicions = sorted(one.suspicion for one in clean)
     alarms = sum(one.verdict == Verdict.LOGIT_SHIFT.name for one in clean)
     told = f"{len(clean)} clean checks, {alarms} false alarms, suspicion {suspicions[0]:.2g} to {suspicions[-1]:.2g}"
-    table = Table(
-        *("edit", "seen", "n", "AUC", "flagged", "cannot tell", "with reference"),
-        title=f"{title}: {told}, threshold {Threshold()}",
-        box=SIMPLE_HEAD,
-    )
+    rows = []
     for seen in (True, False):
         these = [one for one in edited if (one.agreement < VISIBLE) == seen]
         for edit in dict.fromkeys(one.edit for one in these):
-            table.add_row(edit, *_rates([one for one in these if one.edit == edit], seen, suspicions))
-        table.add_section()
+            rows.append([edit, *_rates([one for one in these if one.edit == edit], seen, suspicions)])
     unseen = [one for one in edited if one.agreement >= VISIBLE and one.edit != "worst case"]
     for strength in sorted({one.strength for one in unseen}):
         chosen = [one for one in unseen if one.strength == strength]
-        table.add_row(f"all at K = {strength:g}", *_rates(chosen, False, suspicions))
-    return table
+        rows.append([f"all at K = {strength:g}", *_rates(chosen, False, suspicions)])
+    heads = ("edit", "seen", "n", "AUC", "flagged", "cannot tell", "with reference")
+    return Table(title, heads, rows, f"{told}, threshold {Threshold()}.")
 
 
 def _rates(chosen: list[Outcome], seen: bool, clean: list[float]) -> tuple[str, ...]:
@@ -332,56 +329,33 @@ def _rates(chosen: list[Outcome], seen: bool, clean: list[float]) -> tuple[str, 
     return "yes" if seen else "no", str(len(chosen)), f"{area:.4f}", *told
 
 
-def main(arguments: list[str] | None = None) -> list[Outcome]:
-    """Run the experiment; returns what it found."""
+def main(arguments: Sequence[str] | None = None) -> Results:
+    """Run the experiment."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder with weights and images; without it, networks trained here")
     parser.add_argument("--only", choices=["small", "tuned", "real", "photos"], help="one group of models")
-    parser.add_argument("--from", type=Path, nargs="+", dest="files", help="report on such CSV files; runs nothing")
-    parser.add_argument("--out", type=Path, help="CSV file to append every outcome to")
-    parser.add_argument("--fast-dev-run", action="store_true", help="one model, to see that everything works")
-    options = parser.parse_args(arguments)
-    if options.files:
-        found = [one for path in options.files for one in read(path)]
-        report(found, Console(width=120))
-        return found
-    groups: dict[str, Iterator[Subject]] = {
-        "small": small(options.data, 20 if options.fast_dev_run else STEPS["small"])
-    }
-    if options.data is not None:
-        groups |= {"tuned": tuned(options.data), "real": real(options.data), "photos": photos(options.data)}
-    elif options.only not in (None, "small"):
-        parser.error(f"--only {options.only} expected --data")
-    found = []
+    add_run_options(parser, "integrity_roc")
+    args = parser.parse_args(arguments)
+    groups: dict[str, Iterator[Subject]] = {"small": small(args.data, 20 if args.fast_dev_run else STEPS["small"])}
+    if args.data is not None:
+        groups |= {"tuned": tuned(args.data), "real": real(args.data), "photos": photos(args.data)}
+    elif args.only not in (None, "small"):
+        parser.error(f"--only {args.only} expected --data")
+    run = Run(args, free=("only",))
+    few = 1 if args.fast_dev_run else None
     for name, subjects in groups.items():
-        if options.only in (None, name):
-            for subject in subjects:
-                found += outcomes(subject)
-                if options.out is not None:
-                    write(options.out, [one for one in found if one.model == subject.name])
-                if options.fast_dev_run:
-                    break
-    report(found, Console(width=120))
-    return found
-
-
-def write(path: Path, found: list[Outcome]) -> None:
-    """Append outcomes to a CSV file."""
-    new = not path.exists()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(asdict(found[0])))
-        if new:
-            writer.writeheader()
-        writer.writerows(map(asdict, found))
-
-
-def read(path: Path) -> list[Outcome]:
-    """Outcomes from a CSV file."""
-    numbers = {"strength", "suspicion", "agreement", "zero_sum_agreement"}
-    with path.open(newline="", encoding="utf-8") as file:
-        lines = list(csv.DictReader(file))
-    values: list[dict[str, Any]] = [{k: float(v) if k in numbers else v for k, v in one.items()} for one in lines]
-    return [Outcome(**one) for one in values]
+        if args.only in (None, name):
+            run.part(
+                name,
+                lambda subjects=subjects: [  # type: ignore[misc]
+                    asdict(one) for subject in islice(subjects, few) for one in outcomes(subject)
+                ],
+            )
+    found = [Outcome(**one) for name in groups if run.has(name) for one in run.part(name, list)]
+    summary = f"{len(found)} pairs of a network and an edit of its logits; seen: rank correlation under {VISIBLE}."
+    return run.finish(
+        "Logit shifts told from clean models", summary, tables(found), values={"outcomes": [*map(asdict, found)]}
+    )
 
 
 if __name__ == "__main__":

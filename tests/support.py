@@ -132,7 +132,7 @@ def killed_once_there_is(path: Path, program: ModuleType, *arguments: Any) -> No
     command = [sys.executable, str(program.__file__), *map(str, arguments)]
     process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while not path.exists():
             assert process.poll() is None, process.communicate()[1][-3000:]
             assert time.monotonic() < deadline, f"{path} was not written"

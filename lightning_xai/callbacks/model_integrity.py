@@ -340,10 +340,10 @@ class ModelIntegrity(ExplainingCallback):
             return
         differing = Digest(**saved["digest"]).differences(Digest.of(self.model))
         verdict = finding.verdict.name
-        if differing or verdict != saved["verdict"]:
+        if differing:  # the same network may be judged by other images: a verdict alone tells nothing
             rank_zero_warn(
                 f"ModelIntegrity: the classifier is not the one that was judged when the checkpoint was written (step "
-                f"{saved['step']}): different are its {', '.join(differing) or 'results'}. Then {saved['verdict']} "
+                f"{saved['step']}): different are its {', '.join(differing)}. Then {saved['verdict']} "
                 f"with suspicion {saved['figures']['suspicion']:.3g}, now {verdict} with "
                 f"{finding.inspection.suspicion:.3g}."
             )

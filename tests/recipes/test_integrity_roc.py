@@ -1,43 +1,34 @@
 """The experiment on logit shifts, from its command line to its table."""
 
-import csv
-
-import integrity_roc
 import pytest
 import torch
-from integrity_roc import area_under_curve, folded, main, read
-from parts.cifar import CifarResNet
+from integrity_roc import Outcome, area_under_curve, folded, main, tables
 
 from lightning_xai.integrity import Fingerprint, Verdict
+from parts.cifar import CifarResNet
 
 
-def test_fast_run_without_data_finds_what_users_would_see(tmp_path, capsys):
+def test_fast_run_without_data_finds_what_users_would_see(tmp_path):
     """One network trained on generated images: every edit that moves its raw maps is told, its clean form is not."""
-    found = main(["--fast-dev-run", "--out", str(tmp_path / "found.csv")])
+    results = main(["--fast-dev-run", "--run", str(tmp_path / "run")])
+    found = [Outcome(**one) for one in results.values["outcomes"]]
     clean = [one for one in found if one.edit == "clean"]
     assert len(clean) == 2  # layers
     assert all(one.verdict != "LOGIT_SHIFT" for one in clean)
     assert {one.against_reference for one in clean} == {"UNCHANGED"}
     assert {one.against_reference for one in found if one.edit != "clean"} == {"LOGIT_SHIFT"}
     assert all(one.verdict != "CLEAN" for one in found if one.agreement < 0.8)
-    assert "clean checks, 0 false alarms" in capsys.readouterr().out.replace("\n", " ")
-    assert read(tmp_path / "found.csv") == found
+    assert all("clean checks, 0 false alarms" in table.caption for table in results.tables)
+    again = main(["--fast-dev-run", "--run", str(tmp_path / "run"), "--resume"])  # from the part that is finished
+    assert again.values == results.values
 
 
-def test_report_is_made_from_files_without_running(tmp_path, capsys):
-    """Of groups that were run one after the other."""
-    header = list(integrity_roc.Outcome.__dataclass_fields__)
-    with (tmp_path / "one.csv").open("w", newline="") as file:
-        csv.writer(file).writerows(
-            [
-                header,
-                ["net", "layer", "clean", 0.0, 0.01, "CLEAN", 1.0, 1.0, "UNCHANGED"],
-                ["net", "layer", "rows", 10.0, 0.9, "LOGIT_SHIFT", 0.5, 1.0, "LOGIT_SHIFT"],
-            ]
-        )
-    main(["--from", str(tmp_path / "one.csv")])
-    line = next(line for line in capsys.readouterr().out.splitlines() if line.split()[:1] == ["rows"])
-    assert line.split() == ["rows", "yes", "1", "1.0000", "100.0%", "0.0%", "100.0%"]
+def test_tables_say_what_was_told_of_each_edit():
+    """Of an edit that is seen: number, area, and the shares that were flagged."""
+    clean = Outcome("net", "layer", "clean", 0.0, 0.01, "CLEAN", 1.0, 1.0, "UNCHANGED")
+    edited = Outcome("net", "layer", "rows", 10.0, 0.9, "LOGIT_SHIFT", 0.5, 1.0, "LOGIT_SHIFT")
+    (table,) = tables([clean, edited])
+    assert table.rows == [["rows", "yes", "1", "1.0000", "100.0%", "0.0%", "100.0%"]]
 
 
 def test_area_under_curve_counts_pairs():
