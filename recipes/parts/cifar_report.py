@@ -37,14 +37,14 @@ def advantage(found: Found) -> float:
 
 
 def over_seeds(values: Sequence[float] | np.ndarray) -> Cell:
-    """Mean and Student's 95 % interval.
+    """Mean and Student's 95 % interval; of fewer than three networks the mean alone, as two say little of their spread.
 
     Example:
         >>> over_seeds([1.0, 2.0, 3.0])["low"].round(2)
         -0.48
     """
     mean = float(np.mean(values))
-    if len(values) < 2:
+    if len(values) < 3:
         return mean
     half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
     return {"mean": mean, "low": mean - half, "high": mean + half}
