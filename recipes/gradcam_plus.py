@@ -62,7 +62,7 @@ from parts.classifiers import create_classifier, load_weights, model_options
 from parts.gradcam_plus_figures import draw
 from parts.gradcam_plus_measures import CONFIDENT, Subject, joined, measured_chunk
 from parts.gradcam_plus_tables import tables
-from parts.image_data import image_data
+from parts.image_data import add_classifier_options, image_data
 from parts.planted_evidence import CLASSES, planted_evidence
 from parts.planted_network import STANDARD, small_network, standardized, trained
 from parts.reporting import Run, add_run_options
@@ -75,20 +75,12 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="folder with val/<class>/*; nothing: images generated here")
-    parser.add_argument("--image-size", type=int, default=224, help="side of the images in pixels, with --data")
-    parser.add_argument("--mean", type=float, nargs=3, help="mean of the channels; default: the model's")
-    parser.add_argument("--std", type=float, nargs=3, help="standard deviation of the channels; default: the model's")
-    parser.add_argument("--model", help="name in timm or torchvision, or package.module:function, with --data")
-    parser.add_argument("--model-options", nargs="*", default=[], metavar="NAME=VALUE", help="for the constructor")
-    parser.add_argument("--weights", type=Path, help="safetensors file or checkpoint; pickled code is not executed")
-    parser.add_argument("--pretrained", action="store_true", help="download the library's weights")
-    parser.add_argument("--layer", help="dotted name of the explained layer; needed with --data")
+    add_classifier_options(parser)
     parser.add_argument("--n-images", type=int, default=500, help="images, taken evenly from the folder")
     parser.add_argument("--n-drawn", type=int, default=5, help="images in the figure of heat maps")
     parser.add_argument("--batch-size", type=int, default=25, help="images in a pass, at most 25")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to compute")
     add_run_options(parser, "gradcam_plus")
-    parser.set_defaults(val_data=None, workers=0, epochs=0, max_steps=-1)  # what image_data asks for besides
     args = parser.parse_args(argv)
     if args.data is not None and not (args.model and args.layer):
         parser.error("--data expected --model and --layer beside it.")

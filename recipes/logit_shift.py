@@ -58,7 +58,7 @@ from lightning_xai.report import Picture, Results, Table
 from lightning_xai.report.results import Cell
 from lightning_xai.visualization import Panel, overlay, to_pixels
 from parts.classifiers import create_classifier, model_options
-from parts.image_data import image_data
+from parts.image_data import add_classifier_options, image_data
 from parts.planted_evidence import CLASSES, planted_evidence
 from parts.planted_network import STANDARD, Standard, standardized, trained
 from parts.reporting import Run, add_run_options, first_batches
@@ -71,16 +71,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="folder with val/<class>/*; nothing: images generated here")
-    parser.add_argument("--image-size", type=int, default=224, help="side of the images in pixels, with --data")
-    parser.add_argument(
-        "--mean", type=float, nargs=3, help="mean of the channels; default: the model's, else ImageNet's"
-    )
-    parser.add_argument("--std", type=float, nargs=3, help="standard deviation of the channels; default as for --mean")
-    parser.add_argument("--model", help="name in timm or torchvision, or package.module:function, with --data")
-    parser.add_argument("--model-options", nargs="*", default=[], metavar="NAME=VALUE", help="for the constructor")
-    parser.add_argument("--weights", type=Path, help="safetensors file or checkpoint; pickled code is not executed")
-    parser.add_argument("--pretrained", action="store_true", help="download the library's weights")
-    parser.add_argument("--layer", help="dotted name of the explained layer; needed with --data")
+    add_classifier_options(parser)
     parser.add_argument("--position", type=int, nargs=2, default=(0, 0), help="row and column that t is taken from")
     parser.add_argument("--strength", type=float, default=10.0, help="K; 10 in the paper")
     parser.add_argument("--n-images", type=int, default=100, help="images for the paper's numbers")
@@ -89,7 +80,6 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=16, help="images in a pass")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to compute")
     add_run_options(parser, "logit_shift")
-    parser.set_defaults(val_data=None, workers=0, epochs=0, max_steps=-1)  # what image_data asks for besides
     args = parser.parse_args(argv)
     if args.data is not None and not (args.model and args.layer):
         parser.error("--data expected --model and --layer beside it.")

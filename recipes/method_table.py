@@ -56,7 +56,7 @@ from lightning_xai import attribution, metrics
 from lightning_xai.report import Results
 from parts.boxed_images import BoxedImages, most_probable_of
 from parts.classifiers import create_classifier, model_options
-from parts.image_data import eval_transform, image_data
+from parts.image_data import add_classifier_options, eval_transform, image_data
 from parts.method_report import Found, draw, drawable, summary, tables
 from parts.planted_evidence import CLASSES, planted_evidence
 from parts.reporting import Run, add_run_options
@@ -279,18 +279,12 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="folder with val/<class>/*; nothing: planted evidence")
     parser.add_argument("--boxed", type=Path, help="folder with boxes.csv and label_to_imagenet.csv")
-    parser.add_argument("--image-size", type=int, default=224, help="side of the photographs in pixels")
-    parser.add_argument("--mean", type=float, nargs=3, help="mean of the channels; default: the model's")
-    parser.add_argument("--std", type=float, nargs=3, help="standard deviation of the channels; default: the model's")
     parser.add_argument("--batch-size", type=int, default=8, help="images in a batch, and so in reach of a mosaic")
     parser.add_argument("--workers", type=int, default=0, help="processes that load images")
-    parser.add_argument("--model", default="resnet50", help="name in timm or torchvision, or package.module:function")
-    parser.add_argument("--model-options", nargs="*", default=[], metavar="NAME=VALUE", help="for the constructor")
-    parser.add_argument("--weights", type=Path, help="safetensors file or checkpoint; pickled code is not executed")
-    parser.add_argument("--pretrained", action="store_true", help="download the library's weights")
+    add_classifier_options(parser)
+    parser.set_defaults(model="resnet50")
     usual = [name for name in METHODS if name not in DEAR]
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=usual, help="default: all but the dearest two")
-    parser.add_argument("--layer", help="dotted name of the layer for CAM methods; default: the last spatial one")
     parser.add_argument("--passes", type=int, default=5, help="of the methods that average over passes")
     parser.add_argument("--layers", type=int, default=4, help="blocks that are randomised, from the last to the first")
     parser.add_argument("--metrics", nargs="+", choices=IMAGES["planted"], help="groups of metrics; default: all")
@@ -301,8 +295,6 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add_run_options(parser, "method_table")
     args = parser.parse_args(argv)
     args.counts = counts_of(args)
-    # what `image_data` asks of a recipe that trains, too
-    args.val_data, args.epochs, args.max_steps = None, 0, -1
     return args
 
 

@@ -68,7 +68,7 @@ from lightning_xai.report import Results
 from lightning_xai.types import TargetRule
 from parts.boxed_images import BoxedImages, most_probable_of
 from parts.classifiers import create_classifier, load_weights, model_options
-from parts.image_data import eval_transform, image_data
+from parts.image_data import add_classifier_options, eval_transform, image_data
 from parts.planted_evidence import CLASSES, planted_evidence
 from parts.planted_network import STANDARD, small_network, standardized, trained
 from parts.reporting import Picture, Run, Table, add_run_options, first_batches
@@ -106,14 +106,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="folder with val/<class>/*; nothing: images drawn here")
     parser.add_argument("--boxed", type=Path, help="folder with boxes.csv and label_to_imagenet.csv, with --data")
-    parser.add_argument("--image-size", type=int, default=224, help="side of the photographs in pixels")
-    parser.add_argument("--mean", type=float, nargs=3, help="mean of the channels; default: the model's")
-    parser.add_argument("--std", type=float, nargs=3, help="standard deviation of the channels; default: the model's")
-    parser.add_argument("--model", help="name in timm or torchvision, or package.module:function, with --data")
-    parser.add_argument("--model-options", nargs="*", default=[], metavar="NAME=VALUE", help="for the constructor")
-    parser.add_argument("--weights", type=Path, help="safetensors file or checkpoint; pickled code is not executed")
-    parser.add_argument("--pretrained", action="store_true", help="download the library's weights")
-    parser.add_argument("--layer", help="dotted name of the layer for CAM methods; default: the last spatial one")
+    add_classifier_options(parser)
     parser.add_argument("--steps", type=int, default=50, help="of the path methods")
     parser.add_argument("--n-images", type=int, default=100, help="images of --data, or images drawn here")
     parser.add_argument("--n-boxed", type=int, default=100, help="images of --boxed")
@@ -123,7 +116,6 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=0, help="processes that load images")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to compute")
     add_run_options(parser, "score_choice")
-    parser.set_defaults(val_data=None, epochs=0, max_steps=-1)  # what image_data asks for besides
     args = parser.parse_args(argv)
     if args.data is not None and not args.model:
         parser.error("--data expected --model beside it.")

@@ -19,13 +19,26 @@ from parts.image_folders import imagenet_names, images_in_folders
 from parts.image_loading import Batch, ImageData
 from parts.image_shards import ImagesInShards
 
-__all__ = ["Batch", "ImageData", "eval_transform", "image_data", "train_transform"]
+__all__ = ["Batch", "ImageData", "add_classifier_options", "eval_transform", "image_data", "train_transform"]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SMALL = 64
 """Images up to this size are not cropped at evaluation, and only shifted and flipped in training."""
 DOWNLOADS = Path("data")
 """Where torchvision puts what it downloads."""
+
+
+def add_classifier_options(parser: argparse.ArgumentParser) -> None:
+    """The options of recipes that explain a given classifier on photographs; what only training needs gets defaults."""
+    parser.add_argument("--image-size", type=int, default=224, help="side of the photographs in pixels")
+    parser.add_argument("--mean", type=float, nargs=3, help="mean of the channels; default: the model's")
+    parser.add_argument("--std", type=float, nargs=3, help="standard deviation of the channels; default: the model's")
+    parser.add_argument("--model", help="name in timm or torchvision, or package.module:function, with --data")
+    parser.add_argument("--model-options", nargs="*", default=[], metavar="NAME=VALUE", help="for the constructor")
+    parser.add_argument("--weights", type=Path, help="safetensors file or checkpoint; pickled code is not executed")
+    parser.add_argument("--pretrained", action="store_true", help="download the library's weights")
+    parser.add_argument("--layer", help="dotted name of the explained layer; default, where there is one: the last")
+    parser.set_defaults(val_data=None, workers=0, epochs=0, max_steps=-1)
 
 
 def image_data(args: argparse.Namespace) -> ImageData:
