@@ -58,4 +58,4 @@ def _words(flags: dict[int, float], suspicion: dict[int, float]) -> str:
             "logits, and maps of the raw logit are not to be trusted."
         )
     largest = f", suspicion {max(suspicion.values()):.3g} at most" if suspicion else ""
-    return f"Not flagged: {len(flags)} checks up to step {max(flags)}{largest}."
+    return f"{len(flags)} checks up to step {max(flags)}{largest}."

@@ -21,7 +21,7 @@ def test_a_network_that_was_never_flagged_is_told_with_the_largest_suspicion():
     values = {"val/xai/integrity/flagged": {0: 0.0, 9: 0.0}, "val/xai/integrity/suspicion": {0: 0.25, 9: 0.125}}
     (found,) = checks([("", Log("", values))])
     assert (found.name, found.flagged) == ("", False)
-    assert found.words == "Not flagged: 2 checks up to step 9, suspicion 0.25 at most."
+    assert found.words == "2 checks up to step 9, suspicion 0.25 at most."
 
 
 def test_other_names_and_stages_are_told():
