@@ -45,7 +45,7 @@ from lightning_xai.visualization import Panel, overlay, to_pixels
 from parts.classifiers import create_classifier, load_weights, model_options
 from parts.explained_images import examples
 from parts.image_data import Batch, ImageData, image_data
-from parts.reporting import Run, interval
+from parts.reporting import Run, first_batches, interval
 
 ERRORS = {
     "cosine": xai.CosineLoss,
@@ -473,11 +473,7 @@ def draw_maps(
 
 
 def _first_images(loader: Any, n: int) -> tuple[Tensor, Tensor]:
-    found: list[tuple[Tensor, Tensor]] = []
-    for images, labels, _ in loader:
-        found.append((images, labels))
-        if sum(len(one) for one, _ in found) >= n:
-            break
+    found = [(images, labels) for images, labels, _ in first_batches(loader, n)]
     images, labels = (torch.cat(parts)[:n] for parts in zip(*found, strict=True))
     return images, labels
 

@@ -46,7 +46,6 @@ os.environ["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytorch_lightning as pl
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import Metric
@@ -59,6 +58,7 @@ from parts.classifiers import create_classifier, model_options
 from parts.image_data import add_classifier_options, eval_transform, image_data
 from parts.method_report import Found, draw, drawable, summary, tables
 from parts.planted_evidence import CLASSES, planted_evidence
+from parts.planted_network import fitted
 from parts.reporting import Run, add_run_options
 
 Layer = str | None
@@ -183,12 +183,7 @@ def trained(images: Tensor, labels: Tensor) -> nn.Module:
         layers += [nn.Conv2d(before, after, 5, padding=2), nn.BatchNorm2d(after), nn.ReLU(), nn.MaxPool2d(2)]
     network = nn.Sequential(*layers[:-1], nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(32, len(CLASSES)))
     optimizer = torch.optim.AdamW(network.parameters(), 1e-2)
-    for _ in range(6):
-        for chosen in torch.randperm(len(images)).split(64):
-            optimizer.zero_grad()
-            F.cross_entropy(network(images[chosen]), labels[chosen]).backward()
-            optimizer.step()
-    return network.eval()
+    return fitted(network, images, labels, optimizer, epochs=6, batch_size=64)
 
 
 def photographs(args: argparse.Namespace) -> Subject:

@@ -44,10 +44,36 @@ def trained(seed: int, n: int) -> nn.Module:
     data = planted_evidence(torch.arange(n) % len(CLASSES), seed=seed)
     images, model = standardized(data.images), small_network()
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=5e-4)
-    for _ in range(4):
-        for chosen in torch.randperm(n).split(32):
-            loss = F.cross_entropy(model(images[chosen]), data.labels[chosen])
+    return fitted(model, images, data.labels, optimizer, epochs=4, batch_size=32)
+
+
+def fitted(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    optimizer: torch.optim.Optimizer,
+    *,
+    epochs: int,
+    batch_size: int,
+    order: torch.Generator | None = None,
+) -> nn.Module:
+    """A model after some epochs of cross-entropy, in evaluation mode.
+
+    Args:
+        model: Images (N,C,H,W) to logits (N,K); it is trained in place.
+        images: Images (N,C,H,W).
+        labels: Labels (N,).
+        optimizer: Of the model's parameters.
+        epochs: How often each image is seen.
+        batch_size: Images of a step.
+        order: Where the order of the images is drawn from; None for torch's own generator.
+
+    Returns:
+        The model.
+    """
+    for _ in range(epochs):
+        for chosen in torch.randperm(len(images), generator=order).split(batch_size):
             optimizer.zero_grad()
-            loss.backward()
+            F.cross_entropy(model(images[chosen]), labels[chosen]).backward()
             optimizer.step()
     return model.eval()

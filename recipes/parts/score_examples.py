@@ -21,7 +21,7 @@ from lightning_xai.integrity import rank_correlation
 from lightning_xai.report.results import Cell
 from lightning_xai.types import Attribution, Score
 from parts.planted_evidence import CLASSES, planted_evidence
-from parts.planted_network import small_network, standardized
+from parts.planted_network import fitted, small_network, standardized
 from parts.reporting import Table
 
 Weights: TypeAlias = Sequence[Sequence[float]]
@@ -283,9 +283,4 @@ def _train(model: nn.Module, seed: int, n: int) -> None:
     data = planted_evidence(torch.arange(n) % len(CLASSES), seed=seed)
     images, order = standardized(data.images).double(), torch.Generator().manual_seed(seed)
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, weight_decay=5e-4)
-    for _ in range(2):
-        for chosen in torch.randperm(n, generator=order).split(32):
-            optimizer.zero_grad()
-            F.cross_entropy(model(images[chosen]), data.labels[chosen]).backward()
-            optimizer.step()
-    model.eval()
+    fitted(model, images, data.labels, optimizer, epochs=2, batch_size=32, order=order)

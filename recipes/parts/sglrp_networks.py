@@ -27,6 +27,7 @@ from parts.cifar import CifarResNet, cifar10
 from parts.classifiers import create_classifier, model_options
 from parts.image_data import IMAGENET_MEAN, eval_transform, image_data
 from parts.planted_evidence import CLASSES, planted_evidence
+from parts.planted_network import fitted
 
 SIDE, MEAN, STD = 40, (0.5,) * 3, (0.25,) * 3
 """Of the images with planted evidence."""
@@ -184,12 +185,7 @@ def drawn(n: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
 def trained(network: nn.Module, images: Tensor, labels: Tensor) -> nn.Module:
     """The network after four epochs, in evaluation mode."""
     optimizer = torch.optim.AdamW(network.parameters(), 1e-2)
-    for _ in range(4):
-        for chosen in torch.randperm(len(images)).split(64):
-            optimizer.zero_grad()
-            F.cross_entropy(network(images[chosen]), labels[chosen]).backward()
-            optimizer.step()
-    return network.eval()
+    return fitted(network, images, labels, optimizer, epochs=4, batch_size=64)
 
 
 def _head(width: int) -> list[nn.Module]:

@@ -11,6 +11,7 @@ import parts.planted_evidence as module
 from lightning_xai import GradCAM, explain
 from lightning_xai.metrics import EnergyInBox, PointingGame
 from parts.planted_evidence import CLASSES, PlantedEvidence, planted_evidence
+from parts.planted_network import fitted, small_network
 
 
 def drawn(n: int, seed: int, size: int = 40) -> PlantedEvidence:
@@ -75,26 +76,9 @@ def trained() -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         data = drawn(768, seed=0, size=30)
-        model = nn.Sequential(
-            nn.Conv2d(3, 16, 5, padding=2),
-            nn.BatchNorm2d(16),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Conv2d(16, 32, 5, padding=2),
-            nn.BatchNorm2d(32),
-            nn.ReLU(),
-            nn.AdaptiveMaxPool2d(1),
-            nn.Flatten(),
-            nn.Linear(32, len(CLASSES)),
-        )
+        model = small_network()
         optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
-        for _ in range(4):
-            for chosen in torch.randperm(len(data.images)).split(64):
-                loss = F.cross_entropy(model(data.images[chosen] - 0.5), data.labels[chosen])
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-        return model.eval()
+        return fitted(model, data.images - 0.5, data.labels, optimizer, epochs=4, batch_size=64)
 
 
 def test_maps_of_a_trained_network_find_the_evidence() -> None:
