@@ -5,6 +5,7 @@ from lightning_xai.attribution import (
     CLRP,
     LRP,
     SGLRP,
+    Attribution,
     CenteredGaussian,
     DeepLIFT,
     Edges,
@@ -30,6 +31,7 @@ from lightning_xai.attribution import (
     XGradCAM,
     alpha_distribution,
 )
+from lightning_xai.baselines import black, blurred, mean_color
 from lightning_xai.callbacks import Faithfulness, ModelIntegrity, SaliencyMaps
 from lightning_xai.explain import explain
 from lightning_xai.integrity import Fingerprint, center_logits, compare_models, inspect_model
@@ -58,10 +60,7 @@ from lightning_xai.metrics import (
     PointingGame,
     RelativeGain,
     RelativePerformance,
-    black,
-    blurred,
     compare,
-    mean_color,
 )
 from lightning_xai.regularization import (
     AdaptiveWeight,
@@ -97,7 +96,7 @@ from lightning_xai.scores import (
     second_best,
     sigmoid,
 )
-from lightning_xai.types import Attribution, Tokens
+from lightning_xai.types import Tokens
 
 __all__ = [
     "ADCC",

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import overload
 
 from torch import Tensor, nn
 
+from lightning_xai.attribution import Attribution
 from lightning_xai.scores import resolve_targets
-from lightning_xai.trace import Trace, capture_for, last_spatial_layer, layers_of, plain_tensors, run
-from lightning_xai.trace.layers import is_image_batch
-from lightning_xai.trace.modes import current_autocast
-from lightning_xai.types import Attribution, Score, Targets
+from lightning_xai.trace import (
+    Capture,
+    Trace,
+    current_autocast,
+    find_layer,
+    is_image_batch,
+    last_spatial_layer,
+    plain_tensors,
+    run,
+)
+from lightning_xai.types import Score, Targets
 
 
 @overload
@@ -86,9 +94,9 @@ def explain(
     _check(model, images, score)
     methods = named_attributions({"map": attributions} if isinstance(attributions, Attribution) else attributions)
     if score is not None:
-        methods = {name: with_score(name, method, score) for name, method in methods.items()}
+        methods = {name: method.with_score(score) for name, method in methods.items()}
     automatic = None
-    if any(layer is None for method in methods.values() for layer in layers_of(method)):
+    if any(layer is None for method in methods.values() for layer in method.layers()):
         automatic = last_spatial_layer(model, images)
     capture = capture_for(model, methods.values(), automatic)
     capture = dataclasses.replace(capture, create_graph=create_graph)
@@ -171,29 +179,28 @@ def _remedy(value: object) -> str:
     return " Wrap a function of model, images and targets: `FromCallable(function)`." if callable(value) else ""
 
 
-def with_score(name: str, method: Attribution, score: Score) -> Attribution:
-    """A method with another score, also where it stands inside another method.
+def capture_for(model: nn.Module, attributions: Iterable[Attribution], automatic: nn.Module | None = None) -> Capture:
+    """What a forward pass must keep so that all attributions can be computed from it.
 
     Args:
-        name: What the method is called in errors.
-        method: The method.
-        score: The score.
+        model: The model that will run.
+        attributions: The methods.
+        automatic: The module to take where a method has ``layer=None``.
 
     Returns:
-        A copy.
+        The capture.
 
     Raises:
-        ValueError: If the method explains no score.
+        ValueError: If a layer does not exist in the model.
+        TypeError: If a layer is neither a name nor a module.
     """
-    inner = getattr(method, "attribution", None)
-    if isinstance(inner, Attribution):  # a method around another one
-        return dataclasses.replace(method, attribution=with_score(name, inner, score))  # type: ignore[type-var]
-    if not hasattr(method, "score"):
-        raise ValueError(
-            f"`score` expected methods that explain a score, but {name!r} ({type(method).__name__}) has none. "
-            "Leave `score=None`, or leave the method out."
-        )
-    return dataclasses.replace(method, score=score)  # type: ignore[type-var]
+    methods = list(attributions)
+    wanted = [layer for method in methods for layer in method.layers()]
+    modules = {
+        layer: automatic if layer is None and automatic is not None else find_layer(model, layer) for layer in wanted
+    }
+    interceptions = [method.interception for method in methods if method.interception is not None]
+    return Capture(modules, any(method.needs_image_gradient for method in methods), next(iter(interceptions), None))
 
 
 def _check(model: nn.Module, images: Tensor, score: Score | None) -> None:

@@ -1,4 +1,4 @@
-"""The words shared by every module: what a score and an attribution are, and the letters used for shapes.
+"""Words shared by every module: scores, targets, layers, and the letters used for shapes.
 
 Shapes in all docstrings: N images, C channels, H x W pixels, K classes, D feature channels, h x w feature positions.
 
@@ -7,16 +7,12 @@ The types are no strings: LightningCLI reads them when the program runs, to make
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from lightning_xai.trace import Trace
 
 Score: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """The number per image that is explained: ``(logits (N,K), targets (N,)) -> (N,)``."""
@@ -59,56 +55,12 @@ class Tokens:
             raise ValueError(f"`prefix` expected a number of tokens, at least 0, got {self.prefix!r}.")
 
 
+OneLayer: TypeAlias = str | nn.Module | Tokens | None
+"""One layer: a dotted name, a module, tokens whose places are given, or None for the last with a spatial output."""
+
 Layer: TypeAlias = str | nn.Module | Tokens | Sequence[str | nn.Module | Tokens] | None
 """Where a method looks: a dotted name, a module, tokens whose places are given, several of them, or None for the last
 layer with a spatial output."""
 
 ForwardContext: TypeAlias = Callable[[], AbstractContextManager[Any]]
 """Makes the context in which a model is to be run, such as a precision plugin's autocast."""
-
-
-class Interception(ABC):
-    """What stands in for a model's operations, for methods that propagate by rules of their own.
-
-    Subclasses are frozen dataclasses: equal ones do the same, and share one pass.
-    """
-
-    @abstractmethod
-    def __call__(self, model: nn.Module, images: Tensor) -> AbstractContextManager[Any]:
-        """The context in which a pass of the model runs.
-
-        Its autograd graph is what seeds at the logits are propagated through; its outputs are the model's, unchanged.
-
-        Args:
-            model: The model.
-            images: What it will be given, (N,C,H,W), with gradients required.
-        """
-
-
-class Attribution(ABC):
-    """A method that turns a trace into one map per image.
-
-    Subclasses are small frozen dataclasses. A method that explains a score has a field ``score``; one that looks
-    at layers has a field ``layer`` (:data:`Layer`); one that differentiates with respect to the image sets
-    ``needs_image_gradient``, so that the forward pass builds its graph from the image on; one that propagates by rules
-    of its own names what stands in for the model's operations in ``interception``.
-    """
-
-    needs_image_gradient = False  # no annotation: LightningCLI evaluates it in modules that may not know ClassVar
-
-    @property
-    def interception(self) -> Interception | None:
-        """What stands in for the model's operations; None where the method needs no such thing."""
-        return None
-
-    @abstractmethod
-    def __call__(self, trace: Trace, targets: Tensor) -> Tensor:
-        """Compute the maps.
-
-        Args:
-            trace: One forward pass of N images.
-            targets: Class to explain for each image, (N,), int64.
-
-        Returns:
-            Maps (N,H,W) at image resolution, signed where the method is signed, not normalised.
-        """

@@ -7,7 +7,6 @@ training process is touched.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from textwrap import wrap
@@ -22,97 +21,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-# What check_standardized allows. Measured on batches of 16 photographs: one in six pixels or more lie further than
-# a quarter outside [0, 1] under the statistics of another convention, at most one in ten after noise with a standard
-# deviation of 0.2 on white backgrounds, none after resizing.
-_TOLERANCE = 0.25
-_SHARE_OUTSIDE = 0.15
-
 # A map's full colour stands for this quantile of its magnitudes, but for no less than this part of the largest one.
 _QUANTILE = 0.99
 _LEAST_SCALE = 0.05
-
-
-def to_pixels(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Undo the standardisation of images, to look at them.
-
-    Args:
-        images: Standardised images (N,C,H,W), C = 1 or 3.
-        mean: Mean of each channel, C numbers, as given to the normalisation.
-        std: Standard deviation of each channel, C numbers.
-
-    Returns:
-        Pixels (N,3,H,W) in [0, 1], float32; values outside are clamped, grey is repeated in three channels.
-
-    Raises:
-        ValueError: If the images, mean and std do not have the same number of channels, 1 or 3.
-
-    Example:
-        >>> to_pixels(torch.tensor([-1.0, 0.0, 9.0]).view(1, 1, 1, 3), mean=[0.5], std=[0.25])[0, :, 0]
-        tensor([[0.2500, 0.5000, 1.0000],
-                [0.2500, 0.5000, 1.0000],
-                [0.2500, 0.5000, 1.0000]])
-    """
-    return _unstandardized(images, mean, std).clamp(0, 1).expand(-1, 3, -1, -1)
-
-
-def check_standardized(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> None:
-    """Notice images that cannot have been standardised with this mean and std.
-
-    Two rules, made to stay silent on augmented images (noise, the ringing of a resize, erased patches):
-
-    - More than 15 % of the un-standardised values lie further than 0.25 outside [0, 1]: other statistics, values up
-      to 255, images standardised twice.
-    - The given values fill [0, 1] or [-1, 1] as pixels do (they reach within 5 % of both ends and never pass them),
-      while mean and std would make that 0.6 or less of the brightness range: images that were never standardised.
-
-    Data sets whose statistics are close (CIFAR and ImageNet) cannot be told apart. Call it on a batch rather than
-    on one image.
-
-    Args:
-        images: Images (N,C,H,W) as the model gets them.
-        mean: Mean of each channel, C numbers.
-        std: Standard deviation of each channel, C numbers.
-
-    Raises:
-        ValueError: If the images do not match, with the range found and the range expected.
-
-    Example:
-        >>> pixels = torch.linspace(0, 1, 48).view(1, 3, 4, 4)
-        >>> check_standardized((pixels - 0.5) / 0.25, mean=[0.5] * 3, std=[0.25] * 3)
-        >>> check_standardized(pixels, mean=[0.5] * 3, std=[0.25] * 3)
-        Traceback (most recent call last):
-        ...
-        ValueError: `images` expected to be standardised with mean [0.5, 0.5, 0.5] and std [0.25, 0.25, 0.25], got ...
-    """
-    pixels = _unstandardized(images, mean, std)
-    outside = ((pixels < -_TOLERANCE) | (pixels > 1 + _TOLERANCE)).float().mean().item()
-    if outside > _SHARE_OUTSIDE or _never_standardized(images, pixels):
-        raise ValueError(
-            f"`images` expected to be standardised with mean {list(mean)} and std {list(std)}, got values in "
-            f"[{images.min():.3g}, {images.max():.3g}], which would be pixels in [{pixels.min():.3g}, "
-            f"{pixels.max():.3g}] instead of [0, 1]. Pass the `mean` and `std` that the data's normalisation uses, or "
-            "mean 0 and std 1 for images in [0, 1]."
-        )
-
-
-def _unstandardized(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    channels = images.shape[1] if images.ndim == 4 else None
-    if channels not in (1, 3) or len(mean) != channels or len(std) != channels:
-        raise ValueError(
-            "`images` expected shape (N, C, H, W) with C = 1 or 3 and one `mean` and `std` for each channel, "
-            f"got shape {tuple(images.shape)}, {len(mean)} means and {len(std)} deviations."
-        )
-    scale, shift = (torch.tensor(values, device=images.device).view(-1, 1, 1) for values in (std, mean))
-    return images.float() * scale + shift
-
-
-def _never_standardized(images: Tensor, pixels: Tensor) -> bool:
-    low, high = images.min().item(), images.max().item()
-    filled = any(
-        bottom <= low < bottom + 0.05 * (1 - bottom) and 1 - 0.05 * (1 - bottom) < high <= 1 for bottom in (0, -1)
-    )
-    return filled and (pixels.max() - pixels.min()).item() <= 0.6
 
 
 def heatmap(maps: Tensor) -> Tensor:

@@ -35,11 +35,11 @@ from rich.table import Table
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
+import benchmarks.peers as peers
 import lightning_xai as xai
-import parts.peer_methods as peers
-from lightning_xai.attribution.relevance import CLRP, LRP, SGLRP
-from parts.clock import seconds_of
-from parts.training_benchmark import profiles, tables
+from benchmarks.clock import seconds_of
+from benchmarks.training import profiles, tables
+from lightning_xai.attribution import CLRP, LRP, SGLRP
 
 LAYER = "layer4"
 SCORES = {"pre": xai.pre_softmax, "post": xai.post_softmax, "log": xai.log_softmax}

@@ -52,10 +52,16 @@ os.environ["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 from rich.progress import track
 
+from common.run import Run, add_run_options
 from lightning_xai.report import Picture, Results
-from parts.cifar_report import advantage, comparison_tables, draw_comparison, draw_search, search_table
-from parts.cifar_training import Job, Scale, Setting, search
-from parts.reporting import Run, add_run_options
+from papers.interpretable_gradients.report import (
+    advantage,
+    comparison_tables,
+    draw_comparison,
+    draw_search,
+    search_table,
+)
+from papers.interpretable_gradients.training import Job, Scale, Setting, search
 
 LAMBDAS = (7.5e-3, 7.5e-2, 0.75, 7.5)
 """Four decades, the paper's value among them."""

@@ -57,15 +57,15 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from common.data.images import add_classifier_options, image_data
+from common.data.planted import CLASSES, planted_evidence
+from common.networks import create_classifier, load_weights, model_options
+from common.planted_network import STANDARD, small_network, standardized, trained
+from common.run import Run, add_run_options
 from lightning_xai.report import Results
-from parts.classifiers import create_classifier, load_weights, model_options
-from parts.gradcam_plus_figures import draw
-from parts.gradcam_plus_measures import CONFIDENT, Subject, joined, measured_chunk
-from parts.gradcam_plus_tables import tables
-from parts.image_data import add_classifier_options, image_data
-from parts.planted_evidence import CLASSES, planted_evidence
-from parts.planted_network import STANDARD, small_network, standardized, trained
-from parts.reporting import Run, add_run_options
+from papers.gradcam_plus.figures import draw
+from papers.gradcam_plus.measures import CONFIDENT, Subject, joined, measured_chunk
+from papers.gradcam_plus.tables import tables
 
 CHUNK = 25
 """Images between two points at which an interrupted run goes on."""

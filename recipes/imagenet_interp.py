@@ -39,13 +39,13 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 import lightning_xai as xai
-from lightning_xai.report import Example, Picture, Table
-from lightning_xai.report.results import Cell
-from lightning_xai.visualization import Panel, overlay, to_pixels
-from parts.classifiers import create_classifier, load_weights, model_options
-from parts.explained_images import examples
-from parts.image_data import Batch, ImageData, image_data
-from parts.reporting import Run, first_batches, interval
+from common.data.images import Batch, ImageData, image_data
+from common.explained_images import examples
+from common.networks import create_classifier, load_weights, model_options
+from common.run import Run, first_batches, interval
+from lightning_xai.baselines import to_pixels
+from lightning_xai.report import Cell, Example, Picture, Table
+from lightning_xai.visualization import Panel, overlay
 
 ERRORS = {
     "cosine": xai.CosineLoss,
@@ -258,7 +258,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def attributions_of(args: argparse.Namespace, data: ImageData, model: nn.Module) -> dict[str, xai.Attribution]:
     """The methods asked for, tried once; guided gradients are left out, and said so, without rectifiers."""
     image = torch.zeros(1, 3, data.image_size, data.image_size)
-    methods = {name: ATTRIBUTIONS[name](args.layer) for name in args.attributions}
+    methods: dict[str, xai.Attribution] = {name: ATTRIBUTIONS[name](args.layer) for name in args.attributions}
     if "guided_gradient" in methods:
         try:
             xai.explain(model, image, attributions=xai.GuidedGradient())

@@ -47,6 +47,10 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.transforms.v2.functional import center_crop, normalize, pil_to_tensor, resize
 
+from common.data.cifar import CifarResNet, cifar10
+from common.data.generated import GeneratedImages
+from common.networks import create_classifier, load_weights
+from common.run import Run, add_run_options
 from lightning_xai.integrity import (
     Attack,
     Fingerprint,
@@ -60,10 +64,6 @@ from lightning_xai.integrity import (
     inspect_model,
 )
 from lightning_xai.report import Results, Table
-from parts.cifar import CifarResNet, cifar10
-from parts.classifiers import create_classifier, load_weights
-from parts.generated_images import GeneratedImages
-from parts.reporting import Run, add_run_options
 
 STRENGTHS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 SHARES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)  # of the worst case, instead of a strength

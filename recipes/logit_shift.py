@@ -53,18 +53,18 @@ import torch
 from torch import Tensor
 
 import lightning_xai as xai
+from common.data.images import add_classifier_options, image_data
+from common.data.planted import CLASSES, planted_evidence
+from common.networks import create_classifier, model_options
+from common.planted_network import STANDARD, Standard, standardized, trained
+from common.run import Run, add_run_options, first_batches
+from lightning_xai.baselines import to_pixels
 from lightning_xai.integrity import PositionShift
-from lightning_xai.report import Picture, Results, Table
-from lightning_xai.report.results import Cell
-from lightning_xai.visualization import Panel, overlay, to_pixels
-from parts.classifiers import create_classifier, model_options
-from parts.image_data import add_classifier_options, image_data
-from parts.planted_evidence import CLASSES, planted_evidence
-from parts.planted_network import STANDARD, Standard, standardized, trained
-from parts.reporting import Run, add_run_options, first_batches
-from parts.shifted_maps import MOVED, SCORES, Subject, attacks_on, layer_in, paper_numbers
-from parts.shifted_maps import sensitivity as sensitivity_of
-from parts.shifted_maps import verdicts as verdicts_of
+from lightning_xai.report import Cell, Picture, Results, Table
+from lightning_xai.visualization import Panel, overlay
+from papers.logit_shift.maps import MOVED, SCORES, Subject, attacks_on, layer_in, paper_numbers
+from papers.logit_shift.maps import sensitivity as sensitivity_of
+from papers.logit_shift.maps import verdicts as verdicts_of
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -51,15 +51,15 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import Metric
 
 import lightning_xai as xai
+from common.data.boxed import BoxedImages, most_probable_of
+from common.data.images import add_classifier_options, eval_transform, image_data
+from common.data.planted import CLASSES, planted_evidence
+from common.method_report import Found, draw, drawable, summary, tables
+from common.networks import create_classifier, model_options
+from common.planted_network import fitted
+from common.run import Run, add_run_options
 from lightning_xai import attribution, metrics
 from lightning_xai.report import Results
-from parts.boxed_images import BoxedImages, most_probable_of
-from parts.classifiers import create_classifier, model_options
-from parts.image_data import add_classifier_options, eval_transform, image_data
-from parts.method_report import Found, draw, drawable, summary, tables
-from parts.planted_evidence import CLASSES, planted_evidence
-from parts.planted_network import fitted
-from parts.reporting import Run, add_run_options
 
 Layer = str | None
 Standard = dict[str, Any]

@@ -64,23 +64,23 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import lightning_xai as xai
+from common.data.boxed import BoxedImages, most_probable_of
+from common.data.images import add_classifier_options, eval_transform, image_data
+from common.data.planted import CLASSES, planted_evidence
+from common.networks import create_classifier, load_weights, model_options
+from common.planted_network import STANDARD, small_network, standardized, trained
+from common.run import Picture, Run, Table, add_run_options, first_batches
 from lightning_xai.report import Results
 from lightning_xai.types import TargetRule
-from parts.boxed_images import BoxedImages, most_probable_of
-from parts.classifiers import create_classifier, load_weights, model_options
-from parts.image_data import add_classifier_options, eval_transform, image_data
-from parts.planted_evidence import CLASSES, planted_evidence
-from parts.planted_network import STANDARD, small_network, standardized, trained
-from parts.reporting import Picture, Run, Table, add_run_options, first_batches
-from parts.score_examples import (
+from papers.score_choice.examples import (
     equal_influence_paradox,
     loss_equations,
     saturation_by_margin,
     shift_paradox,
     two_trainings,
 )
-from parts.score_maps import SCORES, Chunk, Subject, Values, baseline_probabilities, joined, measured
-from parts.score_report import (
+from papers.score_choice.maps import SCORES, Chunk, Subject, Values, baseline_probabilities, joined, measured
+from papers.score_choice.report import (
     agreement_table,
     baseline_table,
     draw_agreement,

@@ -64,12 +64,12 @@ os.environ["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 from torch import Tensor
 
+from common.run import Run, add_run_options
 from lightning_xai import metrics
-from parts.reporting import Run, add_run_options
-from parts.sglrp_measures import Values, joined, mosaics, patches, pointing
-from parts.sglrp_networks import Subject, loaded, photographs, planted
-from parts.sglrp_pictures import pictures
-from parts.sglrp_report import published, tables
+from papers.sglrp.measures import Values, joined, mosaics, patches, pointing
+from papers.sglrp.networks import Subject, loaded, photographs, planted
+from papers.sglrp.pictures import pictures
+from papers.sglrp.report import published, tables
 
 CHUNK = 16
 """Images between two points from which an interrupted run goes on."""

@@ -31,7 +31,7 @@ import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 
 import lightning_xai as xai
-from parts.offline_runs import history
+from common.offline_runs import history
 
 LATEST = 20  # runs of a project whose keys are looked at; each costs a request
 STEP = "trainer/global_step"  # Lightning's, in every row; W&B's own step counts rows

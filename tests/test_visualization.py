@@ -14,16 +14,8 @@ from torch import Tensor
 from torch.testing import assert_close
 from torchvision.transforms.v2.functional import center_crop, pil_to_tensor, resize
 
-from lightning_xai.visualization import (
-    PANEL_TEXT,
-    Panel,
-    as_uint8,
-    check_standardized,
-    heatmap,
-    overlay,
-    raster,
-    to_pixels,
-)
+from lightning_xai.baselines import check_standardized, to_pixels
+from lightning_xai.visualization import PANEL_TEXT, Panel, as_uint8, heatmap, overlay, raster
 
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 HALVES = {"mean": [0.5] * 3, "std": [0.5] * 3}

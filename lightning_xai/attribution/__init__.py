@@ -1,17 +1,40 @@
 """Attribution methods: pure tensor functions, and small frozen dataclasses that apply them to a trace."""
 
-from lightning_xai.attribution.cam import CAM, GradCAM, GradCAMPlus
-from lightning_xai.attribution.cam_plus_plus import GradCAMPlusPlus, SmoothGradCAMPlusPlus, alpha_distribution
+from lightning_xai.attribution.base import Attribution, unit_maximum, upsample
+from lightning_xai.attribution.cam import CAM, GradCAM, GradCAMPlus, weighted_sum
+from lightning_xai.attribution.cam_plus_plus import (
+    GradCAMPlusPlus,
+    SmoothGradCAMPlusPlus,
+    alpha_distribution,
+    guarded_alphas,
+    literal_alphas,
+)
 from lightning_xai.attribution.controls import CenteredGaussian, Edges, FakeCAM, Random, Shuffled
 from lightning_xai.attribution.deeplift import DeepLIFT
 from lightning_xai.attribution.elementwise_cam import HiResCAM, LayerCAM, XGradCAM
 from lightning_xai.attribution.from_callable import FromCallable
-from lightning_xai.attribution.gradient import GuidedGradient, InputGradient, InputXGradient
+from lightning_xai.attribution.gradient import GuidedGradient, InputGradient, InputXGradient, channel_sum
 from lightning_xai.attribution.guided_cam import GuidedGradCAM
+from lightning_xai.attribution.lrp import (
+    CLRP,
+    LRP,
+    SGLRP,
+    AlphaBeta,
+    Epsilon,
+    Flat,
+    Gamma,
+    NormalizedCLRP,
+    Rules,
+    ScoreGradient,
+    WSquare,
+    ZBox,
+    absolute_target_logit,
+    is_reversed,
+    negated_z_plus,
+    z_plus,
+)
 from lightning_xai.attribution.paths import IntegratedGradients, SmoothGrad
-from lightning_xai.attribution.relevance import CLRP, LRP, SGLRP, NormalizedCLRP, Rules, ScoreGradient
 from lightning_xai.attribution.rsi_cam import RSIGradCAM
-from lightning_xai.attribution.rules import AlphaBeta, Epsilon, Flat, Gamma, WSquare, ZBox, z_plus
 from lightning_xai.attribution.score_cam import ScoreCAM
 
 __all__ = [
@@ -20,6 +43,7 @@ __all__ = [
     "LRP",
     "SGLRP",
     "AlphaBeta",
+    "Attribution",
     "CenteredGaussian",
     "DeepLIFT",
     "Edges",
@@ -50,6 +74,15 @@ __all__ = [
     "WSquare",
     "XGradCAM",
     "ZBox",
+    "absolute_target_logit",
     "alpha_distribution",
+    "channel_sum",
+    "guarded_alphas",
+    "is_reversed",
+    "literal_alphas",
+    "negated_z_plus",
+    "unit_maximum",
+    "upsample",
+    "weighted_sum",
     "z_plus",
 ]

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_xai.scores import at_least_float32, centered
-from lightning_xai.trace import Trace, layers_of
-from lightning_xai.trace.layers import OneLayer
-from lightning_xai.types import Attribution, Layer, Score
+from lightning_xai.attribution.base import GradientCAM, LayerMaps
+from lightning_xai.scores import at_least_float32
+from lightning_xai.trace import Trace
+from lightning_xai.types import OneLayer
 
 
 def weighted_sum(activations: Tensor, weights: Tensor) -> Tensor:
@@ -31,80 +30,6 @@ def weighted_sum(activations: Tensor, weights: Tensor) -> Tensor:
         tensor([[[3.]]])
     """
     return (activations * weights[:, :, None, None]).sum(1)  # autocast would take a matrix product to half precision
-
-
-def upsample(maps: Tensor, images: Tensor) -> Tensor:
-    """Bilinear resizing of maps to the size of the images.
-
-    Args:
-        maps: Maps (N,h,w).
-        images: Images (N,C,H,W), for their size.
-
-    Returns:
-        Maps (N,H,W).
-
-    Example:
-        >>> upsample(torch.ones(1, 2, 2), torch.zeros(1, 3, 4, 4)).shape
-        torch.Size([1, 4, 4])
-    """
-    return F.interpolate(maps[:, None], size=images.shape[2:], mode="bilinear", align_corners=False)[:, 0]
-
-
-def unit_maximum(maps: Tensor) -> Tensor:
-    """Each map divided by its largest magnitude; an all-zero map stays so.
-
-    Args:
-        maps: Maps (N,H,W).
-
-    Returns:
-        Maps (N,H,W) in [-1, 1].
-
-    Example:
-        >>> unit_maximum(torch.tensor([[[2.0, -4.0]]]))
-        tensor([[[ 0.5000, -1.0000]]])
-    """
-    largest = maps.abs().amax((1, 2), keepdim=True)
-    return maps / torch.where(largest > 0, largest, 1)
-
-
-def fused(maps: Sequence[Tensor]) -> Tensor:
-    """Maps of several layers as one: each divided by its largest magnitude, then averaged, so that all count alike.
-
-    Args:
-        maps: Maps (N,H,W) of each layer.
-
-    Returns:
-        Maps (N,H,W), in [-1, 1]; the map of a single layer as it is.
-
-    Example:
-        >>> fused([torch.tensor([[[2.0, 4.0]]]), torch.tensor([[[0.1, 0.0]]])])
-        tensor([[[0.7500, 0.5000]]])
-    """
-    return maps[0] if len(maps) == 1 else torch.stack([unit_maximum(one) for one in maps]).mean(0)
-
-
-@dataclass(frozen=True)
-class _LayerMaps(Attribution):
-    """Maps made at layers, brought to image size and fused; how they are made is the subclass's."""
-
-    layer: Layer = None
-    relu: bool = field(default=True, kw_only=True)
-
-    def __post_init__(self) -> None:
-        if not layers_of(self):
-            raise ValueError(
-                "`layer` expected at least one layer, got an empty sequence. "
-                "Use None for the last layer with a spatial output."
-            )
-
-    @abstractmethod
-    def layer_maps(self, trace: Trace, targets: Tensor) -> list[Tensor]:
-        """Maps (N,h,w) of each layer, float32 or better, before the ReLU."""
-
-    def __call__(self, trace: Trace, targets: Tensor) -> Tensor:
-        """Compute the maps (N,H,W), non-negative unless ``relu`` is off."""
-        maps = [one.relu() if self.relu else one for one in self.layer_maps(trace, targets)]
-        return fused([upsample(one, trace.images) for one in maps])
 
 
 def class_weights(model: nn.Module, activations: Tensor, logits: Tensor) -> Tensor:
@@ -156,7 +81,7 @@ def _linear_layers(model: nn.Module, k: int, pooled: Tensor) -> Iterator[tuple[T
 
 
 @dataclass(frozen=True)
-class CAM(_LayerMaps):
+class CAM(LayerMaps):
     """Class activation mapping: channels weighted by the linear head's weights of the class (:func:`class_weights`).
 
     ``M_ij = sum_k w_k^c A_ij^k``, Zhou et al., "Learning Deep Features for Discriminative Localization", 2016, eq. 2,
@@ -181,7 +106,7 @@ class CAM(_LayerMaps):
 
     def layer_maps(self, trace: Trace, targets: Tensor) -> list[Tensor]:
         """Maps (N,h,w) of each layer."""
-        return [self._map(trace, targets, layer) for layer in layers_of(self)]
+        return [self._map(trace, targets, layer) for layer in self.layers()]
 
     def _map(self, trace: Trace, targets: Tensor, layer: OneLayer) -> Tensor:
         activations = at_least_float32(trace.activation(layer))
@@ -189,25 +114,6 @@ class CAM(_LayerMaps):
         if len(weights) == 1:  # one logit: as in pre_softmax, target 0 is its negative
             weights = torch.cat([-weights, weights])
         return weighted_sum(activations, weights[targets])
-
-
-@dataclass(frozen=True)
-class _GradientCAM(_LayerMaps):
-    """A map of a layer from its activations and the gradient of the score; how is the subclass's."""
-
-    score: Score = centered
-
-    @abstractmethod
-    def combine(self, activations: Tensor, gradients: Tensor) -> Tensor:
-        """Maps (N,h,w) from activations and gradients (N,D,h,w)."""
-
-    def layer_maps(self, trace: Trace, targets: Tensor) -> list[Tensor]:
-        """Maps (N,h,w) of each layer."""
-        return [self._map(trace, targets, layer) for layer in layers_of(self)]
-
-    def _map(self, trace: Trace, targets: Tensor, layer: OneLayer) -> Tensor:
-        activations = at_least_float32(trace.activation(layer))
-        return self.combine(activations, at_least_float32(trace.gradient(self.score, targets, of=layer)))
 
 
 def gradcam_weights(gradients: Tensor) -> Tensor:
@@ -227,7 +133,7 @@ def gradcam_weights(gradients: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class GradCAM(_GradientCAM):
+class GradCAM(GradientCAM):
     """Grad-CAM: channels weighted by their mean gradient (:func:`gradcam_weights`).
 
     Selvaraju et al., "Grad-CAM", 2017, https://arxiv.org/abs/1610.02391. One backward pass down to the layer.
@@ -270,7 +176,7 @@ def gradcam_plus_weights(gradients: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class GradCAMPlus(_GradientCAM):
+class GradCAMPlus(GradientCAM):
     """Grad-CAM+: channels weighted by their mean positive gradient (:func:`gradcam_plus_weights`).
 
     Lerma and Lucas, "Grad-CAM++ is Equivalent to Grad-CAM With Positive Gradients", 2022, eq. 3,

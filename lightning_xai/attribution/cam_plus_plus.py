@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_xai.attribution.cam import _GradientCAM, _LayerMaps, weighted_sum
+from lightning_xai.attribution.base import GradientCAM, LayerMaps, ScoredAttribution
+from lightning_xai.attribution.cam import weighted_sum
 from lightning_xai.attribution.sampling import require_batch_size, require_count, require_noise_level
 from lightning_xai.noise import noisy_copies
-from lightning_xai.scores import at_least_float32, centered
-from lightning_xai.trace import Trace, layers_of
-from lightning_xai.types import Score
+from lightning_xai.scores import at_least_float32
+from lightning_xai.trace import Trace
 
 QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
 """Which quantiles :class:`Alphas` holds."""
@@ -164,7 +164,9 @@ def alpha_distribution(activations: Tensor, gradients: Tensor, *, scale: float =
 
     Example:
         >>> from torch import nn
-        >>> from lightning_xai.trace import capture_for, run
+        >>> from lightning_xai.explain import capture_for
+        >>> from lightning_xai.scores import centered
+        >>> from lightning_xai.trace import run
         >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
         >>> trace = run(model, torch.rand(2, 3, 8, 8), capture_for(model, [GradCAMPlusPlus("1")]))
         >>> gradients = trace.gradient(centered, torch.tensor([0, 1]), of="1")
@@ -179,7 +181,7 @@ def alpha_distribution(activations: Tensor, gradients: Tensor, *, scale: float =
 
 
 @dataclass(frozen=True)
-class GradCAMPlusPlus(_GradientCAM):
+class GradCAMPlusPlus(GradientCAM):
     """Grad-CAM++: channels weighted by sums of positive gradients (:func:`gradcam_plus_plus_weights`).
 
     Chattopadhay et al., "Grad-CAM++", 2018, eq. 19, https://arxiv.org/abs/1710.11063, in its stable form. One
@@ -243,7 +245,7 @@ def smooth_weights(activations: Tensor, moments: Tensor, *, scale: float = 1.0) 
 
 
 @dataclass(frozen=True)
-class SmoothGradCAMPlusPlus(_LayerMaps):
+class SmoothGradCAMPlusPlus(ScoredAttribution, LayerMaps):
     """Smooth Grad-CAM++: Grad-CAM++ with its derivatives averaged over noisy images (:func:`smooth_weights`).
 
     Omeiza et al., "Smooth Grad-CAM++", 2019, https://arxiv.org/abs/1908.01224; paper 004 eq. 5. Gradients, their
@@ -272,7 +274,6 @@ class SmoothGradCAMPlusPlus(_LayerMaps):
         torch.Size([2, 8, 8])
     """
 
-    score: Score = centered
     n_samples: int = 25
     noise_level: float = 0.15
     scale: float = 1.0
@@ -288,7 +289,7 @@ class SmoothGradCAMPlusPlus(_LayerMaps):
 
     def layer_maps(self, trace: Trace, targets: Tensor) -> list[Tensor]:
         """Maps (N,h,w) of each layer."""
-        layers = layers_of(self)
+        layers = self.layers()
         activations = [at_least_float32(trace.activation(layer)) for layer in layers]
         sums = [torch.zeros_like(one)[:, None].expand(-1, 3, -1, -1, -1) for one in activations]
         for of, noisy in self._noisy_images(trace.images):
@@ -301,7 +302,7 @@ class SmoothGradCAMPlusPlus(_LayerMaps):
         ]
 
     def _gradients(self, trace: Trace, targets: Tensor) -> list[Tensor]:
-        return [at_least_float32(trace.gradient(self.score, targets, of=layer)) for layer in layers_of(self)]
+        return [at_least_float32(trace.gradient(self.score, targets, of=layer)) for layer in self.layers()]
 
     def _noisy_images(self, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Chunks: of which images (M,), and the noisy images (M,C,H,W)."""

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_xai.attribution.base import AroundAttribution, Attribution
 from lightning_xai.noise import generators
 from lightning_xai.scores import at_least_float32
 from lightning_xai.trace import Trace
-from lightning_xai.types import Attribution, Interception, Layer, Score
 
 
 def edge_magnitude(images: Tensor) -> Tensor:
@@ -167,7 +167,7 @@ class Edges(Attribution):
 
 
 @dataclass(frozen=True)
-class Shuffled(Attribution):
+class Shuffled(AroundAttribution):
     """The map of another method with its pixels in random order: the same values, and nowhere in particular.
 
     What a metric gives it beyond a constant is due to how much the map shows, not to where. Blocks keep what the map
@@ -190,35 +190,13 @@ class Shuffled(Attribution):
                  [1., 1.]]])
     """
 
-    attribution: Attribution
     block: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.attribution, Attribution):
-            raise TypeError(f"`attribution` expected an Attribution such as `GradCAM()`, got {self.attribution!r}.")
+        super().__post_init__()
         if self.block < 1:
             raise ValueError(f"`block` expected a side of 1 pixel or more, got {self.block}.")
-
-    @property
-    def layer(self) -> Layer:
-        """Where the method looks; an AttributeError, as it raises it, if it looks at no layer."""
-        return self.attribution.layer  # type: ignore[attr-defined]
-
-    @property
-    def score(self) -> Score:
-        """What the method explains; an AttributeError, as it raises it, if it explains no score."""
-        return self.attribution.score  # type: ignore[attr-defined]
-
-    @property
-    def needs_image_gradient(self) -> bool:  # type: ignore[override]
-        """Whether the method does."""
-        return self.attribution.needs_image_gradient
-
-    @property
-    def interception(self) -> Interception | None:
-        """What the method puts in place of the model's operations."""
-        return self.attribution.interception
 
     def __call__(self, trace: Trace, targets: Tensor) -> Tensor:
         """Maps (N,H,W) with the values of the method's."""

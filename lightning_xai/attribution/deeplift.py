@@ -10,14 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_xai.attribution import operations
+from lightning_xai.attribution.base import ScoredAttribution
 from lightning_xai.attribution.gradient import channel_sum
+from lightning_xai.attribution.lrp import operations
 from lightning_xai.attribution.paths import baseline_images, require_standardization
-from lightning_xai.metrics.masking import Baseline, black
-from lightning_xai.scores import at_least_float32, centered
-from lightning_xai.trace import Trace
-from lightning_xai.trace.interception import Call, Handler, intercepted
-from lightning_xai.types import Attribution, Interception, Score
+from lightning_xai.baselines import Baseline, black
+from lightning_xai.scores import at_least_float32
+from lightning_xai.trace import Call, Handler, Interception, Trace, intercepted
 
 _SMALLEST_STEP = 1e-10
 """Inputs that differ by less have the gradient for a multiplier; as in captum."""
@@ -45,7 +44,7 @@ def secant_slope(inputs: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True)
-class DeepLIFT(Attribution):
+class DeepLIFT(ScoredAttribution):
     """DeepLIFT with the rescale rule: slopes from the baseline to the image in place of nonlinearities' gradients.
 
     Shrikumar et al., "Learning Important Features Through Propagating Activation Differences", 2017,
@@ -76,7 +75,6 @@ class DeepLIFT(Attribution):
         tensor([[[ 1., -4.]]])
     """
 
-    score: Score = centered
     baseline: Baseline | Tensor = black
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None

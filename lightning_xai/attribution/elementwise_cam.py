@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lightning_xai.attribution.cam import _GradientCAM, weighted_sum
+from lightning_xai.attribution.base import GradientCAM
+from lightning_xai.attribution.cam import weighted_sum
 
 
 def hirescam(activations: Tensor, gradients: Tensor) -> Tensor:
@@ -69,7 +70,7 @@ def xgradcam_weights(activations: Tensor, gradients: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class HiResCAM(_GradientCAM):
+class HiResCAM(GradientCAM):
     """HiResCAM: each unit weighted by its own gradient (:func:`hirescam`).
 
     Draelos and Carin, "Use HiResCAM instead of Grad-CAM for faithful explanations of convolutional neural networks",
@@ -97,7 +98,7 @@ class HiResCAM(_GradientCAM):
 
 
 @dataclass(frozen=True)
-class LayerCAM(_GradientCAM):
+class LayerCAM(GradientCAM):
     """LayerCAM: each unit weighted by its own positive gradient (:func:`layercam`).
 
     Jiang et al., "LayerCAM: Exploring Hierarchical Class Activation Maps for Localization", IEEE Transactions on Image
@@ -123,7 +124,7 @@ class LayerCAM(_GradientCAM):
 
 
 @dataclass(frozen=True)
-class XGradCAM(_GradientCAM):
+class XGradCAM(GradientCAM):
     """XGrad-CAM: channels weighted by the gradient where they are active (:func:`xgradcam_weights`).
 
     Fu et al., "Axiom-based Grad-CAM: Towards Accurate Visualization and Explanation of CNNs", 2020,

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from lightning_xai.attribution.cam import upsample
+from lightning_xai.attribution.base import Attribution, upsample
 from lightning_xai.attribution.gradient import channel_sum
 from lightning_xai.scores import at_least_float32
 from lightning_xai.trace import Trace
-from lightning_xai.types import Attribution
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lightning_xai.scores import at_least_float32, centered
+from lightning_xai.attribution.base import ScoredAttribution
+from lightning_xai.scores import at_least_float32
 from lightning_xai.trace import Trace
-from lightning_xai.types import Attribution, Score
 
 
 def channel_sum(gradients: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ def channel_max(gradients: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class InputGradient(Attribution):
+class InputGradient(ScoredAttribution):
     """The gradient of the score with respect to the image.
 
     Simonyan et al., "Deep Inside Convolutional Networks", 2014, https://arxiv.org/abs/1312.6034. One backward pass
@@ -68,7 +68,6 @@ class InputGradient(Attribution):
                  [0.5000, 0.5000]]])
     """
 
-    score: Score = centered
     reduce: Callable[[Tensor], Tensor] = channel_sum
     needs_image_gradient = True
 
@@ -78,7 +77,7 @@ class InputGradient(Attribution):
 
 
 @dataclass(frozen=True)
-class InputXGradient(Attribution):
+class InputXGradient(ScoredAttribution):
     """The image times the gradient of the score with respect to it.
 
     Shrikumar et al., "Not Just a Black Box", 2016, https://arxiv.org/abs/1605.01713. The first-order estimate of what
@@ -99,7 +98,6 @@ class InputXGradient(Attribution):
         tensor([[[ 2., -3.]]])
     """
 
-    score: Score = centered
     reduce: Callable[[Tensor], Tensor] = channel_sum
     needs_image_gradient = True
 
@@ -109,7 +107,7 @@ class InputXGradient(Attribution):
 
 
 @dataclass(frozen=True)
-class GuidedGradient(Attribution):
+class GuidedGradient(ScoredAttribution):
     """The gradient with respect to the image by guided backpropagation: no negative gradient enters a rectifier.
 
     Springenberg et al., "Striving for Simplicity", 2015, https://arxiv.org/abs/1412.6806. For rectifier networks. It
@@ -131,7 +129,6 @@ class GuidedGradient(Attribution):
         tensor([[[1., 0.]]])
     """
 
-    score: Score = centered
     reduce: Callable[[Tensor], Tensor] = channel_sum
     needs_image_gradient = True
 

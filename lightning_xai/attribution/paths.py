@@ -9,18 +9,14 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from lightning_xai.attribution.base import ScoredAttribution
 from lightning_xai.attribution.gradient import channel_sum
-from lightning_xai.attribution.sampling import (
-    mean_gradient,
-    require_batch_size,
-    require_count,
-    require_noise_level,
-)
-from lightning_xai.metrics.masking import Baseline, black
+from lightning_xai.attribution.sampling import mean_gradient, require_batch_size, require_count, require_noise_level
+from lightning_xai.baselines import Baseline, black
 from lightning_xai.noise import noisy_copies
-from lightning_xai.scores import at_least_float32, centered, post_softmax
+from lightning_xai.scores import at_least_float32, post_softmax
 from lightning_xai.trace import Trace
-from lightning_xai.types import Attribution, Score
+from lightning_xai.types import Score
 
 Quadrature: TypeAlias = Callable[[int], tuple[Tensor, Tensor]]
 """A rule of integration over [0, 1]: ``steps -> (positions (S,), weights (S,))``, the weights summing to 1."""
@@ -108,7 +104,7 @@ def completeness_error(maps: Tensor, scores: Tensor, baseline_scores: Tensor) ->
 
 
 @dataclass(frozen=True)
-class SmoothGrad(Attribution):
+class SmoothGrad(ScoredAttribution):
     """The mean gradient of noisy copies of the image.
 
     ``1/S sum_s dS/dx (x + e_s)``, ``e_s`` normal with a standard deviation of ``noise_level * (max x - min x)``:
@@ -137,7 +133,6 @@ class SmoothGrad(Attribution):
                  [ 0.0000,  0.0000]]])
     """
 
-    score: Score = centered
     reduce: Callable[[Tensor], Tensor] = channel_sum
     n_samples: int = 25
     noise_level: float = 0.15
@@ -159,7 +154,7 @@ class SmoothGrad(Attribution):
 
 
 @dataclass(frozen=True)
-class IntegratedGradients(Attribution):
+class IntegratedGradients(ScoredAttribution):
     """The gradient, integrated on the straight path from a baseline to the image (:func:`integrated_gradients`).
 
     Sundararajan et al., "Axiomatic Attribution for Deep Networks", 2017, https://arxiv.org/abs/1703.01365. The map sums
@@ -223,7 +218,8 @@ class IntegratedGradients(Attribution):
 
         Example:
             >>> from torch import nn
-            >>> from lightning_xai.trace import capture_for, run
+            >>> from lightning_xai.explain import capture_for
+            >>> from lightning_xai.trace import run
             >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
             >>> method = IntegratedGradients(baseline=torch.tensor(0.0))
             >>> trace = run(model, torch.rand(3, 1, 2, 2), capture_for(model, [method]))

@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lightning_xai.attribution.cam import _LayerMaps, weighted_sum
+from lightning_xai.attribution.base import LayerMaps, ScoredAttribution
+from lightning_xai.attribution.cam import weighted_sum
 from lightning_xai.attribution.paths import baseline_images, completeness_error, require_standardization
 from lightning_xai.attribution.sampling import require_batch_size, require_count
-from lightning_xai.metrics import Baseline, black
+from lightning_xai.baselines import Baseline, black
 from lightning_xai.scores import at_least_float32, post_softmax
-from lightning_xai.trace import Trace, layers_of
+from lightning_xai.trace import Trace
 from lightning_xai.types import Score
 
 
@@ -108,7 +109,7 @@ def trapezoids(activations: Tensor, gradients: Tensor, n: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class RSIGradCAM(_LayerMaps):
+class RSIGradCAM(ScoredAttribution, LayerMaps):
     """RSI Grad-CAM: Grad-CAM with gradients integrated over the layer's activations by a Riemann-Stieltjes sum.
 
     On the straight path from a baseline to the image, ``IG = sum_l (G_{l-1} + G_l) / 2 (A_l - A_{l-1})`` with the
@@ -164,7 +165,7 @@ class RSIGradCAM(_LayerMaps):
 
     def layer_maps(self, trace: Trace, targets: Tensor) -> list[Tensor]:
         """Maps (N,h,w) of each layer."""
-        activations = [at_least_float32(trace.activation(layer)) for layer in layers_of(self)]
+        activations = [at_least_float32(trace.activation(layer)) for layer in self.layers()]
         weights = [one.mean((2, 3)) for one in self.contributions(trace, targets)]
         return [weighted_sum(one, weight) / one.shape[1] for one, weight in zip(activations, weights, strict=True)]
 
@@ -179,7 +180,7 @@ class RSIGradCAM(_LayerMaps):
             Contributions (N,D,h,w) of each layer, float32 or better, in units of the score.
         """
         n = len(targets)
-        activations = [at_least_float32(trace.activation(layer)) for layer in layers_of(self)]
+        activations = [at_least_float32(trace.activation(layer)) for layer in self.layers()]
         sums = [torch.zeros_like(one)[:, None].expand(-1, 2, -1, -1, -1) for one in activations]
         kept = [torch.stack([one, one], 1)[:0] for one in activations]  # the last N rows: A and G
         for of, points in self._path(trace, targets):
@@ -205,7 +206,8 @@ class RSIGradCAM(_LayerMaps):
 
         Example:
             >>> from torch import nn
-            >>> from lightning_xai.trace import capture_for, run
+            >>> from lightning_xai.explain import capture_for
+            >>> from lightning_xai.trace import run
             >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
             >>> method = RSIGradCAM("1", mean=[0.5] * 3, std=[0.25] * 3)
             >>> trace = run(model, torch.rand(2, 3, 8, 8), capture_for(model, [method]))
@@ -237,5 +239,5 @@ class RSIGradCAM(_LayerMaps):
                 ],
                 1,
             )
-            for layer in layers_of(self)
+            for layer in self.layers()
         ]

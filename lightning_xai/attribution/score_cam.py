@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_xai.attribution.cam import _LayerMaps, upsample, weighted_sum
+from lightning_xai.attribution.base import LayerMaps, ScoredAttribution, upsample
+from lightning_xai.attribution.cam import weighted_sum
 from lightning_xai.attribution.paths import baseline_images, require_standardization
 from lightning_xai.attribution.sampling import require_batch_size
-from lightning_xai.metrics import Baseline
-from lightning_xai.scores import at_least_float32, centered
-from lightning_xai.trace import Trace, layers_of
-from lightning_xai.trace.layers import OneLayer
-from lightning_xai.types import Score
+from lightning_xai.baselines import Baseline
+from lightning_xai.scores import at_least_float32
+from lightning_xai.trace import Trace
+from lightning_xai.types import OneLayer
 
 
 def softmax_weights(increases: Tensor, varied: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ def channel_masks(channels: Tensor, images: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class ScoreCAM(_LayerMaps):
+class ScoreCAM(ScoredAttribution, LayerMaps):
     """Score-CAM: channels weighted by how much the image, seen through the channel, raises the score over a baseline.
 
     ``C_k = S(x * m_k + x_b * (1 - m_k)) - S(x_b)`` with ``m_k`` from :func:`channel_masks`, Wang et al., "Score-CAM",
@@ -114,7 +114,6 @@ class ScoreCAM(_LayerMaps):
         torch.Size([2, 8, 8])
     """
 
-    score: Score = centered
     weights: Callable[[Tensor, Tensor], Tensor] = softmax_weights
     baseline: Baseline | Tensor | None = None
     mean: Sequence[float] | None = None
@@ -134,7 +133,7 @@ class ScoreCAM(_LayerMaps):
         """Maps (N,h,w) of each layer."""
         baseline = at_least_float32(baseline_images(trace.images, self._baseline, self.mean, self.std))
         hidden = self._scores(trace, baseline, targets)
-        return [self._map(trace, targets, layer, baseline, hidden) for layer in layers_of(self)]
+        return [self._map(trace, targets, layer, baseline, hidden) for layer in self.layers()]
 
     def _map(self, trace: Trace, targets: Tensor, layer: OneLayer, baseline: Tensor, hidden: Tensor) -> Tensor:
         activations, images = at_least_float32(trace.activation(layer)), at_least_float32(trace.images)

@@ -10,21 +10,11 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler
 
+from lightning_xai.attribution import Attribution
 from lightning_xai.callbacks.loggers import wait_for_panels
-from lightning_xai.explain import named_attributions
+from lightning_xai.explain import capture_for, named_attributions
 from lightning_xai.metrics import Boxes
-from lightning_xai.trace import (
-    Capture,
-    Listener,
-    Observer,
-    Trace,
-    capture_for,
-    find_layer,
-    layers_of,
-    plain_tensors,
-    run,
-)
-from lightning_xai.types import Attribution
+from lightning_xai.trace import Capture, Listener, Observer, Trace, find_layer, plain_tensors, run
 
 Unpack: TypeAlias = Callable[[Any], Sequence[Any]]
 """How a batch is taken apart: ``batch -> (images (N,C,H,W), labels (N,) or None)``, and boxes where there are any."""
@@ -273,7 +263,7 @@ class ExplainingCallback(LightningCallback):
         return run(self.model, images, self.capture(), trainer.precision_plugin.forward_context)
 
     def _needs_automatic(self) -> bool:
-        return any(layer is None for method in self.attributions.values() for layer in layers_of(method))
+        return any(layer is None for method in self.attributions.values() for layer in method.layers())
 
     def _found(self) -> bool:
         return self._model is not None and (self._automatic is not None or not self._needs_automatic())

@@ -14,22 +14,15 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torchmetrics import MeanMetric, Metric
 
-from lightning_xai.attribution import CenteredGaussian, Edges, FakeCAM, Random, Shuffled
-from lightning_xai.callbacks.base import (
-    ExplainingCallback,
-    Unpack,
-    first_two,
-    images_of_rank,
-    loaders_of,
-    stage_of,
-)
+from lightning_xai.attribution import Attribution, CenteredGaussian, Edges, FakeCAM, Random, Shuffled
+from lightning_xai.baselines import Baseline, black, check_standardized
+from lightning_xai.callbacks.base import ExplainingCallback, Unpack, first_two, images_of_rank, loaders_of, stage_of
 from lightning_xai.callbacks.loggers import declare_metrics, log_key
 from lightning_xai.explain import attribute, named_attributions
-from lightning_xai.metrics import Baseline, Boxes, Sample, black, degenerate, measured, taken_by
+from lightning_xai.metrics import Boxes, Sample, degenerate, measured, taken_by
 from lightning_xai.scores import centered, log_softmax, resolve_targets
 from lightning_xai.trace import Capture, Trace, plain_tensors
-from lightning_xai.types import Attribution, Score, Targets
-from lightning_xai.visualization import check_standardized
+from lightning_xai.types import Score, Targets
 
 CONSTANT_MAPS = "ConstantMaps"
 """Name in the log of the share of images, in percent, whose map shows nothing."""

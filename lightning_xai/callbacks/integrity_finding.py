@@ -9,13 +9,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_xai.attribution import GradCAM, HiResCAM
-from lightning_xai.explain import attribute
+from lightning_xai.baselines import to_pixels
+from lightning_xai.explain import attribute, capture_for
 from lightning_xai.integrity import Comparison, Inspection, Verdict, locate_shift
 from lightning_xai.scores import centered, log_softmax, pre_softmax, predicted
-from lightning_xai.trace import capture_for, predict, run
-from lightning_xai.trace.layers import OneLayer
-from lightning_xai.types import ForwardContext
-from lightning_xai.visualization import Panel, overlay, to_pixels
+from lightning_xai.trace import predict, run
+from lightning_xai.types import ForwardContext, OneLayer
+from lightning_xai.visualization import Panel, overlay
 
 LOCATED_WITH = 8
 """Number of probes with which the origin of a shift is looked for: it takes three sweeps for each layer."""

@@ -16,13 +16,19 @@ from lightning_xai.attribution import GradCAM
 from lightning_xai.callbacks.base import ExplainingCallback, Unpack, first_two, stage_of
 from lightning_xai.callbacks.integrity_finding import DRAWN, Finding, origin_of_shift, picture
 from lightning_xai.callbacks.loggers import log_figures, log_key, log_panel
-from lightning_xai.integrity import Digest, Fingerprint, Inspection, Threshold, Verdict, inspect_model
-from lightning_xai.integrity.evidence import for_model
-from lightning_xai.integrity.inspection import OneClassError
+from lightning_xai.integrity import (
+    Digest,
+    Fingerprint,
+    Inspection,
+    OneClassError,
+    Threshold,
+    Verdict,
+    for_model,
+    inspect_model,
+)
 from lightning_xai.metrics import Boxes
-from lightning_xai.trace import Capture, Observer, Trace, evaluation_mode, plain_tensors
-from lightning_xai.trace.layers import OneLayer, is_image_batch
-from lightning_xai.types import Tokens
+from lightning_xai.trace import Capture, Observer, Trace, evaluation_mode, is_image_batch, own_pass, plain_tensors
+from lightning_xai.types import OneLayer, Tokens
 
 
 @dataclass
@@ -250,7 +256,7 @@ class ModelIntegrity(ExplainingCallback):
         if not self._found():
             context = trainer.precision_plugin.forward_context
             module = self._model or pl_module
-            with Observer(module) as observer, evaluation_mode(module), context():
+            with own_pass(), Observer(module) as observer, evaluation_mode(module), context():
                 module(for_model(module, self._probes[0]))
             self._find(observer)
 

@@ -10,14 +10,16 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from lightning_xai.attribution import Attribution
+from lightning_xai.baselines import Baseline, black, check_standardized, to_pixels
 from lightning_xai.callbacks.base import ExplainingCallback, Unpack, first_two, loaders_of, stage_of
 from lightning_xai.callbacks.loggers import log_key, log_panel
 from lightning_xai.explain import attribute
-from lightning_xai.metrics import Baseline, Boxes, average_drop, black, masked_scores
+from lightning_xai.metrics import Boxes, average_drop, masked_scores
 from lightning_xai.scores import log_softmax, predicted, resolve_targets
 from lightning_xai.trace import Capture, Trace, run
-from lightning_xai.types import Attribution, Score, Targets
-from lightning_xai.visualization import Panel, check_standardized, overlay, to_pixels
+from lightning_xai.types import Score, Targets
+from lightning_xai.visualization import Panel, overlay
 
 
 @dataclass

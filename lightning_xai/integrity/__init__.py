@@ -14,14 +14,14 @@ from lightning_xai.integrity.attacks import (
 )
 from lightning_xai.integrity.comparison import Comparison
 from lightning_xai.integrity.digest import Digest
+from lightning_xai.integrity.evidence import for_model
 from lightning_xai.integrity.fingerprint import Fingerprint, compare_models
-from lightning_xai.integrity.inspection import Inspection, inspect_model, inspect_trace
+from lightning_xai.integrity.inspection import Inspection, OneClassError, inspect_model, inspect_trace
 from lightning_xai.integrity.locating import locate_shift
 from lightning_xai.integrity.measures import common_mode_share, mean_row_share
 from lightning_xai.integrity.repair import CenteredLogits, center_logits
 from lightning_xai.integrity.verdict import Threshold, Verdict, calibrated_threshold
 from lightning_xai.integrity.worst_case import WorstCaseShift
-from lightning_xai.metrics.ranks import rank_correlation
 
 __all__ = [
     "Attack",
@@ -33,6 +33,7 @@ __all__ = [
     "Inspection",
     "LogitShift",
     "NetworkShift",
+    "OneClassError",
     "PositionShift",
     "RandomShift",
     "RowEdit",
@@ -46,9 +47,9 @@ __all__ = [
     "center_logits",
     "common_mode_share",
     "compare_models",
+    "for_model",
     "inspect_model",
     "inspect_trace",
     "locate_shift",
     "mean_row_share",
-    "rank_correlation",
 ]

@@ -18,9 +18,7 @@ from torch import Tensor, nn
 
 from lightning_xai.integrity.final_layer import with_edited_rows
 from lightning_xai.scores import at_least_float32
-from lightning_xai.trace import find_layer
-from lightning_xai.trace.layers import name_of
-from lightning_xai.trace.tapping import tapped
+from lightning_xai.trace import find_layer, name_of, tapped
 
 
 class Attack(ABC):

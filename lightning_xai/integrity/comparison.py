@@ -11,7 +11,7 @@ from lightning_xai.integrity.evidence import Evidence
 from lightning_xai.integrity.final_layer import centered_logits
 from lightning_xai.integrity.measures import median
 from lightning_xai.integrity.verdict import Verdict
-from lightning_xai.metrics.ranks import rank_correlation
+from lightning_xai.ranks import rank_correlation
 
 
 @dataclass(frozen=True, eq=False)

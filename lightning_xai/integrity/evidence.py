@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -10,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_xai.explain import attribute, with_score
+from lightning_xai.attribution import Attribution
+from lightning_xai.explain import attribute, capture_for
 from lightning_xai.integrity.heads import check_logits
 from lightning_xai.integrity.inspection import mean_logit
 from lightning_xai.integrity.measures import class_weighted_maps
 from lightning_xai.scores import at_least_float32, centered, pre_softmax
-from lightning_xai.trace import Capture, Trace, capture_for, find_layer, last_spatial_layer, run
-from lightning_xai.trace.layers import OneLayer
-from lightning_xai.types import Attribution, ForwardContext, Score
+from lightning_xai.trace import Capture, Trace, find_layer, last_spatial_layer, run
+from lightning_xai.types import ForwardContext, OneLayer, Score
 
 SKETCH = 128
 """Numbers kept of each gradient; distances between sketches are those of the gradients to about 10 %."""
@@ -118,18 +117,10 @@ def evidence_of(
 
 
 def _explained(trace: Trace, targets: Tensor, methods: Mapping[str, Attribution], score: Score) -> dict[str, Tensor]:
-    without = [name for name, method in methods.items() if not hasattr(method, "score")]
-    if without:
-        raise ValueError(f"`attributions` expected methods with a field `score`, got {without}: leave them out.")
     if taken := sorted(set(methods) & set(AT_LAYER)):
         raise ValueError(f"`attributions` expected other names than {taken}, which are those of the maps at the layer.")
-    scored = {name: _without_relu(with_score(name, method, score)) for name, method in methods.items()}
+    scored = {name: method.with_score(score).without_relu() for name, method in methods.items()}
     return attribute(trace, targets, scored) if scored else {}
-
-
-def _without_relu(method: Attribution) -> Attribution:
-    """Where a ReLU cuts a map off, ranks are ties."""
-    return dataclasses.replace(method, relu=False) if hasattr(method, "relu") else method  # type: ignore[type-var]
 
 
 def sketch(gradients: Tensor) -> Tensor:

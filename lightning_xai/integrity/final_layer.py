@@ -10,9 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_xai.scores import at_least_float32
-from lightning_xai.trace import find_layer, predict
-from lightning_xai.trace.layers import name_of
-from lightning_xai.trace.tapping import AffineCall, last_affine_call
+from lightning_xai.trace import AffineCall, find_layer, last_affine_call, name_of, predict
 
 RowEdit: TypeAlias = Callable[[Tensor], Tensor]
 """From a weight (K,...) or bias (K,) to what takes its place."""

@@ -13,13 +13,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lightning_xai.attribution import Attribution
 from lightning_xai.integrity.comparison import Comparison, compare
 from lightning_xai.integrity.digest import Digest, digest_of_tensor, digest_of_tensors
 from lightning_xai.integrity.evidence import AT_LAYER, Evidence, evidence_of, traced
 from lightning_xai.scores import predicted
-from lightning_xai.trace import Trace
-from lightning_xai.trace.layers import OneLayer, name_of
-from lightning_xai.types import Attribution, ForwardContext
+from lightning_xai.trace import Trace, name_of
+from lightning_xai.types import ForwardContext, OneLayer
 
 FORMAT = "lightning_xai fingerprint 1"
 KINDS = ("raw ", "zero-sum ")

@@ -9,22 +9,24 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from lightning_xai.attribution.gradient import channel_sum
+from lightning_xai.attribution import channel_sum
 from lightning_xai.integrity.final_layer import gives_logits
 from lightning_xai.integrity.heads import UNDECIDED, UNTRAINED, check_logits, head_caveats, looks_untrained
-from lightning_xai.integrity.measures import (
-    class_weighted_maps,
-    common_mode_share,
-    mean_row_share,
-    median,
-)
+from lightning_xai.integrity.measures import class_weighted_maps, common_mode_share, mean_row_share, median
 from lightning_xai.integrity.verdict import Threshold, Verdict
-from lightning_xai.metrics.ranks import rank_correlation
+from lightning_xai.ranks import rank_correlation
 from lightning_xai.scores import at_least_float32, centered, predicted, second_best
-from lightning_xai.trace import Capture, Trace, find_layer, last_spatial_layer, run
-from lightning_xai.trace.layers import OneLayer, is_image_batch, name_of
-from lightning_xai.trace.tapping import last_affine_call
-from lightning_xai.types import ForwardContext, Score
+from lightning_xai.trace import (
+    Capture,
+    Trace,
+    find_layer,
+    is_image_batch,
+    last_affine_call,
+    last_spatial_layer,
+    name_of,
+    run,
+)
+from lightning_xai.types import ForwardContext, OneLayer, Score
 
 
 def mean_logit(logits: Tensor, targets: Tensor) -> Tensor:

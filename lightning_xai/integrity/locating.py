@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from lightning_xai.integrity.inspection import Inspection, inspect_trace
 from lightning_xai.integrity.verdict import Threshold, Verdict
-from lightning_xai.trace import Capture, find_layer, run
-from lightning_xai.trace.tapping import spatial_layers
+from lightning_xai.trace import Capture, find_layer, run, spatial_layers
 from lightning_xai.types import ForwardContext
 
 

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from lightning_xai.integrity.attacks import Attack, ShiftedLogits
 from lightning_xai.scores import at_least_float32, centered, predicted
-from lightning_xai.trace import Capture, find_layer, run
-from lightning_xai.trace.layers import name_of
+from lightning_xai.trace import Capture, find_layer, name_of, run
 
 
 @dataclass(frozen=True, eq=False)

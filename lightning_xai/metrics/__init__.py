@@ -1,14 +1,7 @@
 """Faithfulness metrics: a pure function, then its torchmetrics class."""
 
 from lightning_xai.metrics.boxes import Boxes, box_masks
-from lightning_xai.metrics.coherency import (
-    ADCC,
-    Coherency,
-    Complexity,
-    adcc,
-    coherency,
-    complexity,
-)
+from lightning_xai.metrics.coherency import ADCC, Coherency, Complexity, adcc, coherency, complexity
 from lightning_xai.metrics.confidence import (
     AbsoluteDrop,
     AverageDrop,
@@ -44,27 +37,10 @@ from lightning_xai.metrics.gradients import (
 )
 from lightning_xai.metrics.grid_pointing import GridPointingGame, confident_groups, mosaics
 from lightning_xai.metrics.localization import EnergyInBox, PointingGame, energy_in_box, pointing_game
-from lightning_xai.metrics.masking import (
-    Baseline,
-    black,
-    blurred,
-    degenerate,
-    masked_images,
-    mean_color,
-    normalized_masks,
-)
-from lightning_xai.metrics.patch_masking import MaximalPatchMasking, patch_masked_scores
-from lightning_xai.metrics.relative import (
-    RelativePerformance,
-    log_relative_performance,
-)
-from lightning_xai.metrics.road import (
-    ROAD,
-    RoadScores,
-    linear_imputation,
-    noisy_linear_imputation,
-    road_scores,
-)
+from lightning_xai.metrics.masking import degenerate, masked_images, normalized_masks
+from lightning_xai.metrics.patch_masking import SIZES, MaximalPatchMasking, patch_masked_scores
+from lightning_xai.metrics.relative import RelativePerformance, log_relative_performance
+from lightning_xai.metrics.road import ROAD, RoadScores, linear_imputation, noisy_linear_imputation, road_scores
 from lightning_xai.metrics.robustness import (
     Infidelity,
     MaxSensitivity,
@@ -90,11 +66,11 @@ from lightning_xai.metrics.statistics import Comparison, compare
 __all__ = [
     "ADCC",
     "ROAD",
+    "SIZES",
     "AbsoluteDrop",
     "AverageDrop",
     "AverageGain",
     "AverageIncrease",
-    "Baseline",
     "Boxes",
     "ClassSensitivity",
     "Coherency",
@@ -126,8 +102,6 @@ __all__ = [
     "average_drop",
     "average_gain",
     "average_increase",
-    "black",
-    "blurred",
     "box_masks",
     "class_sensitivity",
     "coherency",
@@ -152,7 +126,6 @@ __all__ = [
     "masked_images",
     "masked_scores",
     "max_sensitivity",
-    "mean_color",
     "measured",
     "mosaics",
     "noisy_linear_imputation",

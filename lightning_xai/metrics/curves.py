@@ -11,8 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from torch import Tensor
 
+from lightning_xai.baselines import blurred
 from lightning_xai.metrics.averages import ImageAverage
-from lightning_xai.metrics.masking import blurred, degenerate
+from lightning_xai.metrics.masking import degenerate
 from lightning_xai.metrics.sample import Sample, taken_by
 from lightning_xai.scores import post_softmax
 from lightning_xai.types import Score

@@ -2,21 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TypeAlias
-
 import torch
 from torch import Tensor
-from torchvision.transforms.functional import gaussian_blur
 
 from lightning_xai.scores import at_least_float32
-
-Baseline: TypeAlias = Callable[[Tensor, Sequence[float], Sequence[float]], Tensor]
-"""What stands where nothing is shown: ``(images (N,C,H,W), mean (C), std (C)) -> tensor``.
-
-The images are standardised, ``(pixels - mean) / std`` with pixels in [0, 1]; so is the tensor, of any shape that
-broadcasts to theirs.
-"""
 
 _ROUNDING = 64.0
 """Ranges below this many spacings of floats are rounding: upsampling a constant map was seen to leave 21."""
@@ -97,96 +86,8 @@ def masked_images(images: Tensor, maps: Tensor, baseline: Tensor) -> Tensor:
     return (images * masks + baseline * (1 - masks)).to(images.dtype)
 
 
-def black(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Pixel value 0, as in the papers, which multiply the image itself with the mask.
-
-    Args:
-        images: Standardised images (N,C,H,W).
-        mean: Mean by which they were standardised, one number per channel.
-        std: Standard deviation by which they were standardised.
-
-    Returns:
-        One standardised value per channel, (C,1,1).
-
-    Raises:
-        ValueError: If there is not one number per channel.
-
-    Example:
-        >>> black(torch.zeros(1, 1, 2, 2), [0.5], [0.25])
-        tensor([[[-2.]]])
-    """
-    return _standardized([0.0] * len(mean), images, mean, std)
-
-
-def mean_color(
-    images: Tensor, mean: Sequence[float], std: Sequence[float], *, color: Sequence[float] | None = None
-) -> Tensor:
-    """The mean colour of the data: 0 in the space of images that were standardised by the data's own mean.
-
-    Images standardised by something else, such as 0.5 for every channel, need the colour:
-    ``functools.partial(mean_color, color=(0.485, 0.456, 0.406))``.
-
-    Args:
-        images: Standardised images (N,C,H,W).
-        mean: Mean by which they were standardised, one number per channel.
-        std: Standard deviation by which they were standardised.
-        color: Mean colour of the data, pixel values in [0, 1]; None for ``mean``.
-
-    Returns:
-        One standardised value per channel, (C,1,1).
-
-    Raises:
-        ValueError: If there is not one number per channel.
-
-    Example:
-        >>> mean_color(torch.zeros(1, 1, 2, 2), [0.5], [0.25], color=[0.75])
-        tensor([[[1.]]])
-    """
-    return _standardized(mean if color is None else color, images, mean, std)
-
-
-def blurred(
-    images: Tensor, mean: Sequence[float], std: Sequence[float], *, kernel: int = 11, sigma: float = 5.0
-) -> Tensor:
-    """The images under a Gaussian blur, kernel 11 and sigma 5 as for insertion in RISE (Petsiuk et al., BMVC 2018).
-
-    A blur commutes with standardising. Borders are reflected where RISE pads with zeros, so that no dark frame
-    appears; on images smaller than half the kernel the kernel shrinks to what reflection can serve.
-
-    Args:
-        images: Standardised images (N,C,H,W).
-        mean: Not used.
-        std: Not used.
-        kernel: Side of the kernel in pixels, odd.
-        sigma: Standard deviation of the kernel in pixels.
-
-    Returns:
-        Blurred images (N,C,H,W).
-
-    Example:
-        >>> image = torch.tensor([0.0, 0.0, 3.0, 0.0, 0.0]).view(1, 1, 1, 5)
-        >>> blurred(image, [0.0], [1.0], kernel=3, sigma=100.0)
-        tensor([[[[0.0000, 1.0000, 1.0000, 1.0000, 0.0000]]]])
-    """
-    height, width = images.shape[2:]
-    # Reflection by (kernel - 1) / 2 pixels needs a side that is longer than that.
-    sizes = [min(kernel, 2 * side - 1) for side in (width, height)]
-    return gaussian_blur(images, sizes, [sigma, sigma])
-
-
 def _rectified(maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if maps.ndim != 3:
         raise ValueError(f"`maps` expected shape (N,H,W), got {tuple(maps.shape)}.")
     positive = at_least_float32(maps).relu()
     return positive, positive.amin((1, 2), keepdim=True), positive.amax((1, 2), keepdim=True)
-
-
-def _standardized(color: Sequence[float], images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    channels = images.shape[1]
-    if not len(color) == len(mean) == len(std) == channels:
-        raise ValueError(
-            f"`mean`, `std` and the colour expected one number for each of the {channels} channels, "
-            f"got {len(mean)}, {len(std)} and {len(color)}."
-        )
-    values = [(c - m) / s for c, m, s in zip(color, mean, std, strict=True)]
-    return images.new_tensor(values)[:, None, None]

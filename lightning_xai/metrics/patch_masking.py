@@ -12,9 +12,10 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from lightning_xai.baselines import mean_color
 from lightning_xai.metrics.confidence import log_probabilities
 from lightning_xai.metrics.curves import check_maps, float64_logits
-from lightning_xai.metrics.masking import degenerate, mean_color
+from lightning_xai.metrics.masking import degenerate
 from lightning_xai.metrics.sample import Sample
 from lightning_xai.scores import log_softmax
 from lightning_xai.types import Score

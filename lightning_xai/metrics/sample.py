@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 from torch import Tensor
 from torchmetrics import Metric
 
+from lightning_xai.baselines import Baseline, black
 from lightning_xai.metrics.boxes import Boxes
 from lightning_xai.metrics.confidence import masked_scores
-from lightning_xai.metrics.masking import Baseline, black, masked_images
+from lightning_xai.metrics.masking import masked_images
 from lightning_xai.scores import log_softmax
 from lightning_xai.types import Score
 

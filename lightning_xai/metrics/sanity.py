@@ -20,9 +20,9 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from lightning_xai.metrics.averages import ImageAverage
 from lightning_xai.metrics.curves import featureless
-from lightning_xai.metrics.ranks import rank_correlation
 from lightning_xai.metrics.sample import Sample
 from lightning_xai.noise import generators
+from lightning_xai.ranks import rank_correlation
 from lightning_xai.scores import predicted, second_best
 
 SIMILARITIES = ("rank_correlation", "absolute_rank_correlation", "ssim")

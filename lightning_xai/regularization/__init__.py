@@ -1,8 +1,7 @@
 """The guided-gradient training term: error functions, schedules of its weight, the loss and the mixin."""
 
 from lightning_xai.regularization.adaptive import AdaptiveWeight, GradientProducts, GradientShare, NoStepAgainst
-from lightning_xai.regularization.loss import GuidedGradientLoss, GuidedGradientTerms
-from lightning_xai.regularization.losses import (
+from lightning_xai.regularization.errors import (
     CenteredSigmoidMaskingLoss,
     CosineLoss,
     HistogramIntersectionLoss,
@@ -20,6 +19,7 @@ from lightning_xai.regularization.teachers import (
     negative_loss_teacher,
     weight_by_error,
 )
+from lightning_xai.regularization.term import GuidedGradientLoss, GuidedGradientTerms, gradient_pair
 
 __all__ = [
     "AdaptiveWeight",
@@ -40,6 +40,7 @@ __all__ = [
     "SigmoidMaskingLoss",
     "StepWeight",
     "class_score_teacher",
+    "gradient_pair",
     "keep_saturated",
     "loss_teacher",
     "mask_saturated",

@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_xai.regularization.loss import Criterion, GuidedGradientLoss, GuidedGradientTerms
+from lightning_xai.regularization.term import Criterion, GuidedGradientLoss, GuidedGradientTerms
 
 if TYPE_CHECKING:  # it is mixed into a LightningModule, of either package
     _LightningModule = pl.LightningModule

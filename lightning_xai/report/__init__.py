@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .page import write_report
-from .results import Example, Picture, Results, Table
+from lightning_xai.report.page import write_report
+from lightning_xai.report.results import Cell, Example, Picture, Results, Table
 
-__all__ = ["Example", "Picture", "Results", "Table", "write_report"]
+__all__ = ["Cell", "Example", "Picture", "Results", "Table", "write_report"]

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from .page import write_report
+from lightning_xai.report.page import write_report
 
 
 def main(argv: Sequence[str] | None = None) -> Path:

@@ -11,8 +11,8 @@ from matplotlib import style
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from .pictures import evenly
-from .run_folder import Log
+from lightning_xai.report.pictures import evenly
+from lightning_xai.report.run_folder import Log
 
 COLOURS = 8
 """Lines of the page's style sheet: ``--line-0`` and so on; then they begin anew."""

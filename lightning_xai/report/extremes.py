@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .curves import title_of
-from .followed import UNREADABLE, split_name
-from .pictures import PanelFile, Pictures, read_panel
-from .results import Example
+from lightning_xai.report.curves import title_of
+from lightning_xai.report.followed import UNREADABLE, split_name
+from lightning_xai.report.pictures import PanelFile, Pictures, read_panel
+from lightning_xai.report.results import Example
 
 _SHOWN = 3
 

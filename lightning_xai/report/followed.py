@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .pictures import PanelFile, Pictures, evenly, read_panel
-from .run_folder import Log
+from lightning_xai.report.pictures import PanelFile, Pictures, evenly, read_panel
+from lightning_xai.report.run_folder import Log
 
 UNREADABLE = (OSError, ValueError, SyntaxError, KeyError, TypeError)
 """What damaged files of pictures raise."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from .run_folder import Log
+from lightning_xai.report.run_folder import Log
 
 
 @dataclass(frozen=True)

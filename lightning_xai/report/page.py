@@ -12,14 +12,14 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from . import tables
-from .curves import sections
-from .extremes import extremes, inside
-from .followed import UNREADABLE, viewers
-from .integrity import checks
-from .pictures import Pictures
-from .results import Picture
-from .run_folder import RunFolder, read_run
+from lightning_xai.report import tables
+from lightning_xai.report.curves import sections
+from lightning_xai.report.extremes import extremes, inside
+from lightning_xai.report.followed import UNREADABLE, viewers
+from lightning_xai.report.integrity import checks
+from lightning_xai.report.pictures import Pictures
+from lightning_xai.report.results import Picture
+from lightning_xai.report.run_folder import RunFolder, read_run
 
 _TEMPLATES = Path(__file__).parent / "templates"
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .results import Results
+from lightning_xai.report.results import Results
 
 _LOGGER_FOLDER = re.compile(r"csv|(csv|version)_\d+|lightning_logs")
 _PANEL = re.compile(r"step=(\d+)\.png")

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .results import Table
-from .run_folder import Log
+from lightning_xai.report.results import Table
+from lightning_xai.report.run_folder import Log
 
 Row = tuple[str, int]
 """Name of a row, and how often the name came before."""

@@ -4,26 +4,57 @@ The only folder that registers hooks (on modules or autograd nodes), shadows ``f
 the grad mode. Whatever it changes it restores in ``finally``, so that the user's model is as before after any call.
 """
 
-from lightning_xai.trace.double_backward import DoubleBackward
+from lightning_xai.trace.clock import TermClock
+from lightning_xai.trace.double_backward import DoubleBackward, require_differentiable_backward, running_statistics_kept
 from lightning_xai.trace.guided import guided
-from lightning_xai.trace.layers import Observer, find_layer, last_spatial_layer, layers_of
-from lightning_xai.trace.listening import Capture, Listener, Trace, capture_for, predict, run
-from lightning_xai.trace.modes import batch_norm_evaluation, evaluation_mode, plain_tensors
+from lightning_xai.trace.hooks import AffineCall, forward_hooks, is_image_batch, last_affine_call, tapped
+from lightning_xai.trace.interception import Call, Handler, Interception, intercepted, spellings
+from lightning_xai.trace.layers import Observer, find_layer, last_spatial_layer, name_of, spatial_layers
+from lightning_xai.trace.listener import Listener
+from lightning_xai.trace.modes import (
+    batch_norm_evaluation,
+    current_autocast,
+    differentiable_attention,
+    evaluation_mode,
+    own_pass,
+    plain_tensors,
+)
+from lightning_xai.trace.points import pass_from_image, pass_from_layer, require_rectifiers_after
+from lightning_xai.trace.trace import Capture, Trace, predict, run
 
 __all__ = [
+    "AffineCall",
+    "Call",
     "Capture",
     "DoubleBackward",
+    "Handler",
+    "Interception",
     "Listener",
     "Observer",
+    "TermClock",
     "Trace",
     "batch_norm_evaluation",
-    "capture_for",
+    "current_autocast",
+    "differentiable_attention",
     "evaluation_mode",
     "find_layer",
+    "forward_hooks",
     "guided",
+    "intercepted",
+    "is_image_batch",
+    "last_affine_call",
     "last_spatial_layer",
-    "layers_of",
+    "name_of",
+    "own_pass",
+    "pass_from_image",
+    "pass_from_layer",
     "plain_tensors",
     "predict",
+    "require_differentiable_backward",
+    "require_rectifiers_after",
     "run",
+    "running_statistics_kept",
+    "spatial_layers",
+    "spellings",
+    "tapped",
 ]

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any, TypeAlias
@@ -24,6 +25,24 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from lightning_xai.trace.layers import name_of
+
+
+class Interception(ABC):
+    """What stands in for a model's operations, for methods that propagate by rules of their own.
+
+    Subclasses are frozen dataclasses: equal ones do the same, and share one pass.
+    """
+
+    @abstractmethod
+    def __call__(self, model: nn.Module, images: Tensor) -> AbstractContextManager[Any]:
+        """The context in which a pass of the model runs.
+
+        Its autograd graph is what seeds at the logits are propagated through; its outputs are the model's, unchanged.
+
+        Args:
+            model: The model.
+            images: What it will be given, (N,C,H,W), with gradients required.
+        """
 
 
 @dataclass

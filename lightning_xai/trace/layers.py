@@ -3,37 +3,20 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from lightning_xai.trace.modes import eager, evaluation_mode, plain_tensors
+from lightning_xai.trace.hooks import forward_hooks, hookable, is_image_batch
+from lightning_xai.trace.modes import eager, evaluation_mode, in_own_pass, own_pass, plain_tensors
 from lightning_xai.trace.tokens import Shapes
-from lightning_xai.types import Attribution, ForwardContext, Layer, Tokens
+from lightning_xai.types import ForwardContext, OneLayer, Tokens
 
 _T = TypeVar("_T")
-
-OneLayer: TypeAlias = "str | nn.Module | Tokens | None"
-
-
-def layers_of(attribution: Attribution) -> list[OneLayer]:
-    """The layers that a method looks at, one by one; empty for methods that look at none.
-
-    Args:
-        attribution: The method.
-
-    Returns:
-        Names, modules, tokens, or None for the last layer with a spatial output.
-    """
-    if not hasattr(attribution, "layer"):
-        return []
-    layer: Layer = attribution.layer
-    return list(layer) if isinstance(layer, Sequence) and not isinstance(layer, str) else [layer]
 
 
 def find_layer(model: nn.Module, layer: OneLayer, *, argument: str = "layer") -> nn.Module:
@@ -107,7 +90,7 @@ def last_spatial_layer(model: nn.Module, images: Tensor, context: ForwardContext
         >>> last_spatial_layer(model, torch.zeros(1, 1, 8, 8))
         ReLU()
     """
-    with Observer(model) as observer, evaluation_mode(model), plain_tensors(), context():
+    with own_pass(), Observer(model) as observer, evaluation_mode(model), plain_tensors(), context():
         model(images[:1].clone())  # which it may overwrite
     return observer.last_spatial(model)
 
@@ -138,12 +121,14 @@ class Observer:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._stack = ExitStack()
+        self._own = False
         self._images: Tensor | None = None
         self._calls: list[_Call] = []
         self._features: list[Tensor] = []
         self._outputs: list[tuple[nn.Module, torch.Size]] = []
 
     def __enter__(self) -> Observer:
+        self._own = in_own_pass()  # made for a pass of our own: it watches that one; else it watches none of them
         self._stack.enter_context(eager())
         modules = hookable(self._model)
         for module in modules:
@@ -207,12 +192,14 @@ class Observer:
         return found[-1]
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if in_own_pass() is not self._own:
+            return
         # What the first module is given are images; a head that takes feature maps later is no classifier.
         if self._images is None:
             self._images = next((one for one in (*args, *kwargs.values()) if is_image_batch(one)), None)
 
     def _note(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> None:
-        if not isinstance(output, Tensor):
+        if in_own_pass() is not self._own or not isinstance(output, Tensor):
             return
         self._outputs.append((module, output.shape))
         if output.ndim != 2 or not output.is_floating_point() or _looks_like_probabilities(output):
@@ -243,7 +230,7 @@ def _last_with_patches(model: nn.Module, images: Tensor) -> nn.Module:
             shapes.note(module, output.shape)
             outputs.append((module, output))
 
-    with eager(), evaluation_mode(model), torch.inference_mode(False), torch.enable_grad():
+    with own_pass(), eager(), evaluation_mode(model), torch.inference_mode(False), torch.enable_grad():
         image = images[:1].detach().clone().requires_grad_()
         with forward_hooks(hookable(model), note):
             results = tree_leaves(model(image.clone()))  # which it may overwrite
@@ -285,50 +272,38 @@ def _dependence(results: list[Any], values: list[Tensor]) -> tuple[Tensor, ...]:
         return torch.autograd.grad(results, values, seeds, allow_unused=True, materialize_grads=True)
 
 
-def hookable(model: nn.Module) -> list[nn.Module]:
-    """The modules of a model that take hooks.
-
-    Args:
-        model: The model.
-
-    Returns:
-        The modules, the model among them; none that are scripted.
-    """
-    return [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
-
-
-@contextmanager
-def forward_hooks(modules: Iterable[nn.Module], hook: Callable[..., Any]) -> Iterator[None]:
-    """Forward hooks ``(module, args, kwargs, output)`` on the modules inside, none after.
-
-    Args:
-        modules: Where to hook.
-        hook: The hook; a value it returns replaces the output.
-    """
-    handles = []
-    try:
-        for module in modules:
-            handles.append(module.register_forward_hook(hook, with_kwargs=True))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def is_image_batch(value: object) -> bool:
-    """Whether a value looks like images (N,C,H,W) of a floating dtype.
-
-    Args:
-        value: Any argument of a forward.
-
-    Returns:
-        True if so.
-    """
-    return isinstance(value, Tensor) and value.ndim == 4 and value.is_floating_point()
-
-
 def _looks_like_probabilities(output: Tensor) -> bool:
     if output.shape[1] < 2:
         return False
     output = output.detach().float()
     return bool((output >= 0).all() and ((output.sum(1) - 1).abs() < 1e-2).all())
+
+
+def spatial_layers(model: nn.Module, images: Tensor, context: ForwardContext = nullcontext) -> list[str]:
+    """The layers with a spatial output, in the order in which they finish, found by one gradient-free pass.
+
+    Args:
+        model: The classifier.
+        images: Images (N,C,H,W), of which the first is passed.
+        context: Context to run the model in.
+
+    Returns:
+        Dotted names of the modules that give (N,D,h,w) of more than one position.
+
+    Example:
+        >>> import torch
+        >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> spatial_layers(model, torch.zeros(1, 1, 8, 8))
+        ['0', '1']
+    """
+    names = {module: name for name, module in model.named_modules() if name}
+    found: dict[str, None] = {}
+
+    def note(module: nn.Module, args: object, kwargs: object, output: object) -> None:
+        if isinstance(output, Tensor) and output.ndim == 4 and output.shape[2] * output.shape[3] > 1:
+            found.pop(names[module], None)  # a module that is used again counts where it finishes last
+            found[names[module]] = None
+
+    with forward_hooks(names, note), own_pass(), evaluation_mode(model), plain_tensors(), context():
+        model(images[:1].clone())  # which it may overwrite
+    return list(found)

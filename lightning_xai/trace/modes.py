@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextvars import ContextVar
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lightning_xai.types import ForwardContext
 
@@ -103,6 +106,11 @@ def plain_tensors() -> Iterator[None]:
         yield
 
 
+def differentiable_attention() -> AbstractContextManager[Any]:
+    """Attention by plain operations inside: the fused kernels have a first derivative only."""
+    return sdpa_kernel(SDPBackend.MATH)
+
+
 def current_autocast(device: torch.device) -> ForwardContext:
     """What makes the autocast that is on now again later, wherever that is.
 
@@ -122,6 +130,24 @@ def current_autocast(device: torch.device) -> ForwardContext:
     if not torch.is_autocast_enabled(device.type):
         return nullcontext
     return partial(torch.autocast, device.type, torch.get_autocast_dtype(device.type))
+
+
+_OWN_PASS = ContextVar("lightning_xai_own_pass", default=False)
+
+
+@contextmanager
+def own_pass() -> Iterator[None]:
+    """Passes of our own inside: whoever listens to a model or observes it takes no notice of them."""
+    token = _OWN_PASS.set(True)
+    try:
+        yield
+    finally:
+        _OWN_PASS.reset(token)
+
+
+def in_own_pass() -> bool:
+    """Whether a pass of our own is running in this thread."""
+    return _OWN_PASS.get()
 
 
 class _Stance:

@@ -22,8 +22,8 @@ from lightning_xai.attribution import (
     ScoreCAM,
     SmoothGradCAMPlusPlus,
     XGradCAM,
+    unit_maximum,
 )
-from lightning_xai.attribution.cam import unit_maximum
 from lightning_xai.attribution.rsi_cam import guided_units, signed_gradients
 from lightning_xai.attribution.score_cam import increase_weights
 

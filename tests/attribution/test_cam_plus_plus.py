@@ -9,12 +9,7 @@ from support import random_images, small_net
 from torch import nn
 
 from lightning_xai import explain, log_softmax, post_softmax, pre_softmax
-from lightning_xai.attribution import (
-    GradCAMPlus,
-    GradCAMPlusPlus,
-    SmoothGradCAMPlusPlus,
-    alpha_distribution,
-)
+from lightning_xai.attribution import GradCAMPlus, GradCAMPlusPlus, SmoothGradCAMPlusPlus, alpha_distribution
 from lightning_xai.attribution.cam_plus_plus import (
     Alphas,
     gradcam_plus_plus_weights,

@@ -12,7 +12,7 @@ from support import assert_same_state, needs_cuda, random_images, small_net, sta
 from torch import Tensor
 
 from lightning_xai import explain
-from lightning_xai.attribution import GradCAM, GuidedGradient, InputGradient
+from lightning_xai.attribution import Attribution, GradCAM, GuidedGradient, InputGradient
 from lightning_xai.attribution.controls import (
     CenteredGaussian,
     Edges,
@@ -23,8 +23,7 @@ from lightning_xai.attribution.controls import (
     permuted_blocks,
 )
 from lightning_xai.metrics import normalized_masks
-from lightning_xai.trace import layers_of
-from lightning_xai.types import Attribution
+from lightning_xai.scores import post_softmax
 
 CONTROLS: list[Attribution] = [Random(), CenteredGaussian(), FakeCAM(), Edges(), Shuffled(CenteredGaussian())]
 
@@ -256,12 +255,14 @@ class TestShuffled:
             assert torch.equal(maps.flatten(1).sort().values, alone[name].flatten(1).sort().values), name
             assert not torch.equal(maps, alone[name]), name
 
-    def test_methods_without_layer_or_score_have_none(self) -> None:
-        """As they are asked: by hasattr."""
-        assert layers_of(Shuffled(Random())) == []
-        assert layers_of(Shuffled(GradCAM(["conv1", "conv2"]))) == ["conv1", "conv2"]
-        assert not hasattr(Shuffled(Random()), "score")
-        assert Shuffled(GradCAM()).score is GradCAM().score
+    def test_the_method_inside_answers_for_layers_score_and_relu(self) -> None:
+        """What the pass must keep, and the score, are the inner method's."""
+        assert Shuffled(Random()).layers() == []
+        assert Shuffled(GradCAM(["conv1", "conv2"])).layers() == ["conv1", "conv2"]
+        with pytest.raises(ValueError, match="got Random, which has none"):
+            Shuffled(Random()).with_score(post_softmax)
+        assert Shuffled(GradCAM()).with_score(post_softmax) == Shuffled(GradCAM(score=post_softmax))
+        assert Shuffled(GradCAM()).without_relu() == Shuffled(GradCAM(relu=False))
         assert Shuffled(InputGradient()).needs_image_gradient
         assert not Shuffled(GradCAM()).needs_image_gradient
 

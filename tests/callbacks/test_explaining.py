@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from lightning_xai import AverageDrop, Faithfulness, GradCAM, GuidedGradient, InputGradient, SaliencyMaps, centered
 from lightning_xai.callbacks import base
 from lightning_xai.callbacks.base import ExplainingCallback, first_two
-from lightning_xai.trace import Trace, capture_for, plain_tensors, run
+from lightning_xai.explain import capture_for
+from lightning_xai.trace import Trace, plain_tensors, run
 
 METHODS = {"gradcam": GradCAM("conv2"), "gradient": InputGradient()}
 

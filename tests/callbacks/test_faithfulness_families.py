@@ -9,6 +9,7 @@ from torch import Tensor
 from torchmetrics import Metric, SumMetric
 
 from lightning_xai import Faithfulness, GradCAM, GradCAMPlus, InputGradient, explain
+from lightning_xai.baselines import black, blurred
 from lightning_xai.metrics import (
     ADCC,
     ROAD,
@@ -27,8 +28,6 @@ from lightning_xai.metrics import (
     MaxSensitivity,
     PointingGame,
     RelativePerformance,
-    black,
-    blurred,
     infidelity,
     perturbation_curves,
 )

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
 
+from lightning_xai.baselines import to_pixels
 from lightning_xai.callbacks import ModelIntegrity
 from lightning_xai.callbacks import integrity_finding as finding_module
 from lightning_xai.callbacks import model_integrity as module_under_test
 from lightning_xai.callbacks.integrity_finding import Finding
 from lightning_xai.integrity import Fingerprint, PositionShift, Threshold, Verdict, inspect_model
-from lightning_xai.visualization import to_pixels
 
 LAYER = "relu2"
 IMAGES, LABELS = (part[:32] for part in data(64))

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_xai import GradCAM, InputGradient, SaliencyMaps, explain, label, log_sigmoid, mean_color, sigmoid
+from lightning_xai.baselines import to_pixels
 from lightning_xai.callbacks import saliency_maps as module_under_test
-from lightning_xai.visualization import Panel, overlay, to_pixels
+from lightning_xai.visualization import Panel, overlay
 
 METHODS = {"gradcam": GradCAM("conv2"), "gradient": InputGradient()}
 DROPS = ("gradcam drop", "gradient drop")

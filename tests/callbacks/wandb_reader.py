@@ -5,7 +5,7 @@ from typing import Any
 
 import wandb
 
-from parts.offline_runs import history, records
+from common.offline_runs import history, records
 
 __all__ = ["end_run", "history", "metrics", "records"]
 

@@ -22,11 +22,11 @@ from lightning_xai.integrity import (
     UniformShift,
     WorstCaseShift,
     common_mode_share,
-    rank_correlation,
 )
 from lightning_xai.integrity.inspection import mean_logit
 from lightning_xai.integrity.measures import class_weighted_maps
 from lightning_xai.integrity.worst_case import worst_direction
+from lightning_xai.ranks import rank_correlation
 from lightning_xai.scores import predicted
 from lightning_xai.trace import Capture, run
 

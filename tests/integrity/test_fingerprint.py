@@ -288,7 +288,7 @@ def test_probes_may_lie_in_another_memory_format():
 
 def test_methods_without_a_score_are_an_error():
     """Random maps have nothing to compare."""
-    with pytest.raises(ValueError, match=r"methods with a field `score`, got \['random'\]"):
+    with pytest.raises(ValueError, match="methods that explain a score, got Random"):
         Fingerprint.of(trained(), IMAGES, attributions={"random": Random()})
 
 

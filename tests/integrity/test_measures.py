@@ -6,8 +6,9 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from lightning_xai.integrity import common_mode_share, mean_row_share, rank_correlation
+from lightning_xai.integrity import common_mode_share, mean_row_share
 from lightning_xai.integrity.measures import class_weighted_maps, median
+from lightning_xai.ranks import rank_correlation
 
 
 def test_share_is_the_common_part_of_the_squared_gradient():

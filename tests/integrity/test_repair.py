@@ -8,14 +8,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from lightning_xai import GradCAM, centered, explain, pre_softmax
-from lightning_xai.integrity import (
-    CenteredLogits,
-    PositionShift,
-    RowEdit,
-    Verdict,
-    center_logits,
-    inspect_model,
-)
+from lightning_xai.integrity import CenteredLogits, PositionShift, RowEdit, Verdict, center_logits, inspect_model
 
 IMAGES = data(16)[0].double()
 

@@ -10,9 +10,8 @@ import torch
 from metrics.contract import Batch, MetricContract
 from torch import Tensor
 
-from lightning_xai.attribution import CenteredGaussian, FakeCAM, Random
+from lightning_xai.attribution import Attribution, CenteredGaussian, FakeCAM, Random
 from lightning_xai.metrics import ADCC, Coherency, Complexity, adcc, coherency, complexity, masked_images
-from lightning_xai.types import Attribution
 
 
 def maps_of(n: int, seed: int) -> Tensor:

@@ -13,6 +13,7 @@ from support import random_images, small_net
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
+from lightning_xai.baselines import black
 from lightning_xai.metrics import (
     AbsoluteDrop,
     AverageDrop,
@@ -23,7 +24,6 @@ from lightning_xai.metrics import (
     average_drop,
     average_gain,
     average_increase,
-    black,
     masked_scores,
     relative_gain,
 )

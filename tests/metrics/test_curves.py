@@ -12,6 +12,7 @@ from support import random_images, small_net
 from torch import Tensor
 from torchmetrics import MetricCollection
 
+from lightning_xai.baselines import black, blurred
 from lightning_xai.metrics.curves import (
     Curve,
     Deletion,
@@ -23,7 +24,6 @@ from lightning_xai.metrics.curves import (
     perturbation_curves,
     relevance_ranks,
 )
-from lightning_xai.metrics.masking import black, blurred
 
 ZERO = torch.tensor(0.0)
 FIRST = torch.tensor([0])

@@ -12,6 +12,8 @@ from matplotlib.figure import Figure
 from metrics.contract import Batch, MetricContract
 from torch import Tensor
 
+from common.data.cifar import CifarResNet, cifar10
+from common.networks import load_weights
 from lightning_xai.metrics import (
     GradientAlignment,
     GradientRoughness,
@@ -22,8 +24,6 @@ from lightning_xai.metrics import (
 )
 from lightning_xai.scores import log_softmax
 from lightning_xai.trace import Capture, run
-from parts.cifar import CifarResNet, cifar10
-from parts.classifiers import load_weights
 
 DATA = os.environ.get("LIGHTNING_XAI_DATA")
 NOISES: list[Callable[[Tensor], Tensor]] = [gradient_variation, gradient_roughness]

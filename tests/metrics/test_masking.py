@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from support import random_images
 from torch import Tensor
 
-from lightning_xai.metrics import Baseline, black, blurred, degenerate, masked_images, mean_color, normalized_masks
+from lightning_xai.baselines import Baseline, black, blurred, mean_color
+from lightning_xai.metrics import degenerate, masked_images, normalized_masks
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BASELINES: dict[str, Baseline] = {

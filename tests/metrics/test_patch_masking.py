@@ -12,7 +12,8 @@ from support import random_images, small_net
 from torch import Tensor
 from torchmetrics import MetricCollection
 
-from lightning_xai.metrics import MaximalPatchMasking, mean_color, patch_masked_scores
+from lightning_xai.baselines import mean_color
+from lightning_xai.metrics import MaximalPatchMasking, patch_masked_scores
 from lightning_xai.metrics.patch_masking import patch_masks
 from lightning_xai.scores import log_sigmoid, log_softmax, second_best
 

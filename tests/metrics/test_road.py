@@ -10,13 +10,7 @@ from support import random_images, small_net
 from torch import Tensor
 from torchmetrics import MetricCollection
 
-from lightning_xai.metrics.road import (
-    ROAD,
-    RoadScores,
-    linear_imputation,
-    noisy_linear_imputation,
-    road_scores,
-)
+from lightning_xai.metrics.road import ROAD, RoadScores, linear_imputation, noisy_linear_imputation, road_scores
 
 NAMES = ("morf_correct", "morf_probabilities", "lerf_correct", "lerf_probabilities")
 

@@ -15,6 +15,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from lightning_xai import GradCAM, GuidedGradient, InputGradient, explain
+from lightning_xai.attribution import Attribution
 from lightning_xai.metrics.sanity import (
     SIMILARITIES,
     ClassSensitivity,
@@ -26,7 +27,6 @@ from lightning_xai.metrics.sanity import (
     randomizable_layers,
 )
 from lightning_xai.scores import second_best
-from lightning_xai.types import Attribution
 
 LAYERS = ["head", "bn2", "conv2", "bn1", "conv1"]
 

@@ -5,6 +5,16 @@ import torch
 from peers.networks import TARGETS, assert_equal_maps, both, difference, each_network, images, mobilenet, resnet, vgg
 from torch import nn
 
+from benchmarks.peers import (
+    captum_deeplift,
+    captum_gradcam,
+    captum_gradient,
+    captum_guided_gradcam,
+    captum_guided_gradient,
+    captum_input_x_gradient,
+    captum_integrated_gradients,
+    captum_smoothgrad,
+)
 from lightning_xai import explain, pre_softmax
 from lightning_xai.attribution import (
     GradCAM,
@@ -17,16 +27,6 @@ from lightning_xai.attribution import (
 )
 from lightning_xai.attribution.deeplift import DeepLIFT
 from lightning_xai.noise import generators
-from parts.peer_methods import (
-    captum_deeplift,
-    captum_gradcam,
-    captum_gradient,
-    captum_guided_gradcam,
-    captum_guided_gradient,
-    captum_input_x_gradient,
-    captum_integrated_gradients,
-    captum_smoothgrad,
-)
 
 pytest.importorskip("captum")
 pytestmark = [

@@ -5,11 +5,11 @@ import torch
 import torch.nn.functional as F
 from peers.networks import TARGETS, assert_equal_maps, both, difference, each_network, images, resnet
 
+from benchmarks.peers import torchcam
 from lightning_xai import pre_softmax
-from lightning_xai.attribution import GradCAM, GradCAMPlusPlus, LayerCAM, ScoreCAM, XGradCAM
-from lightning_xai.attribution.cam import upsample, weighted_sum
+from lightning_xai.attribution import GradCAM, GradCAMPlusPlus, LayerCAM, ScoreCAM, XGradCAM, upsample
+from lightning_xai.attribution.cam import weighted_sum
 from lightning_xai.trace import Capture, run
-from parts.peer_methods import torchcam
 
 pytest.importorskip("torchcam")
 pytestmark = pytest.mark.peers

@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-import parts.boxed_images as module
-from parts.boxed_images import BoxedImages, most_probable_of
-from parts.image_data import eval_transform
+import common.data.boxed as module
+from common.data.boxed import BoxedImages, most_probable_of
+from common.data.images import eval_transform
 
 
 def write(root, size, boxes, label="cat"):

@@ -9,10 +9,10 @@ import torch
 from cifar_interp import LAMBDAS, chosen, main, parse
 from PIL import Image
 
+from common.data.cifar import CifarResNet, cifar10
 from lightning_xai.report import Results
-from parts.cifar import CifarResNet, cifar10
-from parts.cifar_report import advantage
-from parts.cifar_training import TEACHERS, Setting, held_out, search, squared_norm
+from papers.interpretable_gradients.report import advantage
+from papers.interpretable_gradients.training import TEACHERS, Setting, held_out, search, squared_norm
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from parts.classifiers import create_classifier, load_weights, model_options
+from common.networks import create_classifier, load_weights, model_options
 
 DATA = os.environ.get("LIGHTNING_XAI_DATA")
 needs_data = pytest.mark.skipif(not DATA, reason="needs the folder $LIGHTNING_XAI_DATA")

@@ -2,8 +2,8 @@
 
 import doctest
 
-from parts import explained_images
-from parts.explained_images import extremes
+from common import explained_images
+from common.explained_images import extremes
 
 
 def test_the_examples_run():

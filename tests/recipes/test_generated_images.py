@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from parts import generated_images
-from parts.generated_images import CLASSES, GeneratedImages, generated_image
+from common.data import generated as generated_images
+from common.data.generated import CLASSES, GeneratedImages, generated_image
 
 
 def test_the_examples_run():

@@ -12,10 +12,10 @@ from torch import nn
 
 import lightning_xai as xai
 from lightning_xai.report import Results
-from parts.alpha_equations import equation_checks
-from parts.alpha_statistics import BINS, Witness, box, facts_of_images, histograms, quantiles
-from parts.gradcam_plus_measures import AllGradients, joined
-from parts.gradcam_plus_tables import OTHERS, PAPER, performance
+from papers.gradcam_plus.alphas import BINS, Witness, box, facts_of_images, histograms, quantiles
+from papers.gradcam_plus.equations import equation_checks
+from papers.gradcam_plus.measures import AllGradients, joined
+from papers.gradcam_plus.tables import OTHERS, PAPER, performance
 
 FAST = ["--fast-dev-run", "--device", "cpu"]
 FIGURES = {f"figure_{number}.png" for number in (3, 4, 5, 6)}

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from recipes.image_files import HEN, TENCH, write_images, write_shard
 
-from parts.generated_images import CLASSES
-from parts.image_data import datasets, eval_transform, image_data, train_transform
+from common.data.generated import CLASSES
+from common.data.images import datasets, eval_transform, image_data, train_transform
 
 
 def arguments(**options):

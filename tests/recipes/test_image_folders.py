@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 from recipes.image_files import HEN, TENCH, write_images
 
-from parts import image_folders
-from parts.image_folders import ImagesInFolders, class_index, images_in_folders
+from common.data import folders as image_folders
+from common.data.folders import ImagesInFolders, class_index, images_in_folders
 
 
 def loaded(root):

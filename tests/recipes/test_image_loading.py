@@ -9,8 +9,8 @@ import torch
 from torch.utils.data import Dataset
 from torchmetrics import CatMetric
 
-from parts import image_loading
-from parts.image_loading import EachOnce, ImageData, readable, without_empty
+from common.data import loading as image_loading
+from common.data.loading import EachOnce, ImageData, readable, without_empty
 
 
 class Numbers(Dataset):

@@ -8,8 +8,8 @@ import pytest
 from recipes.image_files import write_shard
 from torch.utils.data import DataLoader
 
-from parts import image_shards
-from parts.image_shards import ImagesInShards
+from common.data import shards as image_shards
+from common.data.shards import ImagesInShards
 
 pytest.importorskip("webdataset")
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from integrity_roc import Outcome, area_under_curve, folded, main, tables
 
+from common.data.cifar import CifarResNet
 from lightning_xai.integrity import Fingerprint, Verdict
-from parts.cifar import CifarResNet
 
 
 def test_fast_run_without_data_finds_what_users_would_see(tmp_path):

@@ -12,7 +12,7 @@ from torch import nn
 
 import lightning_xai as xai
 from lightning_xai.integrity import PositionShift
-from parts.shifted_maps import (
+from papers.logit_shift.maps import (
     ActivationSum,
     Subject,
     attacks_on,
@@ -133,7 +133,7 @@ def test_paper_numbers_tell_gradcam_from_hirescam():
 
 def test_peaks_are_found_in_cells_of_the_layer():
     """Row and column under the largest pixel."""
-    from parts.shifted_maps import _at, _cells
+    from papers.logit_shift.maps import _at, _cells
 
     maps = torch.zeros(2, 12, 12)
     maps[0, 3, 11], maps[1, 0, 0] = 1, 1

@@ -10,9 +10,9 @@ from method_table import CONTROLS, METHODS, SHUFFLED, main, parse
 from recipes.image_files import HEN, TENCH, write_images
 from torch import tensor
 
+from common.method_report import Found, summary, tables
 from lightning_xai.metrics import AbsoluteDrop, AverageDrop, AverageGain, AverageIncrease, RelativePerformance
 from lightning_xai.report import Results
-from parts.method_report import Found, summary, tables
 
 FEW = ["--methods", "gradcam", "guided_gradient", "--accelerator", "cpu"]
 

@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import parts.planted_evidence as module
+import common.data.planted as module
+from common.data.planted import CLASSES, PlantedEvidence, planted_evidence
+from common.planted_network import fitted, small_network
 from lightning_xai import GradCAM, explain
 from lightning_xai.metrics import EnergyInBox, PointingGame
-from parts.planted_evidence import CLASSES, PlantedEvidence, planted_evidence
-from parts.planted_network import fitted, small_network
 
 
 def drawn(n: int, seed: int, size: int = 40) -> PlantedEvidence:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from parts.reporting import interval, versions
+from common.run import interval, versions
 
 
 def test_interval_is_that_of_the_mean():

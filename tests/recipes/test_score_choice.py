@@ -14,8 +14,20 @@ from torch import nn
 
 import lightning_xai as xai
 from lightning_xai.report import Results
-from parts import score_examples, score_maps, score_report
-from parts.score_maps import METHODS, ROUNDED, SCORES, Chunk, GradientNorm, Subject, joined, measured, peak_moved
+from papers.score_choice import examples as score_examples
+from papers.score_choice import maps as score_maps
+from papers.score_choice import report as score_report
+from papers.score_choice.maps import (
+    METHODS,
+    ROUNDED,
+    SCORES,
+    Chunk,
+    GradientNorm,
+    Subject,
+    joined,
+    measured,
+    peak_moved,
+)
 
 QUICK = ["--fast-dev-run", "--device", "cpu"]
 

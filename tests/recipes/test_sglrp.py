@@ -16,18 +16,20 @@ from sglrp import Experiment, main, parse
 from torch import nn
 
 import lightning_xai as xai
+from common.run import Run
 from lightning_xai import attribution
-from lightning_xai.attribution.relevance import softmax_gradient
+from lightning_xai.attribution.lrp.methods import softmax_gradient
 from lightning_xai.metrics import degenerate
 from lightning_xai.metrics.patch_masking import SIZES
 from lightning_xai.report import Results
-from parts import sglrp_curves, sglrp_measures, sglrp_networks
-from parts.reporting import Run
-from parts.sglrp_curves import accuracies, areas, condition, overtaken_at, pooled
-from parts.sglrp_examples import worked_examples
-from parts.sglrp_measures import patches, pointing, printed_seed, side_by_side
-from parts.sglrp_networks import Subject, loaded
-from parts.sglrp_report import tables
+from papers.sglrp import curves as sglrp_curves
+from papers.sglrp import measures as sglrp_measures
+from papers.sglrp import networks as sglrp_networks
+from papers.sglrp.curves import accuracies, areas, condition, overtaken_at, pooled
+from papers.sglrp.examples import worked_examples
+from papers.sglrp.measures import patches, pointing, printed_seed, side_by_side
+from papers.sglrp.networks import Subject, loaded
+from papers.sglrp.report import tables
 
 SEEN = ["LRP", "CLRP", "CLRP1", "CLRP2", "SGLRP", "Guided Grad-CAM"]
 

@@ -8,8 +8,8 @@ import torch
 from benchmark import main
 from torch import nn
 
-from parts.cifar import CifarResNet
-from parts.training_benchmark import Result, Row, Setting, Training, by_pytorch, measure, plain, quartiles, rows_of
+from benchmarks.training import Result, Row, Setting, Training, by_pytorch, measure, plain, quartiles, rows_of
+from common.data.cifar import CifarResNet
 
 SMALL = Setting(
     "small",

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_xai as xai
+from common.offline_runs import history, records
 from lightning_xai.integrity import PositionShift
-from parts.offline_runs import history, records
 
 pytest.importorskip("wandb_workspaces")
 with warnings.catch_warnings():

@@ -8,7 +8,7 @@ from support import Unhappy, assert_same_state, random_images, small_net, state_
 from torch import nn
 
 from lightning_xai import GradCAM, InputGradient
-from lightning_xai.trace import Observer, last_spatial_layer, layers_of
+from lightning_xai.trace import Observer, last_spatial_layer
 from lightning_xai.trace.layers import name_of
 from lightning_xai.types import Tokens
 
@@ -203,9 +203,9 @@ def test_layers_of_a_method_are_listed_one_by_one() -> None:
     """Tokens are one layer, and stand among others."""
     module, tokens = nn.Sequential(nn.ReLU()), Tokens("1", (2, 2))
     for layer in (None, "1", module, tokens):
-        assert layers_of(GradCAM(layer)) == [layer]
-    assert layers_of(GradCAM(["0", tokens, module])) == ["0", tokens, module]
-    assert layers_of(InputGradient()) == []
+        assert GradCAM(layer).layers() == [layer]
+    assert GradCAM(["0", tokens, module]).layers() == ["0", tokens, module]
+    assert InputGradient().layers() == []
 
 
 def test_later_passes_of_other_batches_do_not_count():

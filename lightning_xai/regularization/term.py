@@ -1,0 +1,400 @@
+"""The guided-gradient training term: the loss's gradient at the image is taught to resemble its guided gradient.
+
+"A Learning Paradigm for Interpretable Gradients", 2024 (eq. 9-10): ``L = L_C + lambda * L_R`` with
+``L_R = mean_i E(dL_C/dx_i, stop(guided gradient_i))``, differentiated exactly by double backpropagation. Gradients are
+those of the *summed* loss, so that the error function of an image does not see the batch size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import ceil
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from lightning_xai.regularization.adaptive import AdaptiveWeight, GradientProducts
+from lightning_xai.regularization.errors import CosineLoss, cosine_error
+from lightning_xai.regularization.schedules import ConstantWeight, Schedule
+from lightning_xai.regularization.teachers import ImageWeights, Teacher, mask_saturated, negative_loss_teacher
+from lightning_xai.trace import (
+    DoubleBackward,
+    TermClock,
+    batch_norm_evaluation,
+    differentiable_attention,
+    find_layer,
+    guided,
+    name_of,
+    pass_from_image,
+    pass_from_layer,
+    require_differentiable_backward,
+    require_rectifiers_after,
+    running_statistics_kept,
+)
+
+Criterion: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""A classification loss: ``(logits (N,K), targets) -> ()``, the mean over images, or ``(N,)``, one for each image."""
+
+
+@dataclass(frozen=True)
+class GuidedGradientTerms:
+    """The loss and its parts, for one batch.
+
+    Attributes:
+        loss: ``L_C + lambda * L_R``, (), to be differentiated.
+        logits: Logits (N,K) of the classification loss.
+        classification: ``L_C``, (), detached.
+        regularization: ``L_R``, (), detached; None, as all that follow, in a step without the term.
+        weight: The factor of ``L_R`` in the loss, 0 without it.
+        cosine: Mean cosine between the gradient and the guided gradient, (), in [-1, 1].
+        norm_ratio: Mean ratio of their L2 norms, gradient over guided gradient, ().
+        saturated: Share of images with ``1 - p < SATURATION``, (), in [0, 1].
+        products: What :class:`AdaptiveWeight` measured at the parameters; None where it did not.
+        cost: The term's part of the forward and backward passes of the last step that had one, percent of their time;
+            None before there was one.
+    """
+
+    loss: Tensor
+    logits: Tensor
+    classification: Tensor
+    regularization: Tensor | None = None
+    weight: float = 0.0
+    cosine: Tensor | None = None
+    norm_ratio: Tensor | None = None
+    saturated: Tensor | None = None
+    products: GradientProducts | None = None
+    cost: float | None = None
+
+
+class GuidedGradientLoss(nn.Module):
+    """Classification loss plus the guided-gradient term.
+
+    Cost in convolutions, with a plain step = 3: one forward, a guided and a standard backward pass to the image, and
+    the final backward pass through both, 7/3 of a plain step; ``recipes/parts/training_benchmark.py`` has times.
+    In fp16 the gradients at the image need no loss scale of their own, because the loss is summed over images.
+    Where the term has a forward pass of its own (``batch_norm="evaluation"``, ``fraction``) the running statistics of
+    batch normalisation still move once per step. For rectifier networks.
+
+    A step in which the term is not finite falls back to the classification loss. Such steps are counted in
+    ``nonfinite_steps``, over the life of the object; checkpoints do not keep the count.
+
+    Args:
+        error: Error function of gradients and guided gradients (N,C,H,W) -> (N,), a module or a function. The cosine
+            (default) is the paper's choice and does not see scales.
+        weight: lambda, as a function of the optimizer step, or :class:`AdaptiveWeight`. The default, 7.5e-3, is the
+            value the paper is reported to have used.
+        teacher: What is compared: :func:`negative_loss_teacher` (default, see there why), :func:`loss_teacher`
+            (literal) or :func:`class_score_teacher`.
+        image_weights: How much each image counts: :func:`mask_saturated` (default), :func:`keep_saturated`
+            (literal) or :func:`weight_by_error`.
+        batch_norm: Statistics of batch normalisation under the term. ``"training"`` (literal, default) shares the
+            forward pass of the classification loss, but couples the images of a batch; ``"evaluation"`` takes the
+            running statistics, as explanations later do, in a pass of its own, 10/3 of a plain step in all. Early in
+            training these are far off: warm lambda up. SyncBatchNorm has no double backward and needs the latter.
+        every_n_steps: The term is computed in every n-th step only, with n times the weight, at ``1 + 4 / (3 n)`` of a
+            plain step. The mean gradient over n steps is the same for small steps; adaptive optimizers see a different
+            update, because they divide by the size of gradients that now vary from step to step.
+        fraction: The term sees this share of the batch only, the first ``ceil(fraction * N)`` images, in a forward pass
+            of its own, at ``1 + 7 fraction / 3``. Its gradient is that of the whole batch in expectation, where the
+            loader shuffles, every image counts alike (:func:`keep_saturated`) and nothing couples images; batch
+            normalisation in training mode does, because statistics of fewer images are other ones. Adaptive
+            optimizers see more noise, hence a different update. The criterion gets as many targets as images.
+        layer: Where the gradients are taken: None for the image, or an inner layer, by dotted name in the model that
+            is called or as a module. Cheaper, and what CAM methods look at, but another objective. It needs rectifiers
+            between the layer and the logits: of a ResNet ``"layer3"``, not ``"layer4"``.
+        max_nonfinite: Training stops when the term was not finite so many times in a row.
+
+    Raises:
+        TypeError: If ``error`` or ``weight`` is no function.
+        ValueError: If ``batch_norm`` is unknown, or a number is out of its range.
+
+    Example:
+        >>> import torch.nn.functional as F
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> terms = GuidedGradientLoss()(model, torch.rand(2, 3, 8, 8), torch.tensor([0, 1]), F.cross_entropy, step=0)
+        >>> bool(terms.loss == terms.classification + 7.5e-3 * terms.regularization)
+        True
+    """
+
+    def __init__(
+        self,
+        error: nn.Module | Callable[[Tensor, Tensor], Tensor] | None = None,
+        weight: Schedule | None = None,
+        *,
+        teacher: Teacher = negative_loss_teacher,
+        image_weights: ImageWeights = mask_saturated,
+        batch_norm: Literal["training", "evaluation"] = "training",
+        every_n_steps: int = 1,
+        fraction: float = 1.0,
+        layer: str | nn.Module | None = None,
+        max_nonfinite: int = 20,
+    ) -> None:
+        super().__init__()
+        self.error = CosineLoss() if error is None else error
+        self.weight = ConstantWeight(7.5e-3) if weight is None else weight
+        if not callable(self.error):
+            raise TypeError(f"`error` expected an error function such as CosineLoss(), got {error!r}.")
+        if not callable(self.weight):
+            raise TypeError(f"`weight` expected a schedule such as ConstantWeight(0.1), got {weight!r}.")
+        if batch_norm not in ("training", "evaluation"):
+            raise ValueError(f"`batch_norm` expected 'training' or 'evaluation', got {batch_norm!r}.")
+        for name, value in (("every_n_steps", every_n_steps), ("max_nonfinite", max_nonfinite)):
+            if value < 1:
+                raise ValueError(f"`{name}` expected 1 or more, got {value}.")
+        if not 0 < fraction <= 1:
+            raise ValueError(f"`fraction` expected a number in (0, 1], got {fraction}.")
+        self.teacher = teacher
+        self.image_weights = image_weights
+        self.batch_norm = batch_norm
+        self.every_n_steps = every_n_steps
+        self.fraction = fraction
+        self.max_nonfinite = max_nonfinite
+        self.nonfinite_steps = 0
+        self._nonfinite_in_a_row = 0
+        self._layer = (layer,)  # hidden in a tuple: the model's module is no submodule of its loss
+        self._supported = False
+        self._clock: TermClock | None = None
+
+    def forward(
+        self, model: nn.Module, images: Tensor, targets: Tensor, criterion: Criterion, step: int
+    ) -> GuidedGradientTerms:
+        """Compute the loss of one batch.
+
+        Args:
+            model: The classifier, images (N,C,H,W) -> logits (N,K).
+            images: Images (N,C,H,W).
+            targets: Targets of the criterion.
+            criterion: The classification loss, a mean over images or one value for each.
+            step: Optimizer step, for ``weight`` and ``every_n_steps``.
+
+        Returns:
+            The loss and its parts.
+
+        Raises:
+            RuntimeError: If exact double backpropagation is impossible for the model, or the term was not finite
+                ``max_nonfinite`` times in a row.
+            ValueError: If the criterion gives something else, the model or what follows the layer has too few
+                rectifiers, or the layer is not there.
+        """
+        if step % self.every_n_steps or self.weight(step) == 0:
+            logits = model(images)
+            classification, _ = mean_and_sum(criterion, logits, targets)
+            return GuidedGradientTerms(classification, logits, classification.detach())
+        self._require_support(model, images)
+        last, clock = self._clock, TermClock(images.device)
+        self._clock = clock
+        clock.mark("begin")
+        recorded = DoubleBackward()
+        passes = self._passes(clock, recorded, model, images, targets, criterion)
+        if not self._supported:
+            require_differentiable_backward(passes.taught)
+            self._supported = True
+        with recorded.no_parameters():
+            student, teacher = self.teacher(passes.total, passes.taught, passes.targets)
+            gradients, guided_gradients = gradient_pair(student, teacher, passes.point)
+        taught, seen = passes.taught.detach(), gradients.detach()
+        errors, counts = self.error(gradients, guided_gradients), self.image_weights(taught, passes.targets)
+        regularization = _weighted_mean(errors, counts)
+        products = self._measured(step, passes.classification, regularization, model)
+        if not self._is_finite(regularization):
+            classification = passes.classification
+            return GuidedGradientTerms(classification, passes.logits, classification.detach(), products=products)
+        weight = self.weight(step) * self.every_n_steps
+        loss = passes.classification + weight * regularization
+        clock.follow(loss, passes.logits, shared=passes.taught is passes.logits)
+        return GuidedGradientTerms(
+            loss=loss,
+            logits=passes.logits,
+            classification=passes.classification.detach(),
+            regularization=regularization.detach(),
+            weight=weight,
+            cosine=-cosine_error(seen, guided_gradients).mean(),
+            norm_ratio=_norm_ratio(seen, guided_gradients),
+            saturated=1 - mask_saturated(taught, passes.targets).mean(),
+            products=products,
+            cost=None if last is None else last.share,
+        )
+
+    def name(self, model: nn.Module) -> str:
+        """What the term is called in logs: ``guided_gradient``, and the layer where it is one.
+
+        Args:
+            model: The classifier.
+
+        Returns:
+            The name.
+        """
+        (layer,) = self._layer
+        return "guided_gradient" if layer is None else f"guided_gradient/{name_of(model, find_layer(model, layer))}"
+
+    def _passes(
+        self,
+        clock: TermClock,
+        recorded: DoubleBackward,
+        model: nn.Module,
+        images: Tensor,
+        targets: Tensor,
+        criterion: Criterion,
+    ) -> _Passes:
+        if self.batch_norm == "training" and self.fraction == 1:
+            logits, point = self._recorded_pass(recorded, model, images)
+            classification, total = mean_and_sum(criterion, logits, targets)
+            clock.mark("term")
+            return _Passes(logits, classification, logits, targets, total, point)
+        logits = model(images)
+        classification, _ = mean_and_sum(criterion, logits, targets)
+        clock.mark("term")
+        n = ceil(self.fraction * len(images))
+        with batch_norm_evaluation(model) if self.batch_norm == "evaluation" else running_statistics_kept(model):
+            taught, point = self._recorded_pass(recorded, model, images[:n])
+        _, total = mean_and_sum(criterion, taught, targets[:n])
+        return _Passes(logits, classification, taught, targets[:n], total, point)
+
+    def _recorded_pass(self, recorded: DoubleBackward, model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+        (layer,) = self._layer
+        with recorded, differentiable_attention():
+            if layer is None:
+                return pass_from_image(model, images)
+            return pass_from_layer(model, images, find_layer(model, layer))
+
+    def _measured(
+        self, step: int, classification: Tensor, regularization: Tensor, model: nn.Module
+    ) -> GradientProducts | None:
+        if not isinstance(self.weight, AdaptiveWeight):
+            return None
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        return self.weight.measure(step, classification, regularization, trained)
+
+    def _is_finite(self, regularization: Tensor) -> bool:
+        """Counts where it is not, and ends training when that goes on."""
+        if regularization.isfinite():
+            self._nonfinite_in_a_row = 0
+            return True
+        self.nonfinite_steps += 1
+        self._nonfinite_in_a_row += 1
+        if self._nonfinite_in_a_row >= self.max_nonfinite:
+            raise RuntimeError(
+                f"The guided-gradient term was not finite in {self._nonfinite_in_a_row} steps in a row. Lower or warm "
+                "up its weight, clip gradients, or train in bf16 or fp32; `max_nonfinite` is how many are borne."
+            )
+        return False
+
+    def _require_support(self, model: nn.Module, images: Tensor) -> None:
+        if not self._supported:
+            require_double_backward(model, self.batch_norm)
+            (layer,) = self._layer
+            if layer is not None:
+                require_rectifiers_after(model, images, find_layer(model, layer))
+
+
+@dataclass(frozen=True)
+class _Passes:
+    """The pass of the classification loss, and that of the term: the same, or one of its own."""
+
+    logits: Tensor
+    classification: Tensor
+    taught: Tensor
+    targets: Tensor
+    total: Tensor
+    point: Tensor
+
+
+def gradient_pair(student: Tensor, teacher: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradient of the student, to be differentiated again, and the guided gradient of the teacher, a constant.
+
+    Args:
+        student: A scalar that depends on the images.
+        teacher: A scalar that depends on the images through rectifiers.
+        images: Images (N,C,H,W), a leaf of the graph.
+
+    Returns:
+        Gradients and guided gradients, (N,C,H,W) each.
+
+    Raises:
+        ValueError: If the teacher's graph has too few rectifiers.
+
+    Example:
+        >>> images = torch.tensor([[[[1.0, 2.0]]]], requires_grad=True)
+        >>> y = (torch.relu(images) * torch.tensor([-1.0, 1.0])).sum()
+        >>> gradients, guided_gradients = gradient_pair(y, y, images)
+        >>> gradients.tolist(), guided_gradients.tolist()
+        ([[[[-1.0, 1.0]]]], [[[[0.0, 1.0]]]])
+    """
+    with guided(teacher):
+        (guided_gradients,) = torch.autograd.grad(teacher, images, retain_graph=True)
+    (gradients,) = torch.autograd.grad(student, images, create_graph=True)
+    return gradients, guided_gradients.detach()
+
+
+def mean_and_sum(criterion: Criterion, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The classification loss as the mean and as the sum over images.
+
+    Args:
+        criterion: A mean over images (), or one value for each (N,). Of a mean that weights images unequally, as
+            class weights do, the sum is N times it.
+        logits: Logits (N,K).
+        targets: Targets of the criterion.
+
+    Returns:
+        Mean and sum, () each.
+
+    Raises:
+        ValueError: If the criterion gives something else.
+
+    Example:
+        >>> import torch.nn.functional as F
+        >>> mean_and_sum(F.cross_entropy, torch.zeros(3, 2), torch.tensor([0, 1, 0]))
+        (tensor(0.6931), tensor(2.0794))
+    """
+    loss = criterion(logits, targets)
+    if loss.shape == (len(logits),):
+        return loss.mean(), loss.sum()
+    if loss.ndim != 0:
+        raise ValueError(f"`criterion` expected to give () or ({len(logits)},), got {tuple(loss.shape)}.")
+    return loss, loss * len(logits)
+
+
+def require_double_backward(model: nn.Module, batch_norm: Literal["training", "evaluation"] = "training") -> None:
+    """Refuse models of which exact double backpropagation is impossible or silently wrong.
+
+    Args:
+        model: The classifier.
+        batch_norm: Statistics of batch normalisation under the term. By the running ones SyncBatchNorm is an affine
+            map like any other.
+
+    Raises:
+        RuntimeError: For compiled modules, FSDP, and SyncBatchNorm by statistics of the batch, with what to do instead.
+
+    Example:
+        >>> require_double_backward(nn.ReLU())
+    """
+    for name, module in model.named_modules():
+        kinds = {kind.__name__ for kind in type(module).__mro__}
+        compiled = module._compiled_call_impl is not None or getattr(module, "_compiler_ctx", None) is not None
+        for found, remedy in (
+            (compiled or "OptimizedModule" in kinds, "torch.compile has no double backward: train without it"),
+            (
+                "SyncBatchNorm" in kinds and batch_norm == "training",
+                "the double backward of its joint statistics is missing: use "
+                "GuidedGradientLoss(batch_norm='evaluation'), or BatchNorm with Trainer(sync_batchnorm=False)",
+            ),
+            (kinds & {"FullyShardedDataParallel", "FSDPModule"}, "FSDP has no double backward: use DDP"),
+        ):
+            if found:
+                raise RuntimeError(
+                    f"The guided-gradient term cannot be trained with {type(module).__name__} {name!r}: {remedy}."
+                )
+
+
+def _weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
+    """Zero where every weight is."""
+    return (weights * values).sum() / weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
+
+
+def _norm_ratio(gradients: Tensor, guided_gradients: Tensor) -> Tensor:
+    student, teacher = (one.flatten(1).float().norm(dim=1) for one in (gradients, guided_gradients))
+    some = teacher > 0
+    return (student[some] / teacher[some]).mean() if some.any() else teacher.new_zeros(())

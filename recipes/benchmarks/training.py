@@ -1,0 +1,236 @@
+"""What a training step with the guided-gradient term costs, in units of a plain training step of the same batch.
+
+    python recipes/benchmark.py --training                     # a few minutes on 2 CPU cores
+    python recipes/benchmark.py --training --rounds 20 --device cuda
+    python recipes/benchmark.py --training --profile           # where the time goes, on a CPU
+
+Data: none; random images and weights. A step is forward pass, backward pass and SGD with momentum.
+Timing: in every round each row runs once, right after one plain step; their ratio is what counts. The table shows
+medians and quartiles of the ratios over the rounds, the first of which warms up and does not count. Of
+``every_n_steps`` all n steps are run and their mean counts.
+Expected (medians [quartiles] of 6 rounds; AMD EPYC, 1 thread, torch 2.15, the other core little used):
+
+                                        ResNet-18, batch 32, 64 px     ResNet-20, batch 64, 32 px
+    exact                               2.50 [2.36, 2.78]              2.63 [2.59, 2.67]
+    exact, double backward of PyTorch   2.44 [2.17, 2.76]              2.99 [2.86, 3.14]
+    batch_norm="evaluation"             3.53 [3.30, 3.64]              3.59 [3.53, 3.62]
+    every_n_steps=2                     1.82 [1.77, 1.89]              1.80 [1.79, 1.81]
+    every_n_steps=4                     1.42 [1.34, 1.52]              1.38 [1.37, 1.40]
+    every_n_steps=8                     1.24 [1.15, 1.27]              1.23 [1.21, 1.25]
+    fraction=0.25                       1.75 [1.72, 1.85]              1.70 [1.68, 1.72]
+    layer="layer3", "layer2"            1.47 [1.41, 1.53]              1.47 [1.46, 1.50]
+
+Beside four other busy processes the exact term took 2.60 and 2.85, and PyTorch's double backward 2.66 and 3.24.
+
+Counted in convolutions the exact term costs 7/3. What is above it: the first layer's gradient at the image, which plain
+training does not need and which takes four times as long as that layer's forward pass (0.15 of a ResNet-18 step), and
+the pointwise parts of batch normalisation and rectifiers, which weigh more in ResNet-20. By operators (``--profile``, 3
+rounds, one thread, the machine shared), in plain steps:
+
+                                        ResNet-18: plain, exact        ResNet-20: plain, exact
+    backward passes of convolutions     0.59, 1.56                     0.52, 1.43
+    forward passes of convolutions      0.27, 0.49                     0.24, 0.57
+    batch normalisation, backward       0.03, 0.13                     0.04, 0.21
+    its forward, rectifiers, additions  0.11, 0.27                     0.20, 0.47
+    all                                 1.00, 2.45                     1.00, 2.68
+
+So convolutions alone take 2.05 and 2.00 of a plain step, of which they are 0.85 and 0.76. A quarter of the batch costs
+more than its share, because an image of a small batch takes longer: 1.2 times in a plain step of 8 instead of 32.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+from torchvision.models import resnet18
+
+import lightning_xai as xai
+from benchmarks.clock import seconds_of
+from common.data.cifar import CifarResNet
+from lightning_xai.regularization import gradient_pair
+
+WEIGHT = 7.5e-3
+
+Loss = Callable[[nn.Module, Tensor, Tensor, int], Tensor]
+"""What a step lowers: ``(model, images, targets, step) -> ()``."""
+
+
+def plain(model: nn.Module, images: Tensor, targets: Tensor, step: int) -> Tensor:
+    """The classification loss."""
+    return F.cross_entropy(model(images), targets)
+
+
+def by_pytorch(model: nn.Module, images: Tensor, targets: Tensor, step: int) -> Tensor:
+    """The exact term, differentiated by PyTorch alone."""
+    leaf = images.detach().requires_grad_()
+    loss = F.cross_entropy(model(leaf.clone()), targets)
+    score = -loss * len(images)
+    return loss + WEIGHT * xai.CosineLoss()(*gradient_pair(score, score, leaf)).mean()
+
+
+def with_term(term: xai.GuidedGradientLoss) -> Loss:
+    """What a user calls."""
+    return lambda model, images, targets, step: term(model, images, targets, F.cross_entropy, step).loss
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: what a step lowers, over how many steps the mean is taken, and what it should cost."""
+
+    name: str
+    loss: Loss
+    steps: int = 1
+    reach: float | None = None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A network with its batch, an inner layer for the term, and what the exact term should cost at most."""
+
+    name: str
+    make: Callable[[], nn.Module]
+    batch_size: int
+    image_size: int
+    layer: str
+    reach: float
+
+
+SETTINGS = [
+    Setting("ResNet-18", partial(resnet18, num_classes=10), 32, 64, "layer3", 2.4),
+    Setting("ResNet-20", partial(CifarResNet, 3), 64, 32, "layer2", 2.7),
+]
+
+
+def rows_of(setting: Setting) -> list[Row]:
+    """What is measured for a network."""
+    ours = partial(xai.GuidedGradientLoss, weight=xai.ConstantWeight(WEIGHT))
+    return [
+        Row("exact", with_term(ours()), reach=setting.reach),
+        Row("exact, double backward of PyTorch", by_pytorch),
+        Row("batch_norm='evaluation'", with_term(ours(batch_norm="evaluation"))),
+        *(Row(f"every_n_steps={n}", with_term(ours(every_n_steps=n)), n, 1 + 1.5 / n) for n in (2, 4, 8)),
+        Row("fraction=0.25", with_term(ours(fraction=0.25))),
+        Row(f"layer={setting.layer!r}", with_term(ours(layer=setting.layer))),
+    ]
+
+
+@dataclass(frozen=True)
+class Training:
+    """A network that takes steps."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+
+    def step(self, loss: Loss, images: Tensor, targets: Tensor, step: int = 0) -> None:
+        """One of the optimizer."""
+        self.optimizer.zero_grad()
+        loss(self.model, images, targets, step).backward()
+        self.optimizer.step()
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was measured for a row: seconds of a step and their ratio to a plain one, in each round that counts."""
+
+    row: Row
+    ratios: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+
+
+def measure(setting: Setting, rows: Sequence[Row], rounds: int, device: torch.device) -> list[Result]:
+    """Run all rows in turn, each after a plain step, round after round."""
+    torch.manual_seed(0)
+    images = torch.randn(setting.batch_size, 3, setting.image_size, setting.image_size, device=device)
+    targets = torch.randint(10, (setting.batch_size,), device=device)
+    start = setting.make().to(device)
+    results = [Result(row) for row in rows]
+    for n in range(rounds + 1):
+        for result in results:
+            model = copy.deepcopy(start)  # every row trains the same network
+            training = Training(model, torch.optim.SGD(model.parameters(), 0.01, momentum=0.9))
+            training.step(plain, images, targets)  # the first step allocates gradients and momenta
+            base = seconds_of(partial(training.step, plain, images, targets), device)
+            took = [
+                seconds_of(partial(training.step, result.row.loss, images, targets, step), device)
+                for step in range(result.row.steps)
+            ]
+            if n > 0:  # the first round warms up
+                result.seconds.append(statistics.mean(took))
+                result.ratios.append(result.seconds[-1] / base)
+    return results
+
+
+def table(results: Sequence[Result], title: str) -> Table:
+    """One line for each row."""
+    found = Table(title=title, box=SIMPLE_HEAD, title_justify="left")
+    found.add_column("term", no_wrap=True)
+    for heading in ("plain steps", "quartiles", "reach", "seconds"):
+        found.add_column(heading, justify="right", no_wrap=True)
+    for result in results:
+        low, middle, high = quartiles(result.ratios)
+        reach = "" if result.row.reach is None else f"{result.row.reach:.2f}"
+        seconds = f"{statistics.median(result.seconds):.3f}"
+        found.add_row(result.row.name, f"{middle:.2f}", f"{low:.2f} - {high:.2f}", reach, seconds)
+    return found
+
+
+def quartiles(values: list[float]) -> tuple[float, float, float]:
+    """First quartile, median and third quartile."""
+    if len(values) == 1:
+        return values[0], values[0], values[0]
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, middle, high
+
+
+def tables(rounds: int, device: torch.device, *, small: bool = False) -> Iterator[Table]:
+    """One for each network, as soon as it is measured; ``small`` is for trying out, on few small images."""
+    for setting in SETTINGS:
+        one = replace(setting, batch_size=8, image_size=32) if small else setting
+        title = f"{one.name}, batch {one.batch_size}, {one.image_size} px, {rounds} rounds"
+        yield table(measure(one, rows_of(one), rounds, device), title)
+
+
+def profiles(rounds: int, *, small: bool = False) -> Iterator[Table]:
+    """Where the time of the exact term goes, on a CPU: one table for each network."""
+    for setting in SETTINGS:
+        one = replace(setting, batch_size=8, image_size=32) if small else setting
+        yield profile_table(one, rounds)
+
+
+def profile_table(setting: Setting, rounds: int, most: int = 12) -> Table:
+    """The operators that take longest, in units of a plain step; times are their own, without those they call."""
+    exact = with_term(xai.GuidedGradientLoss(weight=xai.ConstantWeight(WEIGHT)))
+    plain_step, with_exact = _operators(setting, plain, rounds), _operators(setting, exact, rounds)
+    whole = sum(plain_step.values())
+    found = Table(title=f"{setting.name}: operators, in plain steps", box=SIMPLE_HEAD, title_justify="left")
+    for heading in ("operator", "plain", "exact term"):
+        found.add_column(heading, justify="left" if heading == "operator" else "right", no_wrap=True)
+    longest = sorted(with_exact, key=lambda name: -with_exact[name])[:most]
+    for name in longest:
+        found.add_row(name, f"{plain_step.get(name, 0) / whole:.3f}", f"{with_exact[name] / whole:.3f}")
+    found.add_row("all", "1.000", f"{sum(with_exact.values()) / whole:.3f}")
+    return found
+
+
+def _operators(setting: Setting, loss: Loss, rounds: int) -> dict[str, float]:
+    """Microseconds that each operator itself takes in some steps, by name."""
+    torch.manual_seed(0)
+    images = torch.randn(setting.batch_size, 3, setting.image_size, setting.image_size)
+    targets = torch.randint(10, (setting.batch_size,))
+    model = setting.make()
+    training = Training(model, torch.optim.SGD(model.parameters(), 0.01, momentum=0.9))
+    training.step(loss, images, targets)
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        for _ in range(rounds):
+            training.step(loss, images, targets)
+    return {event.key: event.self_cpu_time_total for event in profiler.key_averages()}

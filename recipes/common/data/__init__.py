@@ -1,0 +1,1 @@
+"""Images for the recipes: folders, archives, generated ones."""

@@ -1,0 +1,1 @@
+"""What the reproduction of one paper alone needs, a folder a paper."""

@@ -1,0 +1,1 @@
+"""Lerma and Lucas 2022: Grad-CAM++ and Grad-CAM with positive gradients."""

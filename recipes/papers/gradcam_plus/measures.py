@@ -1,0 +1,167 @@
+"""What the recipe ``gradcam_plus.py`` measures: maps, what they leave of the confidence, and the alphas behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset, Subset
+
+import lightning_xai as xai
+from common.data.loading import ReadableLoader
+from lightning_xai.attribution import Attribution, literal_alphas, weighted_sum
+from lightning_xai.metrics import masked_scores, normalized_masks
+from lightning_xai.ranks import rank_correlation
+from lightning_xai.types import Score
+from papers.gradcam_plus.alphas import Witness, facts_of_images, histograms, listed
+from papers.logit_shift.maps import ActivationSum
+
+CONFIDENT = 0.5
+"""Images count whose right class has a probability above this, as in the paper."""
+SCORES: dict[str, Score] = {"pre-softmax": xai.pre_softmax, "post-softmax": xai.post_softmax}
+COMPARED_SIDE = 56
+"""Maps of layers with some 14 x 14 units lose nothing when they are compared on about this many pixels a side."""
+PAIRS = (
+    ("Grad-CAM++", "Grad-CAM+"),
+    ("Grad-CAM++, lambda 0.1", "Grad-CAM+"),
+    ("Grad-CAM++, lambda 10", "Grad-CAM+"),
+    ("Grad-CAM++ as printed", "Grad-CAM++"),
+    ("Grad-CAM+", "Grad-CAM"),
+    ("Grad-CAM++", "Grad-CAM"),
+    ("Grad-CAM+", "sum of activations"),
+)
+"""Maps that are compared with one another."""
+
+
+@dataclass(frozen=True)
+class AllGradients(xai.GradCAMPlusPlus):
+    """Grad-CAM++ without the ReLU of eq. 4: negative gradients count too, and with them their alphas, unguarded."""
+
+    def combine(self, activations: Tensor, gradients: Tensor) -> Tensor:
+        """Maps (N,h,w)."""
+        alphas = literal_alphas(activations, gradients, scale=self.scale)
+        return weighted_sum(activations, (alphas * gradients).sum((2, 3)))
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A classifier with the images on which its maps are compared."""
+
+    model: nn.Module
+    images: Dataset[Any]
+    layer: str
+    names: Sequence[str]
+    standard: tuple[Sequence[float], Sequence[float]]
+    device: str
+    batch_size: int
+
+    def batch(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Both where the model is."""
+        return images.to(self.device), labels.to(self.device)
+
+    def black(self, images: Tensor) -> Tensor:
+        """What stands where a map hides an image: eq. 15 multiplies the pixels."""
+        return xai.black(images, *self.standard)
+
+
+def masking_methods(layer: str) -> dict[str, Attribution]:
+    """What is compared by what it leaves of the confidence: by score, and the controls, which have none."""
+    kinds: dict[str, Callable[..., Attribution]] = {
+        "Grad-CAM": xai.GradCAM,
+        "Grad-CAM+": xai.GradCAMPlus,
+        "Grad-CAM++": xai.GradCAMPlusPlus,
+        "Grad-CAM++ without ReLU": AllGradients,
+    }
+    methods = {f"{name}, {score}": kind(layer, score=SCORES[score]) for score in SCORES for name, kind in kinds.items()}
+    controls = {"sum of activations": ActivationSum(layer), "centred Gaussian": xai.CenteredGaussian()}
+    return methods | controls | {"Fake-CAM": xai.FakeCAM()}
+
+
+def compared_methods(layer: str, score: Score, witness: Witness) -> dict[str, Attribution]:
+    """What is compared map by map, before any ReLU, which would make ties of regions; the witness listens in."""
+    options: dict[str, Any] = {"score": score, "relu": False}
+    return {
+        "Grad-CAM": xai.GradCAM(layer, **options),
+        "Grad-CAM+": xai.GradCAMPlus(layer, **options),
+        "Grad-CAM++": xai.GradCAMPlusPlus(layer, alphas=witness, **options),
+        "Grad-CAM++, lambda 0.1": xai.GradCAMPlusPlus(layer, scale=0.1, **options),
+        "Grad-CAM++, lambda 10": xai.GradCAMPlusPlus(layer, scale=10, **options),
+        "Grad-CAM++ as printed": xai.GradCAMPlusPlus(layer, alphas=literal_alphas, **options),
+        "sum of activations": ActivationSum(layer),
+    }
+
+
+def closeness(maps: dict[str, Tensor]) -> dict[str, dict[str, list[float | None]]]:
+    """Rank correlation and cosine of each pair of maps (N,H,W), for each image."""
+    stride = max(1, next(iter(maps.values())).shape[1] // COMPARED_SIDE)
+    small = {name: one[:, ::stride, ::stride].double() for name, one in maps.items()}
+    return {
+        f"{first} | {second}": {
+            "rank": listed(rank_correlation(small[first], small[second])),
+            "cosine": listed(cosine(small[first], small[second])),
+        }
+        for first, second in PAIRS
+    }
+
+
+def cosine(first: Tensor, second: Tensor) -> Tensor:
+    """Cosine (N,) of maps (N,H,W), however small they are; NaN where one is all zero.
+
+    Example:
+        >>> cosine(torch.tensor([[[1e-30, 0.0]]], dtype=torch.float64), torch.tensor([[[3.0, 4.0]]]))
+        tensor([0.6000], dtype=torch.float64)
+    """
+    # torch's own takes norms below 1e-8 for 1e-8: post-softmax gradients of saturated images are smaller
+    norms = [one.square().sum((1, 2)).sqrt() for one in (first, second)]
+    return (first * second).sum((1, 2)) / (norms[0] * norms[1])
+
+
+def measured(subject: Subject, images: Tensor, labels: Tensor) -> dict[str, Any]:
+    """Everything about one batch: lists over its images, or over those that the classifier is right about."""
+    witnesses = {score: Witness() for score in SCORES}
+    masking = masking_methods(subject.layer)
+    compared = {score: compared_methods(subject.layer, SCORES[score], one) for score, one in witnesses.items()}
+    named = {f"{name} | {score}": method for score, methods in compared.items() for name, method in methods.items()}
+    maps = xai.explain(subject.model, images, labels, attributions=masking | named)
+    with torch.no_grad():
+        scores = xai.log_softmax(subject.model(images).double(), labels)
+        confident = scores.exp() > CONFIDENT
+        left = {name: _left(subject, images[confident], maps[name][confident], labels[confident]) for name in masking}
+    return {
+        "scores": scores.tolist(),
+        "alphas": {score: facts_of_images(witness) for score, witness in witnesses.items()},
+        "histograms": {score: {k: [v] for k, v in histograms(one).items()} for score, one in witnesses.items()},
+        "masked_scores": left,
+        "shown": {name: normalized_masks(maps[name][confident]).mean((1, 2)).tolist() for name in masking},
+        "closeness": {
+            score: closeness({name: maps[f"{name} | {score}"][confident] for name in methods})
+            for score, methods in compared.items()
+        },
+    }
+
+
+def _left(subject: Subject, images: Tensor, maps: Tensor, labels: Tensor) -> list[float]:
+    if not len(images):
+        return []
+    return masked_scores(subject.model, images, maps, labels, baseline=subject.black(images)).tolist()
+
+
+def joined(parts: Sequence[Any]) -> Any:
+    """Nested dicts of lists, end to end.
+
+    Example:
+        >>> joined([{"a": [1]}, {"a": [2, 3]}])
+        {'a': [1, 2, 3]}
+    """
+    if isinstance(parts[0], dict):
+        return {name: joined([part[name] for part in parts]) for name in parts[0]}
+    return [value for part in parts for value in part]
+
+
+def measured_chunk(subject: Subject, indices: Sequence[int]) -> dict[str, Any]:
+    """Everything about some of the images."""
+    loader = ReadableLoader(Subset(subject.images, indices), batch_size=subject.batch_size)
+    return joined([measured(subject, *subject.batch(images, labels)) for images, labels, _ in loader])

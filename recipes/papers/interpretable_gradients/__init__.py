@@ -1,0 +1,1 @@
+"""Torres Figueroa et al. 2024: does the training term help?"""

@@ -1,0 +1,1 @@
+"""Lerma and Lucas 2023: shifts of the logits and what they do to maps."""

@@ -1,0 +1,287 @@
+"""What a logit shift does to maps: the numbers behind the recipe ``logit_shift.py``."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import lightning_xai as xai
+from lightning_xai.attribution import Attribution
+from lightning_xai.integrity import (
+    Attack,
+    EnergyShift,
+    Fingerprint,
+    Inspection,
+    PositionShift,
+    RandomShift,
+    RowEdit,
+    UniformShift,
+    Verdict,
+    center_logits,
+    inspect_model,
+    locate_shift,
+)
+from lightning_xai.ranks import rank_correlation
+from lightning_xai.types import OneLayer, Score
+
+SCORES: dict[str, Score] = {
+    "raw logit": xai.pre_softmax,
+    "centred": xai.centered,
+    "post-softmax": xai.post_softmax,
+}
+BLIND_TO_SHIFTS = ("centred", "post-softmax")  # score(z + t) = score(z) for any number t, and so are their gradients
+AT_LAYER: dict[str, Callable[[str, Score], Attribution]] = {
+    "Grad-CAM": lambda layer, score: xai.GradCAM(layer, score=score, relu=False),
+    "Grad-CAM+": lambda layer, score: xai.GradCAMPlus(layer, score=score, relu=False),
+    "Grad-CAM++": lambda layer, score: xai.GradCAMPlusPlus(layer, score=score, relu=False),
+    "XGrad-CAM": lambda layer, score: xai.XGradCAM(layer, score=score, relu=False),
+    "HiResCAM": lambda layer, score: xai.HiResCAM(layer, score=score, relu=False),
+    "LayerCAM": lambda layer, score: xai.LayerCAM(layer, score=score, relu=False),
+}
+AT_IMAGE: dict[str, Callable[[str, Score], Attribution]] = {
+    "input gradient": lambda layer, score: xai.InputGradient(score=score),
+    "input x gradient": lambda layer, score: xai.InputXGradient(score=score),
+}
+MOVED = 0.9  # below this median rank correlation with the clean map, before any ReLU, a map looks different
+LOCATED_WITH = 4  # images; locating takes three sweeps for each layer
+
+
+@dataclass(frozen=True)
+class ActivationSum(Attribution):
+    """The sum of a layer's activations: what Grad-CAM's raw map turns into under a strong :class:`PositionShift`."""
+
+    layer: str
+
+    def layers(self) -> list[OneLayer]:
+        """The layer."""
+        return [self.layer]
+
+    def __call__(self, trace: Any, targets: Tensor) -> Tensor:
+        """Maps (N,H,W); nothing of the class is in them."""
+        total = trace.activation(self.layer).sum(1, keepdim=True)
+        return F.interpolate(total, trace.images.shape[2:], mode="bilinear", align_corners=False)[:, 0]
+
+
+@dataclass
+class Subject:
+    """A clean classifier in float64, with images and the layer at which maps are made."""
+
+    model: nn.Module
+    images: Tensor
+    layer: str
+    batch_size: int = 16
+
+    def batches(self, images: Tensor | None = None) -> tuple[Tensor, ...]:
+        """The images in batches."""
+        return (self.images if images is None else images).split(self.batch_size)
+
+
+def layer_in(model: nn.Module, layer: str) -> str:
+    """The name of a layer of the clean model in an altered or repaired one, which may have wrapped it."""
+    names = dict(model.named_modules())
+    while layer not in names:
+        layer = f"model.{layer}"
+    return layer
+
+
+def attacks_on(subject: Subject, position: tuple[int, int], strength: float) -> dict[str, nn.Module]:
+    """Altered copies, by the name of the edit; edits that this model does not admit are left out."""
+    kinds: dict[str, Attack] = {
+        "position": PositionShift(subject.layer, position, strength),
+        "uniform": UniformShift(subject.layer, strength),
+        "random": RandomShift(subject.layer, strength),
+        "rows": RowEdit(subject.images[:LOCATED_WITH], strength),
+        "image": EnergyShift(strength=strength),
+    }
+    altered: dict[str, nn.Module] = {}
+    for name, attack in kinds.items():
+        try:
+            altered[name] = attack(subject.model)
+        except ValueError:
+            if name != "rows":  # whose edit would change the softmax where something non-linear follows
+                raise
+    return altered
+
+
+def maps_of(subject: Subject, model: nn.Module, methods: dict[str, Attribution]) -> dict[str, Tensor]:
+    """Maps (N,H,W) of the class that the model predicts, by name."""
+    found = [xai.explain(model, images, attributions=methods) for images in subject.batches()]
+    return {name: torch.cat([one[name] for one in found]) for name in methods}
+
+
+def probabilities(subject: Subject, model: nn.Module, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Probabilities and logits (N,K) in a dtype."""
+    model = copy.deepcopy(model).to(dtype)
+    with torch.no_grad():
+        logits = torch.cat([model(images.to(dtype)) for images in subject.batches()])
+    return logits.softmax(1), logits
+
+
+def paper_numbers(subject: Subject, position: tuple[int, int], strength: float) -> dict[str, float]:
+    """What the paper's edit does: nothing to predictions and centred maps, much to raw-logit maps.
+
+    Args:
+        subject: The clean model, images and layer.
+        position: Row and column in the layer's output.
+        strength: ``K``.
+
+    Returns:
+        Softmax: its largest change in float64, and in float32 in units of ``eps |t|``. Raw logit: least and median
+        correlation of Grad-CAM with the sum of activations, and share of images whose peak lies at the position.
+        Centred score: largest change of a map relative to its maximum.
+    """
+    altered = PositionShift(subject.layer, position, strength)(subject.model)
+    results = _softmax_changes(subject, altered)
+    clean, found = (_compared_maps(subject, model) for model in (subject.model, altered))
+    correlation = _pearson(found["Grad-CAM, raw logit"], found["sum"])
+    shape = Fingerprint.of(subject.model, subject.images[:2], layer=subject.layer).layer_shape[1:]
+    for name in ("Grad-CAM", "HiResCAM"):
+        results[f"{name} peak at position"] = float(_at(found[f"{name}, raw logit"], shape, position).double().mean())
+        before, after = (maps[f"{name}, centred"] for maps in (clean, found))
+        change = (after - before).abs().amax((1, 2)) / before.abs().amax((1, 2))
+        results[f"{name} centred change"] = float(change.max())
+    return results | {
+        "Grad-CAM correlation with sum, least": float(correlation.min()),
+        "Grad-CAM correlation with sum, median": float(correlation.median()),
+    }
+
+
+def _compared_maps(subject: Subject, model: nn.Module) -> dict[str, Tensor]:
+    layer = layer_in(model, subject.layer)
+    methods: dict[str, Attribution] = {"sum": ActivationSum(layer)}
+    for name in ("Grad-CAM", "HiResCAM"):
+        methods |= {f"{name}, {score}": AT_LAYER[name](layer, SCORES[score]) for score in ("raw logit", "centred")}
+    return maps_of(subject, model, methods)
+
+
+def _softmax_changes(subject: Subject, altered: nn.Module) -> dict[str, float]:
+    changes, shifts = {}, {}
+    for dtype in (torch.float64, torch.float32):
+        (before, clean), (after, logits) = (probabilities(subject, one, dtype) for one in (subject.model, altered))
+        changes[dtype] = float((after - before).abs().max())
+        shifts[dtype] = float((logits - clean).abs().max())
+    eps = torch.finfo(torch.float32).eps
+    return {
+        "largest shift": shifts[torch.float64],
+        "softmax change in float64": changes[torch.float64],
+        "softmax change in float32": changes[torch.float32],
+        "softmax change in float32 / (eps |t|)": changes[torch.float32] / (eps * max(shifts[torch.float32], 1e-30)),
+    }
+
+
+def _pearson(first: Tensor, second: Tensor) -> Tensor:
+    first, second = (one.flatten(1) - one.flatten(1).mean(1, keepdim=True) for one in (first, second))
+    return F.cosine_similarity(first, second, dim=1)
+
+
+def _cells(maps: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Row and column (N,2) of a layer's position under the largest pixel of each map (N,H,W)."""
+    width = maps.shape[2]
+    peak = maps.flatten(1).argmax(1)
+    return torch.stack([peak // width * shape[0] // maps.shape[1], peak % width * shape[1] // width], 1)
+
+
+def _at(maps: Tensor, shape: tuple[int, ...], position: tuple[int, int]) -> Tensor:
+    wanted = torch.tensor([p % side for p, side in zip(position, shape, strict=True)], device=maps.device)
+    return (_cells(maps, shape) == wanted).all(1)
+
+
+def sensitivity(subject: Subject, altered: dict[str, nn.Module]) -> list[dict[str, Any]]:
+    """Method x score x edit: which maps of an altered model are those of the clean one.
+
+    Args:
+        subject: The clean model, images and layer.
+        altered: Altered models by the name of the edit.
+
+    Returns:
+        For each: ``agreement``, the median rank correlation with the clean map before any ReLU; ``peaks``, the share of
+        images whose largest pixel lies at another position of the layer; and ``proved``, whether the map cannot change
+        in real arithmetic, since the score does not see the shift, or the shift does not depend on the layer.
+    """
+    shape = Fingerprint.of(subject.model, subject.images[:2], layer=subject.layer).layer_shape[1:]
+    clean = maps_of(subject, subject.model, _all_methods(subject.layer))
+    rows = []
+    for edit, model in altered.items():
+        found = maps_of(subject, model, _all_methods(layer_in(model, subject.layer)))
+        for name, maps in found.items():
+            method, _, score = name.partition(", ")
+            moved = (_cells(maps, shape) != _cells(clean[name], shape)).any(1)
+            rows.append(
+                {
+                    "method": method,
+                    "score": score,
+                    "edit": edit,
+                    "proved": score in BLIND_TO_SHIFTS or (edit == "image" and method in AT_LAYER),
+                    "agreement": float(rank_correlation(maps, clean[name]).nanmedian()),
+                    "peaks": float(moved.double().mean()),
+                }
+            )
+    return rows
+
+
+def _all_methods(layer: str) -> dict[str, Attribution]:
+    kinds = AT_LAYER | AT_IMAGE
+    return {f"{name}, {score}": make(layer, SCORES[score]) for name, make in kinds.items() for score in SCORES}
+
+
+def verdicts(subject: Subject, altered: dict[str, nn.Module]) -> list[dict[str, Any]]:
+    """What the detectors say of the clean, the altered and the repaired models.
+
+    Args:
+        subject: The clean model, 32 of its images and its layer.
+        altered: Altered models by the name of the edit.
+
+    Returns:
+        For each model the verdict alone, at the layer and at the image, that with the clean model as the reference (for
+        repaired ones with its own logits centred), and where the shift was located; for repaired ones how far their raw
+        maps are the centred maps of the clean model.
+    """
+    subject = Subject(subject.model, subject.images[:32], subject.layer, subject.batch_size)
+    fingerprint = Fingerprint.of(subject.model, subject.images, layer=subject.layer)
+    centred = center_logits(subject.model)
+    fingerprint_of_centred = Fingerprint.of(centred, subject.images, layer=layer_in(centred, subject.layer))
+    rows = [_judged(subject, fingerprint, "clean", subject.model)]
+    for name, model in altered.items():
+        rows.append(_judged(subject, fingerprint, name, model))
+        repaired = center_logits(model, subject.images[:LOCATED_WITH])
+        row = _judged(subject, fingerprint_of_centred, f"{name}, repaired", repaired)
+        rows.append(row | {"repair": _repair_agreement(subject, repaired)})
+    return rows
+
+
+def _judged(subject: Subject, fingerprint: Fingerprint, name: str, model: nn.Module) -> dict[str, Any]:
+    layer = layer_in(model, subject.layer)
+    inspection = inspect_model(model, subject.images, layer=layer, image_level=True)
+    at_layer = max(value for key, value in inspection.figures.items() if key not in ("image share", _AT_IMAGE))
+    comparison = fingerprint.compare(model, subject.images, layer=layer)
+    flagged = inspection.verdict is Verdict.LOGIT_SHIFT and at_layer > inspection.threshold.value
+    return {
+        "model": name,
+        "alone": str(inspection.verdict),
+        "at layer": at_layer,
+        "at image": inspection.suspicion,
+        "with reference": str(comparison.verdict),
+        "located": _place(model, subject.images[:LOCATED_WITH]) if flagged else None,
+    }
+
+
+_AT_IMAGE = "input gradient disagreement"
+
+
+def _place(model: nn.Module, images: Tensor) -> str | None:
+    found: Inspection | None = locate_shift(model, images)
+    return None if found is None else f"{found.layer} {found.position}"
+
+
+def _repair_agreement(subject: Subject, repaired: nn.Module) -> float:
+    """Least rank correlation of the repaired model's raw Grad-CAM with the clean model's centred one."""
+    raw = AT_LAYER["Grad-CAM"](layer_in(repaired, subject.layer), xai.pre_softmax)
+    found = maps_of(subject, repaired, {"map": raw})["map"]
+    centred = AT_LAYER["Grad-CAM"](subject.layer, xai.centered)
+    return float(rank_correlation(found, maps_of(subject, subject.model, {"map": centred})["map"]).min())

@@ -1,0 +1,1 @@
+"""Lerma and Lucas 2023: pre- or post-softmax scores."""

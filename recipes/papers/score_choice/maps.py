@@ -1,0 +1,312 @@
+"""Maps of several methods by several scores, image by image: the numbers behind the recipe ``score_choice.py``."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations, product
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+import lightning_xai as xai
+from lightning_xai.attribution import Attribution
+from lightning_xai.metrics import pointing_game
+from lightning_xai.ranks import rank_correlation
+from lightning_xai.types import OneLayer, Score, TargetRule
+from papers.score_choice.examples import in_dtype, torch_log_softmax, torch_softmax
+
+Maps: TypeAlias = dict[str, dict[str, Tensor]]
+"""Maps (N,H,W) by method and score."""
+
+Values: TypeAlias = dict[str, list[float | None]]
+"""A value for each image by what is measured, parts of the name separated by ``" | "``; None where there is none."""
+
+SCORES: dict[str, Score] = {
+    "pre-softmax": xai.pre_softmax,
+    "post-softmax": xai.post_softmax,
+    "log-softmax": xai.log_softmax,
+    "centred": xai.centered,
+}
+PAIRS = list(combinations(SCORES, 2))
+GRADIENT_METHODS: dict[str, Callable[[Any, Score], Attribution]] = {
+    "Grad-CAM": lambda layer, score: xai.GradCAM(layer, score=score, relu=False),
+    "Grad-CAM+": lambda layer, score: xai.GradCAMPlus(layer, score=score, relu=False),
+    "Grad-CAM++": lambda layer, score: xai.GradCAMPlusPlus(layer, score=score, relu=False),
+}
+PATH_METHODS = ("RSI Grad-CAM", "Integrated Gradients")
+METHODS = (*GRADIENT_METHODS, *PATH_METHODS)
+CONTROLS: dict[str, Attribution] = {"centred Gaussian": xai.CenteredGaussian(), "noise": xai.Random()}
+# In float32 or narrower, as programs compute them and as the library does; the network stays in float64.
+ROUNDED: dict[str, tuple[str, Score]] = {
+    "post-softmax, torch, float32": ("post-softmax", in_dtype(torch_softmax, torch.float32)),
+    "post-softmax, library, float32": ("post-softmax", in_dtype(xai.post_softmax, torch.float32)),
+    "log-softmax, torch, float32": ("log-softmax", in_dtype(torch_log_softmax, torch.float32)),
+    "log-softmax, library, float32": ("log-softmax", in_dtype(xai.log_softmax, torch.float32)),
+    "centred, library, float32": ("centred", in_dtype(xai.centered, torch.float32)),
+    "post-softmax, torch, bfloat16": ("post-softmax", in_dtype(torch_softmax, torch.bfloat16)),
+}
+
+
+@dataclass(frozen=True)
+class GradientNorm(Attribution):
+    """Length of the score's gradient at a layer: a map with the same number at every pixel."""
+
+    layer: str | None
+    score: Score
+
+    def layers(self) -> list[OneLayer]:
+        """The layer."""
+        return [self.layer]
+
+    def __call__(self, trace: Any, targets: Tensor) -> Tensor:
+        """Compute the maps (N,H,W)."""
+        norms = trace.gradient(self.score, targets, of=self.layer).flatten(1).norm(dim=1)
+        return norms[:, None, None].expand(-1, *trace.images.shape[2:])
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A classifier and how it is explained.
+
+    Attributes:
+        model: The classifier, float32.
+        layer: Layer of the CAM methods.
+        standard: Mean and standard deviation by which images were standardised, as path methods take them.
+        n_steps: Steps of path methods.
+        batch_size: Images in a pass.
+        exact: The classifier in float64.
+    """
+
+    model: nn.Module
+    layer: str | None
+    standard: Mapping[str, Any]
+    n_steps: int
+    batch_size: int
+    exact: nn.Module = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "exact", copy.deepcopy(self.model).double())
+
+    def path_methods(self) -> dict[str, Attribution]:
+        """RSI Grad-CAM and Integrated Gradients with each score."""
+        options: dict[str, Any] = {**self.standard, "n_steps": self.n_steps, "batch_size": self.batch_size}
+        methods: dict[str, Attribution] = {}
+        for name, score in SCORES.items():
+            methods[f"RSI Grad-CAM | {name}"] = xai.RSIGradCAM(self.layer, score=score, relu=False, **options)
+            methods[f"Integrated Gradients | {name}"] = xai.IntegratedGradients(score=score, **options)
+        return methods
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Images of which one class each is explained.
+
+    Attributes:
+        images: Images (N,C,H,W), float32.
+        labels: Labels (N,).
+        targets: Which class is explained, as a function of logits and labels.
+        masks: Where the evidence is, (N,H,W), bool; None where it is not known.
+        n_path: How many of the images the path methods get, the first ones.
+    """
+
+    images: Tensor
+    labels: Tensor
+    targets: TargetRule
+    masks: Tensor | None
+    n_path: int
+
+
+def measured(subject: Subject, chunk: Chunk) -> tuple[Values, Maps]:
+    """All that is measured of some images, and their maps before any ReLU.
+
+    Gradients and the maps of one gradient are computed in float64, since what is said of them is equality; path methods
+    in float32.
+
+    Args:
+        subject: The classifier.
+        chunk: The images.
+
+    Returns:
+        Values and maps.
+    """
+    targets, logits = _targets(subject, chunk)
+    norms, methods = _norms(subject.layer), _at_one_point(subject.layer)
+    found = _explained(subject, subject.exact, chunk.images.double(), targets, norms | methods)
+    values = _confidence(logits, targets) | _lengths({name: found.pop(name) for name in norms})
+    if chunk.n_path:
+        few, theirs = chunk.images[: chunk.n_path], targets[: chunk.n_path]
+        found |= _explained(subject, subject.model, few, theirs, subject.path_methods())
+    maps = _nested(found)
+    values |= _magnitudes(maps) | _agreement(maps)
+    if chunk.masks is not None:
+        controls = _explained(subject, subject.model, chunk.images, targets, CONTROLS)
+        values |= _hits(found | controls, chunk.masks)
+    return values, maps
+
+
+def baseline_probabilities(subject: Subject, images: Tensor) -> list[float]:
+    """Probability of each class at the black image, where paths begin.
+
+    Args:
+        subject: The classifier.
+        images: Images (N,C,H,W), for their size.
+
+    Returns:
+        Probabilities (K,), computed in float64.
+    """
+    weight = next(subject.exact.parameters())
+    first = images[:1].to(weight)
+    black = xai.black(first, subject.standard["mean"], subject.standard["std"]).expand_as(first)
+    with torch.no_grad():
+        return subject.exact(black).softmax(1)[0].tolist()
+
+
+def joined(parts: Sequence[Values]) -> Values:
+    """The values of all parts.
+
+    Example:
+        >>> joined([{"p": [0.5]}, {"p": [0.1], "q": [1.0]}])
+        {'p': [0.5, 0.1], 'q': [1.0]}
+    """
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {name: [value for part in parts for value in part.get(name, [])] for name in names}
+
+
+def tolerance(side: int) -> int:
+    """How far a peak may lie beside: 15 of 224 pixels, as in the pointing game.
+
+    Example:
+        >>> tolerance(224)
+        15
+    """
+    return round(15 * side / 224)
+
+
+def _explained(
+    subject: Subject, model: nn.Module, images: Tensor, targets: Tensor, methods: Mapping[str, Attribution]
+) -> dict[str, Tensor]:
+    batches = zip(images.split(subject.batch_size), targets.split(subject.batch_size), strict=True)
+    device = next(model.parameters()).device
+    found = [xai.explain(model, some.to(device), of.to(device), attributions=methods) for some, of in batches]
+    return {name: torch.cat([one[name] for one in found]).cpu() for name in methods}
+
+
+def _targets(subject: Subject, chunk: Chunk) -> tuple[Tensor, Tensor]:
+    """Classes (N,) and logits (N,K), float64."""
+    device = next(subject.exact.parameters()).device
+    with torch.no_grad():
+        batches = chunk.images.double().split(subject.batch_size)
+        logits = torch.cat([subject.exact(batch.to(device)).cpu() for batch in batches])
+    return chunk.targets(logits, chunk.labels), logits
+
+
+def _confidence(logits: Tensor, targets: Tensor) -> Values:
+    """Probability of the class, what is left to 1, and whether nothing is left in narrower floats."""
+    left = -torch.expm1(xai.log_softmax(logits, targets))
+    narrow = {dtype: torch_softmax(logits.to(dtype), targets) == 1 for dtype in (torch.float32, torch.bfloat16)}
+    return {
+        "class": _plain(targets),
+        "p": _plain(1 - left),
+        "1 - p": _plain(left),
+        **{f"p == 1 | {str(dtype).removeprefix('torch.')}": _plain(ones) for dtype, ones in narrow.items()},
+    }
+
+
+def _at_one_point(layer: str | None) -> dict[str, Attribution]:
+    """Methods of one gradient with each score."""
+    pairs = product(GRADIENT_METHODS, SCORES)
+    return {f"{name} | {score}": GRADIENT_METHODS[name](layer, SCORES[score]) for name, score in pairs}
+
+
+def _norms(layer: str | None) -> dict[str, Attribution]:
+    """Lengths of the gradient of each score, and of the error of its gradient where the score is rounded."""
+    norms: dict[str, Attribution] = {f"norm | {name}": GradientNorm(layer, score) for name, score in SCORES.items()}
+    errors = {
+        f"error | {name}": GradientNorm(layer, _difference(rounded, SCORES[exact]))
+        for name, (exact, rounded) in ROUNDED.items()
+    }
+    return norms | errors
+
+
+def _lengths(found: Mapping[str, Tensor]) -> Values:
+    """One number from each map of :class:`GradientNorm`; errors relative to the gradient."""
+    lengths = {name: maps[:, 0, 0] for name, maps in found.items()}
+    for name, (exact, _) in ROUNDED.items():
+        lengths[f"error | {name}"] /= lengths[f"norm | {exact}"]
+    return {name: _plain(values) for name, values in lengths.items()}
+
+
+def _difference(first: Score, second: Score) -> Score:
+    """A score whose gradient is the difference of two scores' gradients."""
+    return lambda logits, targets: first(logits, targets).double() - second(logits, targets)
+
+
+def _nested(found: Mapping[str, Tensor]) -> Maps:
+    maps: Maps = {}
+    for name, values in found.items():
+        method, score = name.split(" | ")
+        maps.setdefault(method, {})[score] = values
+    return maps
+
+
+def _magnitudes(maps: Maps) -> Values:
+    """The largest value of each map in magnitude."""
+    return {
+        f"magnitude | {method} | {score}": _plain(values.abs().amax((1, 2)))
+        for method, by_score in maps.items()
+        for score, values in by_score.items()
+    }
+
+
+def _agreement(maps: Maps) -> Values:
+    """How far maps of two scores agree: rank correlation, cosine, and whether the peak moved."""
+    values: Values = {}
+    for method, by_score in maps.items():
+        for pair in PAIRS:
+            first, second = (by_score[score] for score in pair)
+            name = " | ".join((method, *pair))
+            values[f"rank correlation | {name}"] = _plain(rank_correlation(first, second))
+            values[f"cosine | {name}"] = _plain((_unit(first) * _unit(second)).sum(1))
+            values[f"peak moved | {name}"] = _plain(peak_moved(first, second))
+    return values
+
+
+def _unit(maps: Tensor) -> Tensor:
+    """Vectors of length 1, NaN for empty maps; F.cosine_similarity takes lengths below 1e-8 for 1e-8."""
+    values = maps.flatten(1).double()
+    return values / values.norm(dim=1, keepdim=True)
+
+
+def peak_moved(first: Tensor, second: Tensor) -> Tensor:
+    """Whether the largest pixels of maps lie further apart than the pointing game tolerates.
+
+    Args:
+        first: Maps (N,H,W).
+        second: Maps (N,H,W).
+
+    Returns:
+        Which did, (N,), bool.
+
+    Example:
+        >>> peak_moved(torch.eye(1, 400).view(1, 20, 20), torch.eye(1, 400).flip(1).view(1, 20, 20))
+        tensor([True])
+    """
+    width = first.shape[2]
+    places = torch.stack([one.flatten(1).argmax(1) for one in (first, second)])
+    rows, columns = (places // width).diff(dim=0)[0], (places % width).diff(dim=0)[0]
+    return rows.square() + columns.square() > tolerance(width) ** 2
+
+
+def _hits(maps: Mapping[str, Tensor], masks: Tensor) -> Values:
+    """The pointing game of each map; maps may be fewer than masks."""
+    return {
+        f"hit | {name}": _plain(pointing_game(one, masks[: len(one)], tolerance=tolerance(one.shape[2])))
+        for name, one in maps.items()
+    }
+
+
+def _plain(values: Tensor) -> list[float | None]:
+    return [None if value != value else value for value in values.double().tolist()]

@@ -1,0 +1,246 @@
+"""Tables and figures of the recipe ``score_choice.py``, from the values of each image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from common.run import Picture, Table, interval
+from lightning_xai.baselines import to_pixels
+from lightning_xai.report import Cell
+from lightning_xai.visualization import Panel, overlay
+from papers.score_choice.maps import CONTROLS, METHODS, PAIRS, PATH_METHODS, ROUNDED, SCORES, Maps, Values
+
+EDGES = (0.0, 0.5, 0.9, 0.99, 0.9999)
+"""Where ranges of the probability begin."""
+
+SIGNED = "Integrated Gradients"
+DRAWN_PAIRS = [("pre-softmax", "post-softmax"), ("pre-softmax", "centred"), ("post-softmax", "log-softmax")]
+WRONG = 0.01  # relative error of a gradient
+
+
+def numbers(values: Values, name: str) -> np.ndarray:
+    """What was measured, NaN where there is no value."""
+    return np.array([np.nan if one is None else one for one in values.get(name, [])], dtype=float)
+
+
+def defined(values: Values, name: str) -> np.ndarray:
+    """What was measured, without the images that have no value."""
+    found = numbers(values, name)
+    return found[~np.isnan(found)]
+
+
+def mean_of(values: np.ndarray, seed: int) -> Cell:
+    """Mean and interval of the values there are; None if there are none."""
+    there = values[~np.isnan(values)]
+    return interval(there, seed) if len(there) else None
+
+
+def two_trainings_table(found: Mapping[str, float]) -> Table:
+    """What two equivalent trainings agree on."""
+    change = found["largest difference of a probability"]
+    rows: list[list[Cell]] = [[name, found[name]] for name in SCORES]
+    caption = f"Largest difference of a probability between the networks: {change:.1e}. 32 images, float64."
+    title = "Section II.B, two trainings with the same outputs: rank correlation of their Grad-CAM maps"
+    return Table(title, ["score", "least of all images"], rows, caption, digits=6)
+
+
+def saturation_table(values: Values) -> Table:
+    """Lengths of gradients by the probability of the class."""
+    left = numbers(values, "1 - p")
+    rows: list[list[Cell]] = []
+    for name, chosen in _ranges(left):
+        ones = [float(numbers(values, f"p == 1 | {dtype}")[chosen].sum()) for dtype in ("float32", "bfloat16")]
+        norms = [_median(numbers(values, f"norm | {score}")[chosen]) for score in SCORES]
+        rows.append([name, int(chosen.sum()), *(f"{one:.0f}" for one in ones), *norms])
+    caption = f"{len(left)} images, medians, float64; p == 1: images whose probability is rounded to 1."
+    columns = ["p", "images", "p == 1 in float32", "in bfloat16", *SCORES]
+    return Table("Length of the gradient at the layer, by the probability of the class", columns, rows, caption)
+
+
+def rounding_table(values: Values) -> Table:
+    """What narrower floats make of the gradient of each score."""
+    rows: list[list[Cell]] = []
+    for name in ROUNDED:
+        errors = defined(values, f"error | {name}")
+        if len(errors):
+            rows.append([name, 100 * float((errors > WRONG).mean()), f"{np.median(errors):.1e}", f"{errors.max():.1e}"])
+    title = "Gradients of scores that are computed in narrower floats, against float64"
+    columns = ["score", f"error above {WRONG:.0%}, % of images", "median error", "largest"]
+    caption = f"{len(numbers(values, '1 - p'))} images. Error: length of the difference over length of the gradient."
+    return Table(title, columns, rows, caption)
+
+
+def agreement_table(values: Values, measure: str, title: str, seed: int, scale: float = 1, digits: int = 2) -> Table:
+    """A measure of agreement for every method and pair of scores."""
+    rows: list[list[Cell]] = []
+    for method in METHODS:
+        found = [scale * numbers(values, " | ".join((measure, method, *pair))) for pair in PAIRS]
+        if len(found[0]):
+            rows.append([method, len(found[0]), *(mean_of(one, seed) for one in found)])
+    columns = ["", "images", *(" / ".join(_short(score) for score in pair) for pair in PAIRS)]
+    return Table(title, columns, rows, "Mean and bootstrap 95 % interval over images.", digits)
+
+
+def equality_table(values: Values) -> Table:
+    """How nearly post- and log-softmax give one map."""
+    rows: list[list[Cell]] = []
+    for method in METHODS:
+        found = defined(values, f"cosine | {method} | post-softmax | log-softmax")
+        if len(found):
+            rows.append([method, len(found), float(found.min()), float(np.median(found))])
+    caption = "Before the ReLU; maps of one gradient in float64, of paths in float32."
+    columns = ["", "images", "least cosine", "median cosine"]
+    return Table("Maps of the post-softmax score against those of the log-softmax score", columns, rows, caption, 10)
+
+
+def magnitude_table(values: Values) -> Table:
+    """The largest value of a map by the probability of the class."""
+    left = numbers(values, "1 - p")
+    ranges, rows = _ranges(left), []
+    for method in METHODS:
+        for score in SCORES:
+            found = numbers(values, f"magnitude | {method} | {score}")
+            if len(found) == len(left):
+                rows.append([f"{method}, {score}", *(_median(found[chosen]) for _, chosen in ranges)])
+    columns = ["", *(f"p in {name} ({chosen.sum()})" for name, chosen in ranges)]
+    caption = "Medians; in brackets the number of images. Methods that got all images."
+    return Table("Largest value of a map in magnitude, by the probability of the class", columns, rows, caption)
+
+
+def baseline_table(values: Values) -> Table:
+    """Path methods where the path begins at an image of the class already, and where it does not."""
+    at_baseline = numbers(values, "p at the baseline")
+    sides = {"below 0.5": at_baseline < 0.5, "above": at_baseline >= 0.5}
+    rows: list[list[Cell]] = []
+    for method in PATH_METHODS:
+        for score in SCORES:
+            sizes, hits = (numbers(values, f"{one} | {method} | {score}") for one in ("magnitude", "hit"))
+            pointed = hits if len(hits) == len(sizes) else np.full(len(sizes), np.nan)
+            row = [(_median(sizes[chosen]), _percent(pointed[chosen])) for chosen in sides.values()]
+            rows.append([f"{method}, {score}", *(cell for pair in row for cell in pair)])
+    heads = [f"{what}, p {side} ({chosen.sum()})" for side, chosen in sides.items() for what in ("size", "peaks, %")]
+    caption = (
+        "p: probability of the class at the black image, in brackets the number of images. Size: median of the largest "
+        "values of maps in magnitude. Peaks: those at the object, where its place is known of all images."
+    )
+    return Table("Path methods, by the probability of the class where the path begins", ["", *heads], rows, caption)
+
+
+def pointing_table(values: Values, seed: int) -> Table:
+    """The pointing game of every method and score, with paired differences of scores."""
+    rows: list[list[Cell]] = []
+    for method in METHODS:
+        hits = {score: 100 * numbers(values, f"hit | {method} | {score}") for score in SCORES}
+        if len(hits["centred"]):
+            against = [mean_of(hits[one] - hits["pre-softmax"], seed) for one in ("post-softmax", "centred")]
+            rows.append([method, len(hits["centred"]), *(mean_of(one, seed) for one in hits.values()), *against])
+    for name in CONTROLS:
+        found = 100 * numbers(values, f"hit | {name}")
+        rows.append([f"{name} (control)", len(found), mean_of(found, seed), *[None] * 5])
+    caption = "Mean and bootstrap 95 % interval over images; differences are paired. The controls know no score."
+    columns = ["", "images", *SCORES, "post - pre", "centred - pre"]
+    return Table("Pointing game, % of images whose peak is at the object (more is better)", columns, rows, caption)
+
+
+def _ranges(left: np.ndarray) -> list[tuple[str, np.ndarray]]:
+    """Ranges of the probability with the images in them, by what is left to 1: rounding does not move any."""
+    ends = (*EDGES[1:], None)
+    return [
+        (
+            f"[{low:g}, {'1]' if high is None else f'{high:g})'}",
+            (left <= 1 - low) & (left > (-1 if high is None else 1 - high)),
+        )
+        for low, high in zip(EDGES, ends, strict=True)
+    ]
+
+
+def _median(values: np.ndarray) -> Cell:
+    return f"{np.median(values):.1e}" if len(values) else None
+
+
+def _percent(values: np.ndarray) -> Cell:
+    return float(100 * values.mean()) if len(values) and not np.isnan(values).any() else None
+
+
+def _short(score: str) -> str:
+    return score.removesuffix("-softmax")
+
+
+def draw_maps(image: Tensor, maps: Maps, title: str, standard: Mapping[str, Sequence[float]], path: Path) -> None:
+    """Figure 2 of the paper for one image: a row for each method, a column for each score.
+
+    Args:
+        image: The image (C,H,W), standardised.
+        maps: Its maps (H,W) by method and score, before the ReLU.
+        title: What is explained.
+        standard: Mean and standard deviation by which the image was standardised.
+        path: The file.
+    """
+    pixels = to_pixels(image[None], **standard)
+    rows = []
+    for method, by_score in maps.items():
+        shown = torch.stack(list(by_score.values())).double()
+        rows.append(overlay(pixels.expand(len(shown), -1, -1, -1), shown if method == SIGNED else shown.relu()))
+    overlays = {score: torch.stack([row[i] for row in rows]) for i, score in enumerate(SCORES)}
+    facts = {"": [f"{method}\n(red for, blue against)" if method == SIGNED else method for method in maps]}
+    Panel(pixels.expand(len(rows), -1, -1, -1), overlays, facts).figure(title).savefig(path)
+
+
+def draw_saturation(values: Values, path: Path) -> Picture:
+    """Lengths of gradients, and of maps of the post-softmax score, against what the probability leaves to 1."""
+    figure, (gradients, maps) = _figure(11, 4.5)
+    left = numbers(values, "1 - p")
+    for score in SCORES:
+        _points(gradients, left, numbers(values, f"norm | {score}"), score)
+    for method in METHODS:
+        found = numbers(values, f"magnitude | {method} | post-softmax")
+        if len(found) == len(left):
+            _points(maps, left, found / np.nanmax(found), method)
+    gradients.set(title="Gradient at the layer", ylabel="length")
+    maps.set(title="Maps of the post-softmax score", ylabel="largest value, of all images' largest")
+    for axes in (gradients, maps):
+        axes.set(xscale="log", yscale="log", xlabel="1 - p (certain images on the right)")
+        axes.invert_xaxis()
+        axes.axvline(2**-25, color="0.5", linestyle=":", label="p is rounded to 1 in float32")
+        axes.legend(fontsize=8)
+    figure.savefig(path, dpi=100)
+    return Picture(
+        path.name,
+        "Left: the post-softmax score's gradient vanishes where the class is certain or excluded, the log-softmax "
+        "score's where it is certain, the others' nowhere. Right: maps of one gradient vanish with it, and maps of a "
+        "path where the class is certain all the way.",
+    )
+
+
+def draw_agreement(values: Values, path: Path) -> Picture:
+    """Boxes of the rank correlation between maps of two scores, by method."""
+    figure, panels = _figure(12, 4, len(DRAWN_PAIRS))
+    for axes, pair in zip(panels, DRAWN_PAIRS, strict=True):
+        found = {name: defined(values, " | ".join(("rank correlation", name, *pair))) for name in METHODS}
+        found = {name: one for name, one in found.items() if len(one)}
+        axes.boxplot(list(found.values()), whis=(0, 100), medianprops={"color": "C3"})
+        names = [f"{name} ({len(one)})" for name, one in found.items()]
+        axes.set_xticks(range(1, len(found) + 1), names, rotation=45, ha="right")
+        axes.axhline(1, color="0.8", zorder=0)
+        axes.set(title=" / ".join(pair))
+    panels[0].set(ylabel="rank correlation of the maps")
+    figure.savefig(path, dpi=100)
+    return Picture(path.name, "Agreement of maps of two scores before the ReLU: quartiles, whiskers to the extremes.")
+
+
+def _points(axes: Axes, x: np.ndarray, y: np.ndarray, name: str) -> None:
+    axes.scatter(x, np.where(y > 0, y, np.nan), s=9, alpha=0.7, label=name)
+
+
+def _figure(width: float, height: float, columns: int = 2) -> tuple[Figure, Sequence[Axes]]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(1, columns, sharey=columns > 2)

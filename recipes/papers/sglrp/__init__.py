@@ -1,0 +1,1 @@
+"""Iwana et al. 2019: softmax-gradient LRP."""

@@ -1,0 +1,243 @@
+"""The classifiers that the experiment on SGLRP explains, each with its images: photographs, or planted evidence."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from timm.models import register_model
+from torch import Tensor, nn
+from torch.utils.data import Dataset, TensorDataset, default_collate
+
+import lightning_xai as xai
+from common.data.boxed import BoxedImages, most_probable_of
+from common.data.cifar import CLASSES as CIFAR_CLASSES
+from common.data.cifar import MEAN as CIFAR_MEAN
+from common.data.cifar import STD as CIFAR_STD
+from common.data.cifar import CifarResNet, cifar10
+from common.data.images import IMAGENET_MEAN, eval_transform, image_data
+from common.data.planted import CLASSES, planted_evidence
+from common.networks import create_classifier, model_options
+from common.planted_network import fitted
+from lightning_xai import attribution
+from lightning_xai.attribution import absolute_target_logit, negated_z_plus
+
+SIDE, MEAN, STD = 40, (0.5,) * 3, (0.25,) * 3
+"""Of the images with planted evidence."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A classifier with the images on which its maps are judged.
+
+    Attributes:
+        name: Its name in tables.
+        network: The classifier.
+        layer: Where Guided Grad-CAM looks; None for the last layer with a spatial output.
+        images: Items ``(image (C,H,W), label)``; a name in place of an image that cannot be read.
+        boxed: Items ``(image (C,H,W), number of the label, mask (H,W) of the object)``, or None.
+        boxed_targets: From logits and numbers of labels to the classes that are explained.
+        n_classes: How many of the classifier's classes each label of the boxed images stands for.
+        classes: Names of the classes.
+        mean: Mean by which images are standardised.
+        std: Standard deviation by which they are.
+        color: The average colour of the images, which patches take.
+    """
+
+    name: str
+    network: nn.Module
+    layer: str | None
+    images: Dataset[Any]
+    boxed: Dataset[Any] | None
+    boxed_targets: Callable[[Tensor, Tensor | None], Tensor]
+    n_classes: Sequence[int]
+    classes: Sequence[str]
+    mean: Sequence[float]
+    std: Sequence[float]
+    color: Sequence[float]
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Images (N,C,H,W) to logits (N,K), without a graph."""
+        with torch.no_grad():
+            return self.network(images)
+
+    def methods(self) -> dict[str, xai.Attribution]:
+        """The paper's methods, and the contrasts that go by the name of CLRP.
+
+        ``CLRP`` is eq. 7, one signed pass; ``CLRP1`` and ``CLRP2`` are those of the code of Gu et al. 2018, which
+        subtract two maps of equal sums: the contrast is all other classes, or the target's weights negated.
+        """
+        # one object, so that all methods share their passes; the bounds of eq. 2 are those of pixels
+        rules = attribution.Rules(first=attribution.ZBox.standardized(self.mean, self.std))
+        negated = attribution.Rules(first=rules.first, last=negated_z_plus)
+        return {
+            "LRP": attribution.LRP(rules),
+            "CLRP": attribution.CLRP(rules),
+            "CLRP1": attribution.NormalizedCLRP(rules, contrast_rules=rules),
+            "CLRP2": attribution.NormalizedCLRP(rules, absolute_target_logit, negated),
+            "SGLRP": attribution.SGLRP(rules),
+            "Guided Grad-CAM": attribution.GuidedGradCAM(self.layer),
+            "Random": xai.Random(),
+        }
+
+
+def loaded(dataset: Any, indices: Sequence[int]) -> list[Tensor]:
+    """Items of a dataset as one batch, with their indices first; what cannot be read is left out.
+
+    Args:
+        dataset: Items whose first entry is an image (C,H,W), or a name where it cannot be read.
+        indices: Which ones.
+
+    Returns:
+        The indices (N,), and a tensor for each entry of the items.
+
+    Raises:
+        ValueError: If none of them can be read.
+
+    Example:
+        >>> loaded([(torch.ones(3, 2, 2), 5), ("broken.jpg", 7)], [0, 1])[2]
+        tensor([5])
+    """
+    items = [(index, *dataset[index]) for index in indices]
+    readable = [item for item in items if isinstance(item[1], Tensor)]
+    if not readable:
+        raise ValueError(f"`--data` expected images, got none that can be read among {[item[1] for item in items]}.")
+    return default_collate(readable)
+
+
+def photographs(args: argparse.Namespace) -> Subject:
+    """A classifier and the photographs of folders, in an order shuffled once, or the first test images of CIFAR-10.
+
+    Args:
+        args: The command line, with the options of the classifier.
+
+    Returns:
+        The subject.
+    """
+    images: Dataset[Any]
+    mean: Sequence[float]
+    std: Sequence[float]
+    if holds_cifar(args.data):
+        classes, mean, std = list(CIFAR_CLASSES), CIFAR_MEAN, CIFAR_STD
+        images = TensorDataset(*cifar10(Path(args.data), "test", args.n_images))
+    else:
+        data = image_data(args)
+        images, classes, mean, std = data.val, data.classes, data.mean, data.std
+    weights = {"pretrained": args.pretrained, "weights": args.weights}
+    network = create_classifier(args.model, len(classes), **weights, **model_options(args.model_options)).eval()
+    boxed = None
+    if args.boxed is not None:
+        boxed = BoxedImages(args.boxed, eval_transform(args.image_size, mean, std))
+    return Subject(
+        args.name or args.model.rpartition(":")[2],
+        network.to(args.device),
+        args.layer,
+        images,
+        boxed,
+        most_probable_of(boxed.classes) if boxed else xai.label,
+        [len(one) for one in boxed.classes] if boxed else [],
+        classes,
+        mean,
+        std,
+        IMAGENET_MEAN,
+    )
+
+
+def holds_cifar(data: str) -> bool:
+    """Whether a folder holds CIFAR-10 as ``cifar10_test.npz``."""
+    return (Path(data) / "cifar10_test.npz").exists()
+
+
+def planted(args: argparse.Namespace) -> list[Subject]:
+    """Three small networks, trained here on images of which it is known what decides their class.
+
+    Args:
+        args: The command line.
+
+    Returns:
+        The subjects; they have the same images.
+    """
+    n = max(args.n_images, args.n_boxed, 1)
+    images, labels, masks = drawn(n, args.seed + 1)
+    training = drawn(128 if args.fast_dev_run else 2048, args.seed)[:2]
+    subjects = []
+    for name, make in NETWORKS.items():
+        pl.seed_everything(args.seed, verbose=False)
+        network = trained(make(), *training).to(args.device)
+        own = TensorDataset(images, labels), TensorDataset(images, labels, masks), xai.label
+        subjects.append(Subject(name, network, None, *own, [1] * len(CLASSES), CLASSES, MEAN, STD, MEAN))
+    return subjects
+
+
+def drawn(n: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Images (N,3,H,W) with planted evidence, standardised, their labels (N,) and masks (N,H,W)."""
+    images, labels, masks = planted_evidence(torch.arange(n) % len(CLASSES), size=SIDE, seed=seed)
+    return (images - MEAN[0]) / STD[0], labels, masks
+
+
+def trained(network: nn.Module, images: Tensor, labels: Tensor) -> nn.Module:
+    """The network after four epochs, in evaluation mode."""
+    optimizer = torch.optim.AdamW(network.parameters(), 1e-2)
+    return fitted(network, images, labels, optimizer, epochs=4, batch_size=64)
+
+
+def _head(width: int) -> list[nn.Module]:
+    """The largest response of each channel decides, since the evidence is small."""
+    return [nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(width, len(CLASSES))]
+
+
+def plain() -> nn.Module:
+    """Two convolutions."""
+    layers: list[nn.Module] = []
+    for before, after in ((3, 16), (16, 32)):
+        layers += [nn.Conv2d(before, after, 5, padding=2), nn.BatchNorm2d(after), nn.ReLU(), nn.MaxPool2d(2)]
+    return nn.Sequential(*layers[:-1], *_head(32))
+
+
+class Residual(nn.Module):
+    """Two convolutions whose input is added to their output."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Activations (N,D,h,w)."""
+        return F.relu(x + self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
+
+
+def residual() -> nn.Module:
+    """A convolution with stride 2, then two residual blocks."""
+    stem = [nn.Conv2d(3, 24, 5, stride=2, padding=2, bias=False), nn.BatchNorm2d(24), nn.ReLU()]
+    return nn.Sequential(*stem, Residual(24), Residual(24), *_head(24))
+
+
+def separable() -> nn.Module:
+    """Depthwise and pointwise convolutions with ReLU6, as in MobileNet."""
+    layers: list[nn.Module] = [nn.Conv2d(3, 16, 5, padding=2, bias=False), nn.BatchNorm2d(16), nn.ReLU6()]
+    for before, after, stride in ((16, 32, 2), (32, 32, 1)):
+        layers += [nn.Conv2d(before, before, 3, stride, 1, groups=before, bias=False), nn.BatchNorm2d(before)]
+        layers += [nn.ReLU6(), nn.Conv2d(before, after, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU6()]
+    return nn.Sequential(*layers, *_head(32))
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {"plain": plain, "residual": residual, "separable": separable}
+
+
+@register_model
+def cifar_resnet20(*, num_classes: int = 10, **options: Any) -> nn.Module:
+    """ResNet-20 for CIFAR-10, under this name in timm's list."""
+    return CifarResNet(3, num_classes)
+
+
+@register_model
+def cifar_resnet44(*, num_classes: int = 10, **options: Any) -> nn.Module:
+    """ResNet-44 for CIFAR-10, under this name in timm's list."""
+    return CifarResNet(7, num_classes)

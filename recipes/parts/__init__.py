@@ -1,1 +1,0 @@
-"""What the recipes are made of: images, networks, measurements, tables and figures."""

@@ -1,0 +1,91 @@
+"""Taps keep what layers give, whatever happens to it afterwards."""
+
+import pytest
+import torch
+from support import Unhappy, assert_same_state, random_images, small_net, state_of
+from torch import nn
+
+from lightning_xai.trace import Capture, last_affine_call, run, spatial_layers, tapped
+
+
+def test_tap_keeps_the_output_that_an_in_place_operation_overwrites():
+    """What is kept is the layer's output, not that of the ReLU behind it."""
+    model = nn.Sequential(nn.Flatten(), nn.ReLU(inplace=True))
+    with tapped(model[0]) as outputs:
+        model(torch.tensor([[-1.0, 2.0]]))
+    torch.testing.assert_close(outputs, [torch.tensor([[-1.0, 2.0]])])
+
+
+def test_tap_keeps_every_call_in_order():
+    """A layer that is used twice gives two outputs."""
+    layer = nn.Flatten()
+    with tapped(layer) as outputs:
+        layer(torch.zeros(1, 1))
+        layer(torch.ones(1, 1))
+    assert [one.item() for one in outputs] == [0, 1]
+
+
+def test_gradients_of_a_trace_go_through_the_tap():
+    """What is computed from a tap depends on the activation that the trace keeps."""
+
+    class Doubled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Sequential(nn.ReLU(), nn.Flatten())
+
+        def forward(self, images):
+            with tapped(self.inner[0]) as outputs:
+                logits = self.inner(images)
+            return logits + outputs[0].sum((1, 2, 3))[:, None]
+
+    model = Doubled()
+    trace = run(model, torch.ones(1, 1, 1, 2), Capture({"inner.0": model.inner[0]}))
+    gradient = trace.gradient(lambda logits, targets: logits[:, 0], torch.tensor([0]), of="inner.0")
+    assert gradient.flatten().tolist() == [2, 1]
+
+
+@pytest.mark.parametrize("context", [lambda model: tapped(model[0]), last_affine_call])
+def test_taps_are_removed_also_after_an_error(context):
+    """The model's state is compared before and after."""
+    model = nn.Sequential(nn.Linear(2, 2), Unhappy())
+    before = state_of(model)
+    with context(model):
+        model(torch.zeros(1, 2))
+    assert_same_state(before, state_of(model))
+    model[1].happy = False
+    with pytest.raises(ArithmeticError), context(model):
+        model(torch.zeros(1, 2))
+    model[1].happy = True
+    assert_same_state(before, state_of(model))
+
+
+def test_last_affine_call_is_the_head():
+    """Of all linear and convolutional layers, with its output as it was."""
+    model, images = small_net(), random_images()
+    with last_affine_call(model) as call:
+        logits = model(images)
+    assert call.module is model.head
+    torch.testing.assert_close(call.output, logits.detach(), rtol=0, atol=0)
+
+
+def test_no_call_of_a_linear_layer_is_no_module():
+    """A model without one gives none."""
+    with last_affine_call(nn.ReLU()) as call:
+        pass
+    assert call.module is None
+    assert call.output is None
+
+
+def test_spatial_layers_come_in_the_order_in_which_they_finish():
+    """Containers after what they contain; what gives one position only is left out."""
+    model = nn.Sequential(nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU()), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    before = state_of(model)
+    assert spatial_layers(model, random_images()) == ["0.0", "0.1", "0"]
+    assert_same_state(before, state_of(model))
+
+
+def test_a_layer_that_is_used_again_counts_where_it_finishes_last():
+    """A ReLU around two convolutions."""
+    relu = nn.ReLU()
+    model = nn.Sequential(nn.Conv2d(3, 2, 3), relu, nn.Conv2d(2, 2, 3), relu, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    assert spatial_layers(model, random_images()) == ["0", "2", "1"]
