@@ -66,7 +66,7 @@ def explain(
         model: The classifier, images (N,C,H,W) -> logits (N,K).
         images: Images (N,C,H,W), N >= 1, finite, preprocessed as the model expects them.
         targets: Which class to explain: None (predicted), a class for all images, one class per image, or a function
-            such as :func:`~lightning_xai.scores.second_best`.
+            such as `second_best`.
         attributions: One method, or a dict of named methods.
         score: The number that is explained, for every method; None leaves each method its own.
         create_graph: Whether the maps can be differentiated, with respect to the parameters and to images that

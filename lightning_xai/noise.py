@@ -30,7 +30,7 @@ def generators(images: Tensor, seed: int) -> list[torch.Generator]:
 
 
 def noisy_copies(images: Tensor, noise_level: float, seed: int) -> Callable[[Tensor], Tensor]:
-    """What draws copies of images with Gaussian noise, each image's from a source of its own (:func:`generators`).
+    """What draws copies of images with Gaussian noise, each image's from a source of its own (`generators`).
 
     Args:
         images: Images (N,C,H,W).

@@ -21,7 +21,7 @@ def pre_softmax(logits: Tensor, targets: Tensor) -> Tensor:
 
     Adding any ``t(x)`` to all logits changes neither the softmax nor the training, but it changes this score and its
     gradient at will (Lerma and Lucas, "Pre or Post-Softmax Scores in Gradient-based Attribution Methods", 2023):
-    prefer :func:`centered` unless the raw logit itself is the question.
+    prefer `centered` unless the raw logit itself is the question.
 
     Args:
         logits: Logits (N,K). With K = 1, target 1 means the logit and target 0 its negative.
@@ -92,10 +92,10 @@ def log_softmax(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def post_softmax(logits: Tensor, targets: Tensor) -> Tensor:
-    """The softmax probability ``p_c``, as the exponential of :func:`log_softmax`.
+    """The softmax probability ``p_c``, as the exponential of `log_softmax`.
 
     Methods that are positively homogeneous in the gradient (Grad-CAM, Grad-CAM+, input and guided gradient) give
-    the map of :func:`log_softmax` times ``p_c``.
+    the map of `log_softmax` times ``p_c``.
 
     Args:
         logits: Logits (N,K), K >= 2.
@@ -214,7 +214,7 @@ def resolve_targets(targets: Targets, logits: Tensor, labels: Tensor | None = No
 
     Args:
         targets: None (predicted), a class for all images, one class per image (sequence or tensor (N,)), or a
-            function ``(logits, labels) -> targets`` such as :func:`predicted`, :func:`label`, :func:`second_best`.
+            function ``(logits, labels) -> targets`` such as `predicted`, `label`, `second_best`.
         logits: Logits (N,K).
         labels: Labels of the images, for functions that want them.
 

@@ -56,8 +56,8 @@ def overlay(pixels: Tensor, maps: Tensor, alpha: float = 0.8) -> Tensor:
     square root of the map's magnitude, so that the image stays visible where the map says nothing.
 
     Args:
-        pixels: Images (N,3,H,W) in [0, 1], as from :func:`to_pixels`.
-        maps: Maps (N,H,W), drawn as by :func:`heatmap`.
+        pixels: Images (N,3,H,W) in [0, 1], as from `to_pixels`.
+        maps: Maps (N,H,W), drawn as by `heatmap`.
         alpha: Opacity at full colour, in [0, 1].
 
     Returns:
@@ -136,8 +136,8 @@ class Panel:
     """Images, what several attributions say about them, and what is known about each.
 
     Args:
-        images: Images (N,3,H,W) in [0, 1], as from :func:`to_pixels`.
-        overlays: For each attribution its pictures (N,3,H,W) in [0, 1], as from :func:`overlay`.
+        images: Images (N,3,H,W) in [0, 1], as from `to_pixels`.
+        overlays: For each attribution its pictures (N,3,H,W) in [0, 1], as from `overlay`.
         facts: Lists of N values. ``prediction`` and ``probability`` are told together; None is left out.
 
     Raises:
@@ -208,7 +208,7 @@ class Panel:
         return sheet.figure
 
     def save(self, file: Path, title: str = "") -> None:
-        """Write the figure as a PNG file with its :func:`description`, as reports read it.
+        """Write the figure as a PNG file with its `description`, as reports read it.
 
         Args:
             file: The file; its folder must exist.
@@ -232,7 +232,7 @@ def raster(figure: Figure) -> np.ndarray:
     """The pixels of a figure.
 
     Args:
-        figure: A figure on an Agg canvas, as from :meth:`Panel.figure`.
+        figure: A figure on an Agg canvas, as from `Panel.figure`.
 
     Returns:
         An array (H,W,3) of uint8.
@@ -247,14 +247,14 @@ def raster(figure: Figure) -> np.ndarray:
 
 
 def description(panel: Panel, figure: Figure) -> PngInfo:
-    """What a panel's PNG file says to programs: JSON under the keyword :data:`PANEL_TEXT`.
+    """What a panel's PNG file says to programs: JSON under the keyword `PANEL_TEXT`.
 
     It holds ``columns`` (``image`` and the names of attributions), ``captions`` (of each image), and ``tiles``: for
     each column, for each image, the pixels of the figure where the picture begins and ends (left, upper, right, lower).
 
     Args:
         panel: The panel.
-        figure: Its figure, as from :meth:`Panel.figure`.
+        figure: Its figure, as from `Panel.figure`.
 
     Returns:
         Metadata for Pillow to write.

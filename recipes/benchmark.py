@@ -42,7 +42,7 @@ from benchmarks.training import profiles, tables
 from lightning_xai.attribution import CLRP, LRP, SGLRP
 
 LAYER = "layer4"
-SCORES = {"pre": xai.pre_softmax, "post": xai.post_softmax, "log": xai.log_softmax}
+SCORES = {"pre": xai.scores.pre_softmax, "post": xai.scores.post_softmax, "log": xai.scores.log_softmax}
 
 Method = Callable[[nn.Module, Tensor, Tensor], Any]
 
@@ -67,8 +67,8 @@ CAMS = (xai.GradCAM, xai.GradCAMPlus, xai.GradCAMPlusPlus)
 NINE = {f"{cam.__name__} {name}": cam(LAYER, score=score) for cam in CAMS for name, score in SCORES.items()}
 RELEVANCE = {"lrp": LRP(), "clrp": CLRP(), "sglrp": SGLRP()}
 INTEGRATED = xai.IntegratedGradients(n_steps=20, baseline=torch.tensor(0.0))
-RSI = xai.RSIGradCAM(LAYER, n_steps=50, baseline=torch.tensor(0.0))
-SCORE_CAM = xai.ScoreCAM(LAYER, score=xai.pre_softmax, batch_size=16)  # score and batch of pytorch-grad-cam
+RSI = xai.attribution.RSIGradCAM(LAYER, n_steps=50, baseline=torch.tensor(0.0))
+SCORE_CAM = xai.ScoreCAM(LAYER, score=xai.scores.pre_softmax, batch_size=16)  # score and batch of pytorch-grad-cam
 CHANNELS = "Score-CAM, one image, 512 channels"
 
 ROWS = [

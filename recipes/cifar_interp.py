@@ -130,7 +130,7 @@ def chosen(found: dict[Setting, dict[str, Any]]) -> list[Setting]:
     """The settings that are compared over seeds.
 
     Of each family the largest lambda that costs no accuracy: "as high as possible, in the sense of not causing an
-    increase of the classification loss". Then the two families with the largest :func:`advantage`, which better maps
+    increase of the classification loss". Then the two families with the largest `advantage`, which better maps
     have and mere robustness has not, the library's default family, and the control.
     """
     floor = found[Setting()]["accuracy"] - SLACK

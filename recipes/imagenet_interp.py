@@ -48,27 +48,27 @@ from lightning_xai.report import Cell, Example, Picture, Table
 from lightning_xai.visualization import Panel, overlay
 
 ERRORS = {
-    "cosine": xai.CosineLoss,
-    "sigmoid_masking": xai.SigmoidMaskingLoss,
-    "centered_sigmoid_masking": xai.CenteredSigmoidMaskingLoss,
-    "histogram_intersection": xai.HistogramIntersectionLoss,
-    "l1": xai.L1DistanceLoss,
-    "l2": xai.L2DistanceLoss,
+    "cosine": xai.regularization.CosineLoss,
+    "sigmoid_masking": xai.regularization.SigmoidMaskingLoss,
+    "centered_sigmoid_masking": xai.regularization.CenteredSigmoidMaskingLoss,
+    "histogram_intersection": xai.regularization.HistogramIntersectionLoss,
+    "l1": xai.regularization.L1DistanceLoss,
+    "l2": xai.regularization.L2DistanceLoss,
 }
 TEACHERS = {
-    "negative_loss": xai.negative_loss_teacher,
-    "loss": xai.loss_teacher,
-    "class_score": xai.class_score_teacher,
+    "negative_loss": xai.regularization.negative_loss_teacher,
+    "loss": xai.regularization.loss_teacher,
+    "class_score": xai.regularization.class_score_teacher,
 }
 SCHEDULES: dict[str, Callable[[float, int], Callable[[int], float]]] = {
-    "constant": lambda weight, steps: xai.ConstantWeight(weight),
+    "constant": lambda weight, steps: xai.regularization.ConstantWeight(weight),
     "warmup": lambda weight, steps: xai.LinearWarmup(weight, max(1, steps // 5)),
-    "cosine": lambda weight, steps: xai.CosineWeight(0.0, weight, steps),
-    "step": lambda weight, steps: xai.StepWeight(weight, (max(1, steps // 2),), 0.1),
+    "cosine": lambda weight, steps: xai.regularization.CosineWeight(0.0, weight, steps),
+    "step": lambda weight, steps: xai.regularization.StepWeight(weight, (max(1, steps // 2),), 0.1),
 }
 BUDGETS: dict[str, Callable[[float], Any]] = {
-    "gradient_share": xai.GradientShare,
-    "no_step_against": xai.NoStepAgainst,
+    "gradient_share": xai.regularization.GradientShare,
+    "no_step_against": xai.regularization.NoStepAgainst,
 }
 ATTRIBUTIONS = {
     "gradcam": lambda layer: xai.GradCAM(layer),
@@ -153,7 +153,7 @@ class Classifier(xai.GuidedGradientMixin, pl.LightningModule):
 
     def on_fit_start(self) -> None:
         """Schedule the term, unless its weight sets itself; only the Trainer knows the number of steps."""
-        if isinstance(self.interpretability.weight, xai.AdaptiveWeight):
+        if isinstance(self.interpretability.weight, xai.regularization.AdaptiveWeight):
             return
         steps = int(self.trainer.estimated_stepping_batches)
         self.interpretability.weight = SCHEDULES[self.args.schedule](self.weight, steps)
@@ -274,7 +274,7 @@ def attributions_of(args: argparse.Namespace, data: ImageData, model: nn.Module)
 def term_of(args: argparse.Namespace, weight: float) -> xai.GuidedGradientLoss:
     """The training term asked for; where its weight does not set itself, training brings the schedule."""
     adapts = args.adaptive and weight
-    adaptive = xai.AdaptiveWeight(BUDGETS[args.adaptive](args.budget), start=weight) if adapts else None
+    adaptive = xai.regularization.AdaptiveWeight(BUDGETS[args.adaptive](args.budget), start=weight) if adapts else None
     return xai.GuidedGradientLoss(
         ERRORS[args.error](),
         adaptive,

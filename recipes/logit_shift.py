@@ -117,7 +117,7 @@ def draw(subject: Subject, names: list[str], standard: Standard, edit: PositionS
     pixels = to_pixels(subject.images, *standard)
     models = {"clean": subject.model, "altered": edit(subject.model)}
     maps: dict[str, dict[str, Tensor]] = {}
-    for rank, targets in {"predicted": None, "second": xai.second_best}.items():
+    for rank, targets in {"predicted": None, "second": xai.scores.second_best}.items():
         for state, model in models.items():
             methods = _drawn_methods(layer_in(model, subject.layer), state)
             found = xai.explain(model, subject.images, targets, attributions=methods)

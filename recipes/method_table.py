@@ -91,10 +91,10 @@ METHODS: dict[str, Callable[[Layer, Standard, int], xai.Attribution]] = {
 DEAR = {"scorecam", "smooth_gradcam_plus_plus"}
 """Left out unless asked for: hundreds of forward passes, and a second method of many passes to a layer."""
 CONTROLS: dict[str, xai.Attribution] = {
-    "random": xai.Random(),
-    "gaussian": xai.CenteredGaussian(),
+    "random": xai.attribution.Random(),
+    "gaussian": xai.attribution.CenteredGaussian(),
     "edges": attribution.Edges(),
-    "fake_cam": xai.FakeCAM(),
+    "fake_cam": xai.attribution.FakeCAM(),
 }
 SHUFFLED = "shuffled"
 """The map of the first method with its pixels in random order: the control of what its values alone win."""
@@ -173,7 +173,7 @@ def planted(args: argparse.Namespace) -> Subject:
     network = trained(*drawn(128 if args.fast_dev_run else 2048, args.seed)[:2])
     n = max(1, *args.counts.values())
     loader: DataLoader[Any] = DataLoader(TensorDataset(*drawn(n, args.seed + 1)), batch_size=args.batch_size)
-    return Subject(network, side, standard, loader, loader, xai.label)
+    return Subject(network, side, standard, loader, loader, xai.scores.label)
 
 
 def trained(images: Tensor, labels: Tensor) -> nn.Module:

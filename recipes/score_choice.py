@@ -149,7 +149,7 @@ def drawn_here(args: argparse.Namespace, run: Run) -> tuple[Subject, dict[str, l
         save_file(trained(args.seed, 256 if args.fast_dev_run else 1536).state_dict(), weights)
     load_weights(model, weights)
     found = planted_evidence(torch.arange(args.n_images) % len(CLASSES), seed=args.seed + 1)
-    images = chunks(standardized(found.images), found.labels, found.masks, xai.label, args.n_path)
+    images = chunks(standardized(found.images), found.labels, found.masks, xai.scores.label, args.n_path)
     standard = dict(zip(("mean", "std"), STANDARD, strict=True))
     return _subject(args, model, args.layer or "6", standard), {"drawn": images}, list(CLASSES)
 
@@ -160,7 +160,7 @@ def photographs(args: argparse.Namespace) -> tuple[Subject, dict[str, list[Chunk
     options |= {"pretrained": args.pretrained, "weights": args.weights}
     model = create_classifier(args.model, len(data.classes), **options).eval()
     images, labels = gathered(data.val_dataloader(), args.n_images)
-    sets = {"photographs": chunks(images, labels, None, xai.predicted, args.n_path)}
+    sets = {"photographs": chunks(images, labels, None, xai.scores.predicted, args.n_path)}
     if args.boxed is not None:
         boxed = BoxedImages(args.boxed, eval_transform(args.image_size, data.mean, data.std))
         loader = DataLoader(boxed, batch_size=args.batch_size, num_workers=args.workers)

@@ -13,10 +13,7 @@ from lightning_xai import (
     LRP,
     SGLRP,
     Attribution,
-    CenteredGaussian,
     DeepLIFT,
-    Edges,
-    FakeCAM,
     FromCallable,
     GradCAM,
     GradCAMPlus,
@@ -28,20 +25,23 @@ from lightning_xai import (
     InputXGradient,
     IntegratedGradients,
     LayerCAM,
+    ScoreCAM,
+    SmoothGrad,
+    XGradCAM,
+    explain,
+)
+from lightning_xai.attribution import (
+    CenteredGaussian,
+    Edges,
+    FakeCAM,
     NormalizedCLRP,
     Random,
     RSIGradCAM,
-    ScoreCAM,
     Shuffled,
-    SmoothGrad,
     SmoothGradCAMPlusPlus,
-    XGradCAM,
-    black,
-    explain,
-    post_softmax,
-    pre_softmax,
-    second_best,
 )
+from lightning_xai.baselines import black
+from lightning_xai.scores import post_softmax, pre_softmax, second_best
 
 COLORS = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
 EVERY = {

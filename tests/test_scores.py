@@ -4,8 +4,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lightning_xai import centered, label, log_sigmoid, log_softmax, post_softmax, pre_softmax, second_best, sigmoid
-from lightning_xai.scores import resolve_targets
+from lightning_xai.scores import (
+    centered,
+    label,
+    log_sigmoid,
+    log_softmax,
+    post_softmax,
+    pre_softmax,
+    resolve_targets,
+    second_best,
+    sigmoid,
+)
 
 LOGITS = torch.tensor([[2.0, -1.0, 0.5], [0.0, 3.0, 1.0]], dtype=torch.float64)
 TARGETS = torch.tensor([2, 1])

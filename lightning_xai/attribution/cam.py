@@ -16,7 +16,7 @@ from lightning_xai.types import OneLayer
 
 
 def weighted_sum(activations: Tensor, weights: Tensor) -> Tensor:
-    """The class activation map before its ReLU, ``sum_k w_k A_k`` (paper 003 eq. 2).
+    """The class activation map before its ReLU, ``sum_k w_k A_k`` (Lerma and Lucas 2022 eq. 2).
 
     Args:
         activations: Activations (N,D,h,w).
@@ -82,18 +82,18 @@ def _linear_layers(model: nn.Module, k: int, pooled: Tensor) -> Iterator[tuple[T
 
 @dataclass(frozen=True)
 class CAM(LayerMaps):
-    """Class activation mapping: channels weighted by the linear head's weights of the class (:func:`class_weights`).
+    """Class activation mapping: channels weighted by the linear head's weights of the class (`class_weights`).
 
     ``M_ij = sum_k w_k^c A_ij^k``, Zhou et al., "Learning Deep Features for Discriminative Localization", 2016, eq. 2,
     https://arxiv.org/abs/1512.04150. For networks in which global average pooling and one linear layer follow the
     layer (ResNet, MobileNetV2, Inception, EfficientNet, SqueezeNet's class maps); an error elsewhere. The
     class is all that is chosen: there is no score. The raw weights of the class see a vector that is added to all rows
-    of the head, which changes no probability; :class:`GradCAM` with the score ``centered`` does not. No backward pass.
+    of the head, which changes no probability; `GradCAM` with the score ``centered`` does not. No backward pass.
 
     Attributes:
-        layer: As for :class:`GradCAM`.
-        relu: Whether to keep the positive part only, as the other methods do (paper 004 eq. 1). Without, the mean of
-            a map (at the layer's size) is the logit less the bias.
+        layer: As for `GradCAM`.
+        relu: Whether to keep the positive part only, as the other methods do (Torres Figueroa et al. 2024 eq. 1).
+            Without, the mean of a map (at the layer's size) is the logit less the bias.
 
     Example:
         >>> from lightning_xai import explain
@@ -134,7 +134,7 @@ def gradcam_weights(gradients: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class GradCAM(GradientCAM):
-    """Grad-CAM: channels weighted by their mean gradient (:func:`gradcam_weights`).
+    """Grad-CAM: channels weighted by their mean gradient (`gradcam_weights`).
 
     Selvaraju et al., "Grad-CAM", 2017, https://arxiv.org/abs/1610.02391. One backward pass down to the layer.
 
@@ -155,12 +155,12 @@ class GradCAM(GradientCAM):
     """
 
     def combine(self, activations: Tensor, gradients: Tensor) -> Tensor:
-        """Maps (N,h,w), see :func:`gradcam_weights`."""
+        """Maps (N,h,w), see `gradcam_weights`."""
         return weighted_sum(activations, gradcam_weights(gradients))
 
 
 def gradcam_plus_weights(gradients: Tensor) -> Tensor:
-    """Channel weights of Grad-CAM+: the mean positive gradient (Lerma and Lucas 2022, paper 003 eq. 3).
+    """Channel weights of Grad-CAM+: the mean positive gradient (Lerma and Lucas 2022, eq. 3).
 
     Args:
         gradients: Gradients of the score with respect to a layer's activations, (N,D,h,w).
@@ -177,13 +177,13 @@ def gradcam_plus_weights(gradients: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class GradCAMPlus(GradientCAM):
-    """Grad-CAM+: channels weighted by their mean positive gradient (:func:`gradcam_plus_weights`).
+    """Grad-CAM+: channels weighted by their mean positive gradient (`gradcam_plus_weights`).
 
     Lerma and Lucas, "Grad-CAM++ is Equivalent to Grad-CAM With Positive Gradients", 2022, eq. 3,
     https://arxiv.org/abs/2205.10838. One backward pass down to the layer.
 
     Attributes:
-        layer: As for :class:`GradCAM`.
+        layer: As for `GradCAM`.
         score: The number that is explained.
         relu: Whether to keep the positive part only; with non-negative activations nothing else is there.
 
@@ -195,5 +195,5 @@ class GradCAMPlus(GradientCAM):
     """
 
     def combine(self, activations: Tensor, gradients: Tensor) -> Tensor:
-        """Maps (N,h,w), see :func:`gradcam_plus_weights`."""
+        """Maps (N,h,w), see `gradcam_plus_weights`."""
         return weighted_sum(activations, gradcam_plus_weights(gradients))

@@ -16,20 +16,21 @@ from lightning_xai.scores import at_least_float32
 from lightning_xai.trace import Trace
 
 QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
-"""Which quantiles :class:`Alphas` holds."""
+"""Which quantiles `Alphas` holds."""
 
 
 def guarded_alphas(activations: Tensor, gradients: Tensor, *, scale: float = 1.0) -> Tensor:
     """The alphas of Grad-CAM++ in the form that cannot blow up, ``1 / max(1, 2 + lambda g_ij sum_ab A_ab)``.
 
-    Numerator and denominator of Chattopadhay et al. 2018 eq. 19 divided by ``g_ij^2`` (paper 003 eq. 13): no power of
+    Numerator and denominator of Chattopadhay et al. 2018 eq. 19 divided by ``g_ij^2`` (Lerma and Lucas 2022 eq. 13):
+    no power of
     a small gradient is taken. With non-negative activations alpha lies in (0, 1/2] wherever it counts, where g > 0. In
     signed layers the denominator can reach zero; where it falls below 1 alpha is held at 1.
 
     Args:
         activations: Activations (N,D,h,w).
         gradients: Gradients of the score with respect to them, (N,D,h,w).
-        scale: The lambda of paper 003 eq. 12, positive: the derivation supposes ``Y = exp(lambda S)``.
+        scale: The lambda of Lerma and Lucas 2022 eq. 12, positive: the derivation supposes ``Y = exp(lambda S)``.
 
     Returns:
         Alphas (N,D,h,w) in (0, 1].
@@ -42,10 +43,11 @@ def guarded_alphas(activations: Tensor, gradients: Tensor, *, scale: float = 1.0
 
 
 def literal_alphas(activations: Tensor, gradients: Tensor, *, scale: float = 1.0) -> Tensor:
-    """The alphas of Grad-CAM++ as printed, ``g^2 / (2 g^2 + lambda sum_ab A_ab g^3)`` (paper 003 eq. 9 and 12).
+    """The alphas of Grad-CAM++ as printed, ``g^2 / (2 g^2 + lambda sum_ab A_ab g^3)`` (Lerma and Lucas 2022 eq. 9, 12).
 
     For comparison: ``g^2`` underflows below 1e-19 in float32, and where the denominator crosses zero any value comes
-    out (-1.4e6 in paper 003). Those have g < 0 as long as activations are non-negative, and never reach the map.
+    out (-1.4e6 in Lerma and Lucas 2022). Those have g < 0 as long as activations are non-negative, and never reach the
+    map.
 
     Args:
         activations: Activations (N,D,h,w).
@@ -66,10 +68,10 @@ def literal_alphas(activations: Tensor, gradients: Tensor, *, scale: float = 1.0
 
 
 def gradcam_plus_plus_weights(alphas: Tensor, gradients: Tensor) -> Tensor:
-    """Channel weights of Grad-CAM++, ``sum_ij alpha_ij ReLU(g_ij)`` (paper 003 eq. 4).
+    """Channel weights of Grad-CAM++, ``sum_ij alpha_ij ReLU(g_ij)`` (Lerma and Lucas 2022 eq. 4).
 
     Args:
-        alphas: Alphas (N,D,h,w) of :func:`guarded_alphas` or :func:`literal_alphas`.
+        alphas: Alphas (N,D,h,w) of `guarded_alphas` or `literal_alphas`.
         gradients: Gradients of the score with respect to the activations, (N,D,h,w).
 
     Returns:
@@ -90,7 +92,7 @@ class Alphas:
     Attributes:
         count: How many there are. Where there are none everything else is NaN.
         minimum: The smallest.
-        quantiles: At :data:`QUANTILES`, by nearest rank: values that occur.
+        quantiles: At `QUANTILES`, by nearest rank: values that occur.
         maximum: The largest.
         near_half: Share of them within 0.05 of 1/2, where Grad-CAM++ is half of Grad-CAM+.
 
@@ -149,10 +151,10 @@ class AlphaDistribution:
 
 
 def alpha_distribution(activations: Tensor, gradients: Tensor, *, scale: float = 1.0) -> AlphaDistribution:
-    """How the alphas of Grad-CAM++ are distributed, unguarded: ``1 / (2 + lambda g_ij sum_ab A_ab)``, paper 003 eq. 13.
+    """How the alphas of Grad-CAM++, ``1 / (2 + lambda g_ij sum_ab A_ab)``, are distributed, unguarded.
 
-    Paper 003 section 3.4 saw values from -1.4e6 to 5.6e5 and called the method unstable; split by the sign of the
-    gradient, non-negative activations have all of these where g < 0, and (0, 1/2] where g > 0.
+    Lerma and Lucas 2022 (eq. 13, section 3.4) saw values from -1.4e6 to 5.6e5 and called the method unstable. Split by
+    the sign of the gradient, non-negative activations have all of these where g < 0, and (0, 1/2] where g > 0.
 
     Args:
         activations: Activations (N,D,h,w).
@@ -182,17 +184,17 @@ def alpha_distribution(activations: Tensor, gradients: Tensor, *, scale: float =
 
 @dataclass(frozen=True)
 class GradCAMPlusPlus(GradientCAM):
-    """Grad-CAM++: channels weighted by sums of positive gradients (:func:`gradcam_plus_plus_weights`).
+    """Grad-CAM++: channels weighted by sums of positive gradients (`gradcam_plus_plus_weights`).
 
     Chattopadhay et al., "Grad-CAM++", 2018, eq. 19, https://arxiv.org/abs/1710.11063, in its stable form. One
     backward pass down to the layer. The weights depend on the scale of the score, so that log- and post-softmax give
-    different maps here. :func:`alpha_distribution` shows the alphas.
+    different maps here. `alpha_distribution` shows the alphas.
 
     Attributes:
-        layer: As for :class:`~lightning_xai.attribution.GradCAM`.
+        layer: As for `GradCAM`.
         score: The number that is explained.
-        scale: The lambda of paper 003 eq. 12, positive. Towards 0 the method becomes half of Grad-CAM+.
-        alphas: :func:`guarded_alphas`, or :func:`literal_alphas` to see what the printed formula does.
+        scale: The lambda of Lerma and Lucas 2022 eq. 12, positive. Towards 0 the method becomes half of Grad-CAM+.
+        alphas: `guarded_alphas`, or `literal_alphas` to see what the printed formula does.
         relu: Whether to keep the positive part only; with non-negative activations nothing else is there.
 
     Raises:
@@ -214,7 +216,7 @@ class GradCAMPlusPlus(GradientCAM):
         _require_positive(self.scale)
 
     def combine(self, activations: Tensor, gradients: Tensor) -> Tensor:
-        """Maps (N,h,w), see :func:`gradcam_plus_plus_weights`."""
+        """Maps (N,h,w), see `gradcam_plus_plus_weights`."""
         alphas = self.alphas(activations, gradients, scale=self.scale)
         return weighted_sum(activations, gradcam_plus_plus_weights(alphas, gradients))
 
@@ -223,12 +225,12 @@ def smooth_weights(activations: Tensor, moments: Tensor, *, scale: float = 1.0) 
     """Channel weights of Smooth Grad-CAM++: those of Grad-CAM++ with each derivative averaged over noisy images.
 
     With ``Dn`` the mean of ``g^n``, ``alpha = D2 / (2 D2 + lambda D3 sum A)`` and ``w = sum_ij alpha ReLU(D1)``. As in
-    :func:`guarded_alphas` numerator and denominator are divided by ``D2``, and alpha is held at 1 or less.
+    `guarded_alphas` numerator and denominator are divided by ``D2``, and alpha is held at 1 or less.
 
     Args:
         activations: Activations (N,D,h,w) of the images themselves.
         moments: ``D1, D2, D3``, (N,3,D,h,w).
-        scale: The lambda of paper 003 eq. 12.
+        scale: The lambda of Lerma and Lucas 2022 eq. 12.
 
     Returns:
         Weights (N,D), non-negative.
@@ -246,19 +248,20 @@ def smooth_weights(activations: Tensor, moments: Tensor, *, scale: float = 1.0) 
 
 @dataclass(frozen=True)
 class SmoothGradCAMPlusPlus(ScoredAttribution, LayerMaps):
-    """Smooth Grad-CAM++: Grad-CAM++ with its derivatives averaged over noisy images (:func:`smooth_weights`).
+    """Smooth Grad-CAM++: Grad-CAM++ with its derivatives averaged over noisy images (`smooth_weights`).
 
-    Omeiza et al., "Smooth Grad-CAM++", 2019, https://arxiv.org/abs/1908.01224; paper 004 eq. 5. Gradients, their
+    Omeiza et al., "Smooth Grad-CAM++", 2019, https://arxiv.org/abs/1908.01224; Torres Figueroa et al. 2024 eq. 5.
+    Gradients, their
     squares and their cubes are averaged; the activations, in the weights and in the map, are those of the image
     itself. One forward pass and one backward pass down to the layer for each sample. The noise of an image depends on
     its content and the seed alone.
 
     Attributes:
-        layer: As for :class:`~lightning_xai.attribution.GradCAM`; one pass serves several layers.
+        layer: As for `GradCAM`; one pass serves several layers.
         score: The number that is explained.
         n_samples: Number of noisy copies of each image.
         noise_level: Standard deviation of the noise as a share of each image's range, ``max x - min x``.
-        scale: As for :class:`GradCAMPlusPlus`.
+        scale: As for `GradCAMPlusPlus`.
         seed: Any integer; another seed gives other noise.
         batch_size: How many noisy images run at once; None for as many as there are images.
         relu: Whether to keep the positive part only; with non-negative activations nothing else is there.

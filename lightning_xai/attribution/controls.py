@@ -149,7 +149,7 @@ class FakeCAM(Attribution):
 
 @dataclass(frozen=True)
 class Edges(Attribution):
-    """An edge detector: the Sobel magnitude of the grey image, :func:`edge_magnitude`.
+    """An edge detector: the Sobel magnitude of the grey image, `edge_magnitude`.
 
     It knows neither the model nor the class, and looks like guided backpropagation (Adebayo et al., "Sanity Checks for
     Saliency Maps", NeurIPS 2018, https://arxiv.org/abs/1810.03292): a metric that it wins rewards looking at edges.
@@ -171,7 +171,7 @@ class Shuffled(AroundAttribution):
     """The map of another method with its pixels in random order: the same values, and nowhere in particular.
 
     What a metric gives it beyond a constant is due to how much the map shows, not to where. Blocks keep what the map
-    has of smoothness. The order depends on the seed and on the image's content alone, as the noise of :class:`Random`.
+    has of smoothness. The order depends on the seed and on the image's content alone, as the noise of `Random`.
 
     Attributes:
         attribution: The method; its cost is the cost.

@@ -58,7 +58,7 @@ class DeepLIFT(ScoredAttribution):
 
     Attributes:
         score: The number that is explained.
-        baseline: What the image is compared with: :func:`~lightning_xai.metrics.black` or another function of its kind,
+        baseline: What the image is compared with: `black` or another function of its kind,
             or a tensor in the images' space that broadcasts to (N,C,H,W).
         mean: Mean by which the images were standardised, one number per channel; not needed for a tensor.
         std: Standard deviation by which they were standardised.
@@ -67,7 +67,8 @@ class DeepLIFT(ScoredAttribution):
         ValueError: If a baseline function lacks ``mean`` and ``std``.
 
     Example:
-        >>> from lightning_xai import explain, pre_softmax
+        >>> from lightning_xai import explain
+        >>> from lightning_xai.scores import pre_softmax
         >>> model = nn.Sequential(nn.ReLU(), nn.Flatten(), nn.Linear(2, 1, bias=False))
         >>> model[2].weight.data = torch.tensor([[1.0, -2.0]])
         >>> method = DeepLIFT(score=pre_softmax, baseline=torch.tensor(-1.0))

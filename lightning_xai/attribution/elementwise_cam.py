@@ -71,7 +71,7 @@ def xgradcam_weights(activations: Tensor, gradients: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class HiResCAM(GradientCAM):
-    """HiResCAM: each unit weighted by its own gradient (:func:`hirescam`).
+    """HiResCAM: each unit weighted by its own gradient (`hirescam`).
 
     Draelos and Carin, "Use HiResCAM instead of Grad-CAM for faithful explanations of convolutional neural networks",
     2020, https://arxiv.org/abs/2011.08891. Where a linear function of the activations follows the layer, the map
@@ -79,7 +79,7 @@ class HiResCAM(GradientCAM):
     Grad-CAM are one. One backward pass down to the layer.
 
     Attributes:
-        layer: As for :class:`~lightning_xai.attribution.GradCAM`.
+        layer: As for `GradCAM`.
         score: The number that is explained.
         relu: Whether to keep the positive part only.
 
@@ -93,19 +93,19 @@ class HiResCAM(GradientCAM):
     """
 
     def combine(self, activations: Tensor, gradients: Tensor) -> Tensor:
-        """Maps (N,h,w), see :func:`hirescam`."""
+        """Maps (N,h,w), see `hirescam`."""
         return hirescam(activations, gradients)
 
 
 @dataclass(frozen=True)
 class LayerCAM(GradientCAM):
-    """LayerCAM: each unit weighted by its own positive gradient (:func:`layercam`).
+    """LayerCAM: each unit weighted by its own positive gradient (`layercam`).
 
     Jiang et al., "LayerCAM: Exploring Hierarchical Class Activation Maps for Localization", IEEE Transactions on Image
     Processing, 2021. Meant for shallow layers as well, whose maps are finer. One backward pass down to the layer.
 
     Attributes:
-        layer: As for :class:`~lightning_xai.attribution.GradCAM`.
+        layer: As for `GradCAM`.
         score: The number that is explained.
         relu: Whether to keep the positive part only; with non-negative activations nothing else is there.
 
@@ -119,20 +119,20 @@ class LayerCAM(GradientCAM):
     """
 
     def combine(self, activations: Tensor, gradients: Tensor) -> Tensor:
-        """Maps (N,h,w), see :func:`layercam`."""
+        """Maps (N,h,w), see `layercam`."""
         return layercam(activations, gradients)
 
 
 @dataclass(frozen=True)
 class XGradCAM(GradientCAM):
-    """XGrad-CAM: channels weighted by the gradient where they are active (:func:`xgradcam_weights`).
+    """XGrad-CAM: channels weighted by the gradient where they are active (`xgradcam_weights`).
 
     Fu et al., "Axiom-based Grad-CAM: Towards Accurate Visualization and Explanation of CNNs", 2020,
-    https://arxiv.org/abs/2008.02312. The map without ReLU sums to what the map of :class:`HiResCAM` sums to. One
+    https://arxiv.org/abs/2008.02312. The map without ReLU sums to what the map of `HiResCAM` sums to. One
     backward pass down to the layer.
 
     Attributes:
-        layer: As for :class:`~lightning_xai.attribution.GradCAM`; one with non-negative activations.
+        layer: As for `GradCAM`; one with non-negative activations.
         score: The number that is explained.
         relu: Whether to keep the positive part only.
 
@@ -146,5 +146,5 @@ class XGradCAM(GradientCAM):
     """
 
     def combine(self, activations: Tensor, gradients: Tensor) -> Tensor:
-        """Maps (N,h,w), see :func:`xgradcam_weights`."""
+        """Maps (N,h,w), see `xgradcam_weights`."""
         return weighted_sum(activations, xgradcam_weights(activations, gradients))

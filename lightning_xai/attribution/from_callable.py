@@ -24,8 +24,8 @@ class FromCallable(Attribution):
     Attributes:
         function: ``(model, images (N,C,H,W), targets (N,)) -> maps``, a tensor (N,H,W) or, with any number D of
             channels, (N,D,H,W). Smaller maps are resized bilinearly.
-        reduce: How channels become one map: :func:`~lightning_xai.attribution.gradient.channel_sum` (signed; one
-            channel stays as it is) or :func:`~lightning_xai.attribution.gradient.channel_max`.
+        reduce: How channels become one map: `channel_sum` (signed; one
+            channel stays as it is) or `channel_max`.
 
     Example:
         >>> import torch

@@ -55,12 +55,13 @@ class InputGradient(ScoredAttribution):
 
     Attributes:
         score: The number that is explained.
-        reduce: How colour channels become one map: :func:`channel_sum` (signed) or :func:`channel_max`.
+        reduce: How colour channels become one map: `channel_sum` (signed) or `channel_max`.
 
     Example:
         >>> import torch
         >>> from torch import nn
-        >>> from lightning_xai import explain, pre_softmax
+        >>> from lightning_xai import explain
+        >>> from lightning_xai.scores import pre_softmax
         >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False))
         >>> _ = nn.init.constant_(model[1].weight, 0.5)
         >>> explain(model, torch.ones(1, 1, 2, 2), 0, attributions=InputGradient(score=pre_softmax))
@@ -86,12 +87,13 @@ class InputXGradient(ScoredAttribution):
 
     Attributes:
         score: The number that is explained.
-        reduce: How colour channels become one map: :func:`channel_sum` (signed) or :func:`channel_max`.
+        reduce: How colour channels become one map: `channel_sum` (signed) or `channel_max`.
 
     Example:
         >>> import torch
         >>> from torch import nn
-        >>> from lightning_xai import explain, pre_softmax
+        >>> from lightning_xai import explain
+        >>> from lightning_xai.scores import pre_softmax
         >>> model = nn.Sequential(nn.Flatten(), nn.Linear(2, 1, bias=False))
         >>> model[1].weight.data = torch.tensor([[1.0, -1.0]])
         >>> explain(model, torch.tensor([[[[2.0, 3.0]]]]), 1, attributions=InputXGradient(score=pre_softmax))
@@ -117,12 +119,13 @@ class GuidedGradient(ScoredAttribution):
     Attributes:
         score: The number that is explained. The rule is not linear in the score: its maps for a score and for
             another scale of it agree, those for a score and its negative are unrelated.
-        reduce: How colour channels become one map: :func:`channel_sum` (signed) or :func:`channel_max`.
+        reduce: How colour channels become one map: `channel_sum` (signed) or `channel_max`.
 
     Example:
         >>> import torch
         >>> from torch import nn
-        >>> from lightning_xai import explain, pre_softmax
+        >>> from lightning_xai import explain
+        >>> from lightning_xai.scores import pre_softmax
         >>> model = nn.Sequential(nn.ReLU(), nn.Flatten(), nn.Linear(2, 1, bias=False))
         >>> model[2].weight.data = torch.tensor([[1.0, -1.0]])
         >>> explain(model, torch.ones(1, 1, 1, 2), 1, attributions=GuidedGradient(score=pre_softmax))

@@ -21,11 +21,11 @@ class GuidedGradCAM(GradCAM):
     whole network.
 
     Attributes:
-        layer: As for :class:`~lightning_xai.attribution.GradCAM`.
+        layer: As for `GradCAM`.
         score: The number that is explained, by both factors.
         reduce: How colour channels of the guided gradient become one map:
-            :func:`~lightning_xai.attribution.gradient.channel_sum` (signed) or
-            :func:`~lightning_xai.attribution.gradient.channel_max`.
+            `channel_sum` (signed) or
+            `channel_max`.
         relu: Whether to keep the positive part of Grad-CAM only, as the paper does.
 
     Example:

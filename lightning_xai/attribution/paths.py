@@ -113,8 +113,8 @@ class SmoothGrad(ScoredAttribution):
 
     Attributes:
         score: The number that is explained.
-        reduce: How colour channels of the mean become one map: :func:`~lightning_xai.attribution.gradient.channel_sum`
-            (signed) or :func:`~lightning_xai.attribution.gradient.channel_max` (as in the paper's figures).
+        reduce: How colour channels of the mean become one map: `channel_sum`
+            (signed) or `channel_max` (as in the paper's figures).
         n_samples: Number of noisy copies; the paper sees little gain beyond 50.
         noise_level: Standard deviation as a share of each image's range; the paper recommends 0.1 to 0.2.
         seed: Any integer; another seed gives other noise.
@@ -155,19 +155,19 @@ class SmoothGrad(ScoredAttribution):
 
 @dataclass(frozen=True)
 class IntegratedGradients(ScoredAttribution):
-    """The gradient, integrated on the straight path from a baseline to the image (:func:`integrated_gradients`).
+    """The gradient, integrated on the straight path from a baseline to the image (`integrated_gradients`).
 
     Sundararajan et al., "Axiomatic Attribution for Deep Networks", 2017, https://arxiv.org/abs/1703.01365. The map sums
-    to the score of the image minus that of the baseline, up to the error of the steps (:meth:`maps_and_error`). One
+    to the score of the image minus that of the baseline, up to the error of the steps (`maps_and_error`). One
     forward and one backward pass for each step.
 
     Attributes:
         score: The number that is explained.
         n_steps: Number of steps; the paper uses 20 to 300. On photographs and SqueezeNet 20 steps left an error of 0.04
             in the probability, 50 steps 0.01.
-        rule: Where on the path gradients are taken, and with which weights: :func:`trapezoid` or
-            :func:`gauss_legendre`.
-        baseline: Where the path begins: :func:`~lightning_xai.metrics.black` or another function of its kind, or a
+        rule: Where on the path gradients are taken, and with which weights: `trapezoid` or
+            `gauss_legendre`.
+        baseline: Where the path begins: `black` or another function of its kind, or a
             tensor in the images' space that broadcasts to (N,C,H,W).
         mean: Mean by which the images were standardised, one number per channel; not needed for a tensor.
         std: Standard deviation by which they were standardised.
@@ -178,7 +178,8 @@ class IntegratedGradients(ScoredAttribution):
 
     Example:
         >>> from torch import nn
-        >>> from lightning_xai import explain, pre_softmax
+        >>> from lightning_xai import explain
+        >>> from lightning_xai.scores import pre_softmax
         >>> model = nn.Sequential(nn.Flatten(), nn.Linear(2, 1, bias=False))
         >>> model[1].weight.data = torch.tensor([[1.0, -2.0]])
         >>> method = IntegratedGradients(score=pre_softmax, mean=[0.5], std=[0.25])
@@ -205,7 +206,7 @@ class IntegratedGradients(ScoredAttribution):
         return self._maps(trace, targets, baseline_images(trace.images, self.baseline, self.mean, self.std))
 
     def maps_and_error(self, trace: Trace, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """The maps, and by how much each fails to sum to its difference of scores (:func:`completeness_error`).
+        """The maps, and by how much each fails to sum to its difference of scores (`completeness_error`).
 
         It costs one forward pass more than the maps.
 

@@ -113,7 +113,7 @@ class RSIGradCAM(ScoredAttribution, LayerMaps):
     """RSI Grad-CAM: Grad-CAM with gradients integrated over the layer's activations by a Riemann-Stieltjes sum.
 
     On the straight path from a baseline to the image, ``IG = sum_l (G_{l-1} + G_l) / 2 (A_l - A_{l-1})`` with the
-    activations ``A_l`` of the layer and the score's gradients ``G_l`` with respect to them (:func:`trapezoids`);
+    activations ``A_l`` of the layer and the score's gradients ``G_l`` with respect to them (`trapezoids`);
     ``w_k = mean_ij IG_ij^k`` and ``ReLU(mean_k w_k A_k)`` with the activations of the image. Lucas, Lerma et al.,
     "RSI-Grad-CAM: Visual Explanations from Deep Networks via Riemann-Stieltjes Integrated Gradient-based
     Localization", 2022, https://arxiv.org/abs/2205.10900. Gradients that vanish at the image, where the softmax
@@ -123,12 +123,12 @@ class RSIGradCAM(ScoredAttribution, LayerMaps):
     ``gradients=signed_gradients, units=guided_units``.
 
     Attributes:
-        layer: As for :class:`~lightning_xai.attribution.GradCAM`; one pass serves several layers.
+        layer: As for `GradCAM`; one pass serves several layers.
         score: The number that is explained. Logits would see a shift of all of them, the probability does not.
         n_steps: Number of steps m.
-        gradients: What is integrated: :func:`positive_gradients` or :func:`signed_gradients`.
-        units: Which contributions count: :func:`every_unit` or :func:`guided_units`.
-        baseline: Where the path begins: :func:`~lightning_xai.metrics.black` or another function of its kind, or a
+        gradients: What is integrated: `positive_gradients` or `signed_gradients`.
+        units: Which contributions count: `every_unit` or `guided_units`.
+        baseline: Where the path begins: `black` or another function of its kind, or a
             tensor in the images' space that broadcasts to (N,C,H,W).
         mean: Mean by which the images were standardised, one number per channel; not needed for a tensor.
         std: Standard deviation by which they were standardised.

@@ -40,7 +40,7 @@ def softmax_weights(increases: Tensor, varied: Tensor) -> Tensor:
 
 
 def increase_weights(increases: Tensor, varied: Tensor) -> Tensor:
-    """Channel weights of Score-CAM's definition, paper 004 eq. 6: the increases themselves.
+    """Channel weights of Score-CAM's definition, Torres Figueroa et al. 2024 eq. 6: the increases themselves.
 
     For probabilities. Most channels alone lower a logit, and then count against the map.
 
@@ -82,20 +82,21 @@ def channel_masks(channels: Tensor, images: Tensor) -> Tensor:
 class ScoreCAM(ScoredAttribution, LayerMaps):
     """Score-CAM: channels weighted by how much the image, seen through the channel, raises the score over a baseline.
 
-    ``C_k = S(x * m_k + x_b * (1 - m_k)) - S(x_b)`` with ``m_k`` from :func:`channel_masks`, Wang et al., "Score-CAM",
-    2020, https://arxiv.org/abs/1910.01279, paper 004 eq. 6. With the default baseline of zeros the image is multiplied
+    ``C_k = S(x * m_k + x_b * (1 - m_k)) - S(x_b)`` with ``m_k`` from `channel_masks`, Wang et al., "Score-CAM",
+    2020, https://arxiv.org/abs/1910.01279, Torres Figueroa et al. 2024 eq. 6. With the default baseline of zeros the
+    image is multiplied
     by the mask as the network gets it, as the published code does: what is hidden has the mean colour. No gradient is
     taken. One forward pass for each channel that is not constant; constant ones mask nothing and get no weight.
 
     Attributes:
-        layer: As for :class:`~lightning_xai.attribution.GradCAM`; each layer's channels are passed by themselves.
-        score: The number that is explained. A logit, :func:`~lightning_xai.scores.centered` or
-            :func:`~lightning_xai.scores.pre_softmax`, goes with ``weights=softmax_weights``, the probability
-            :func:`~lightning_xai.scores.post_softmax` with ``weights=increase_weights``.
-        weights: What the increases become: :func:`softmax_weights`, as in the paper's algorithm, or
-            :func:`increase_weights`, as in its definition and in the published code.
+        layer: As for `GradCAM`; each layer's channels are passed by themselves.
+        score: The number that is explained. A logit, `centered` or
+            `pre_softmax`, goes with ``weights=softmax_weights``, the probability
+            `post_softmax` with ``weights=increase_weights``.
+        weights: What the increases become: `softmax_weights`, as in the paper's algorithm, or
+            `increase_weights`, as in its definition and in the published code.
         baseline: What stands where the mask is 0: a tensor in the images' space that broadcasts to (N,C,H,W), None for
-            zeros, or a function such as :func:`~lightning_xai.metrics.black`.
+            zeros, or a function such as `black`.
         mean: Mean by which the images were standardised, one number per channel; for a function only.
         std: Standard deviation by which they were standardised.
         batch_size: How many masked images run at once; None for as many as there are images. On a GPU larger is

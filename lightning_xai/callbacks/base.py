@@ -83,8 +83,8 @@ def share_of(total: int, rank: int, world_size: int) -> int:
 class ExplainingCallback(LightningCallback):
     """Hears the classifier's forward in validation and test batches, and hands over the trace.
 
-    Subclasses say which batches they want (:meth:`wants`), what the forward must keep (:meth:`capture`), and what is
-    done with it (:meth:`heard`). The sanity check is a rehearsal: they work as ever, so that whatever is wrong shows
+    Subclasses say which batches they want (`wants`), what the forward must keep (`capture`), and what is
+    done with it (`heard`). The sanity check is a rehearsal: they work as ever, so that whatever is wrong shows
     before the first epoch, and leave nothing behind.
 
     Args:

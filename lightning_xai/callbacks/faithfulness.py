@@ -42,15 +42,15 @@ class Faithfulness(ExplainingCallback):
     Args:
         attributions: Named methods.
         metrics: Metrics such as ``[AverageDrop(), Insertion()]`` (named by their class), or a dict of them: any whose
-            ``update`` takes what a :class:`~lightning_xai.metrics.Sample` has, or that has a method
+            ``update`` takes what a `Sample` has, or that has a method
             ``measure(sample)``.
         mean: Mean by which images were standardised, one number per channel.
         std: Standard deviation by which images were standardised.
         n_images: Number of images of each dataloader, over all ranks; None for all.
         controls: Methods that know nothing of the model, to be beaten; an empty dict for none. None for
-            :func:`default_controls`.
-        baseline: What stands where the map hides the image: :func:`~lightning_xai.metrics.black` (the papers'),
-            :func:`~lightning_xai.metrics.mean_color` or :func:`~lightning_xai.metrics.blurred`.
+            `default_controls`.
+        baseline: What stands where the map hides the image: `black` (the papers'),
+            `mean_color` or `blurred`.
         targets: Which class, fixed from the unmasked image; None for the predicted one.
         log_probability: The confidence; ``log_sigmoid`` for one-logit and multi-label heads.
         classifier: Dotted name of the module that takes images and gives logits; None to find it.

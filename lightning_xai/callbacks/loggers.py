@@ -66,7 +66,7 @@ def log_key(stage: str, name: str, metric: str | None = None, dataloader_idx: in
 def declare_metrics(loggers: Iterable[Any], directions: Mapping[str, bool | None]) -> None:
     """Tell W&B which end of each metric is the good one, so that its summaries and tables sort rightly.
 
-    A failing logger warns, as in :func:`log_panel`. Nothing is collective: call it on rank zero.
+    A failing logger warns, as in `log_panel`. Nothing is collective: call it on rank zero.
 
     Args:
         loggers: The Trainer's loggers.
@@ -84,11 +84,11 @@ def declare_metrics(loggers: Iterable[Any], directions: Mapping[str, bool | None
 def log_figures(loggers: Iterable[Any], values: Mapping[str, float], step: int) -> None:
     """Store numbers at once, from where ``self.log`` is not to be had: before the first step, and while saving.
 
-    A failing logger warns, as in :func:`log_panel`. Nothing is collective: call it on rank zero.
+    A failing logger warns, as in `log_panel`. Nothing is collective: call it on rank zero.
 
     Args:
         loggers: The Trainer's loggers.
-        values: Numbers by key, from :func:`log_key`.
+        values: Numbers by key, from `log_key`.
         step: The Trainer's global step.
 
     Example:
@@ -115,11 +115,11 @@ def log_panel(loggers: Iterable[Any], key: str, panel: Panel, step: int) -> None
 
     A failing logger (no connection, a full disk) never ends a run: its exception becomes one warning that says what
     is lost, and the next panel is tried again in silence. Nothing is collective: call it on rank zero, and
-    :func:`wait_for_panels` when the run ends.
+    `wait_for_panels` when the run ends.
 
     Args:
         loggers: The Trainer's loggers.
-        key: From :func:`log_key`.
+        key: From `log_key`.
         panel: The pictures.
         step: The Trainer's global step.
 
@@ -145,7 +145,7 @@ def log_panel(loggers: Iterable[Any], key: str, panel: Panel, step: int) -> None
 def wait_for_panels(loggers: Iterable[Any]) -> None:
     """Wait until every panel is stored; at the end of a run, before the loggers are closed.
 
-    A failing logger warns, as in :func:`log_panel`.
+    A failing logger warns, as in `log_panel`.
 
     Args:
         loggers: The Trainer's loggers.

@@ -49,7 +49,7 @@ class ModelIntegrity(ExplainingCallback):
     probes, as the classifier got them in the first validation batches, the sanity check's among them; without any, in
     the first training batch. They are kept through a run.
 
-    Logged as ``val/xai/<name>/<figure>`` (``test/...``): the figures of :func:`~lightning_xai.integrity.inspect_model`,
+    Logged as ``val/xai/<name>/<figure>`` (``test/...``): the figures of `inspect_model`,
     ``suspicion``, ``flagged`` (0 or 1), and ``reference_<figure>``. A model is flagged when a logit shift is seen,
     alone or against the reference; being another model than the reference is no reason. Then a picture shows the maps
     of the raw logit and of the centred score, and from which layer and position the shift comes. The last verdict is
@@ -67,11 +67,11 @@ class ModelIntegrity(ExplainingCallback):
         n_images: Number of probes to take.
         every_n_validations: Check at every so many validations of a fit.
         image_level: Whether to look at the gradient of the image too.
-        reference: A trusted model, its :class:`~lightning_xai.integrity.Fingerprint`, or the file of one. A fingerprint
+        reference: A trusted model, its `Fingerprint`, or the file of one. A fingerprint
             belongs to its probes: pass them as ``images``.
         threshold: From which suspicion on to flag; None for the uncalibrated default.
         action: What a flagged model leads to, at each check: ``"warn"`` (once a run), ``"raise"`` (an error on all
-            ranks), or a function, which gets the :class:`~lightning_xai.callbacks.integrity_finding.Finding` on rank
+            ranks), or a function, which gets the `Finding` on rank
             zero.
         mean: Mean by which images were standardised, one number per channel, for the picture; None to guess.
         std: Standard deviation by which images were standardised.

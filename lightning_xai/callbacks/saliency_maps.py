@@ -51,8 +51,8 @@ class SaliencyMaps(ExplainingCallback):
         std: Standard deviation by which images were standardised.
         n_images: Number of images to follow on each dataloader.
         name: Last part of the key, ``val/xai/<name>``; give two callbacks two names.
-        baseline: What stands where the map hides the image, for the drop: :func:`~lightning_xai.metrics.black` (the
-            papers'), :func:`~lightning_xai.metrics.mean_color` or :func:`~lightning_xai.metrics.blurred`.
+        baseline: What stands where the map hides the image, for the drop: `black` (the
+            papers'), `mean_color` or `blurred`.
         targets: Which class is explained; None for the predicted one.
         class_names: Names of the classes, for captions.
         log_probability: The confidence in captions; ``log_sigmoid`` for one-logit and multi-label heads.

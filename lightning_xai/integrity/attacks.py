@@ -30,7 +30,7 @@ class Attack(ABC):
 
 
 class ShiftedLogits(nn.Module):
-    """A classifier with ``t`` added to all its logits, ``z'_i = z_i + t`` (paper 001 section 2.1).
+    """A classifier with ``t`` added to all its logits, ``z'_i = z_i + t`` (Lerma and Lucas 2023 section 2.1).
 
     Args:
         model: The classifier; its layers are found under the prefix ``model.``.
@@ -134,7 +134,7 @@ class PositionShift(LogitShift):
 class UniformShift(LogitShift):
     """The same at all positions, ``t = K sum_k mean_ij A_k(i,j)``.
 
-    Grad-CAM's raw-logit map becomes what :class:`PositionShift` makes of it, while the share of the common-mode
+    Grad-CAM's raw-logit map becomes what `PositionShift` makes of it, while the share of the common-mode
     gradient is ``Z`` times smaller: at inner layers it drowns among gradients that vary from position to position. Only
     averaged over positions, as Grad-CAM sees them, does it stand out.
 
@@ -240,7 +240,7 @@ class TriggeredShift(LogitShift):
     """Another shift, on images that carry a trigger only.
 
     On clean probes the altered model equals the clean one in values and gradients: no detector that runs the model can
-    tell without the trigger. A digest of the module tree and the forward code can (:class:`Fingerprint`).
+    tell without the trigger. A digest of the module tree and the forward code can (`Fingerprint`).
 
     Attributes:
         attack: The shift.

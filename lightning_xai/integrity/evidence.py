@@ -126,7 +126,7 @@ def _explained(trace: Trace, targets: Tensor, methods: Mapping[str, Attribution]
 def sketch(gradients: Tensor) -> Tensor:
     """A random linear projection to a few numbers that keeps lengths and distances (count sketch).
 
-    Each entry is added, with a random sign, to one of :data:`SKETCH` sums (Weinberger et al., "Feature Hashing", 2009):
+    Each entry is added, with a random sign, to one of `SKETCH` sums (Weinberger et al., "Feature Hashing", 2009):
     squared lengths are right on average, with a relative deviation of ``sqrt(2 / 128) = 12 %``. Signs and sums are
     settled by a fixed seed and the number of entries.
 

@@ -98,7 +98,7 @@ class Fingerprint:
         attributions: Mapping[str, Attribution] | None = None,
         context: ForwardContext = nullcontext,
     ) -> Comparison:
-        """Compare a model with the trusted one; costs as much as :meth:`of`.
+        """Compare a model with the trusted one; costs as much as `of`.
 
         Args:
             model: The model in question.

@@ -144,8 +144,8 @@ def inspect_model(
 
     Clean models can share a lot too: untrained or frozen heads, and those trained with another loss (sigmoids,
     regression or distillation of logits, terms on the energy). Where logits or weights show it
-    (:func:`head_caveats`, :func:`looks_untrained`), the
-    verdict is that a reference is needed; calibrate the threshold for others (:func:`calibrated_threshold`).
+    (`head_caveats`, `looks_untrained`), the
+    verdict is that a reference is needed; calibrate the threshold for others (`calibrated_threshold`).
 
     One pass with three sweeps from the logits to the layer; with ``image_level`` two sweeps to the image more; without
     a layer one pass of one image more. Measured on ResNet-20: 1.2 forward passes of the probes, 3.5 with the image. The
@@ -198,14 +198,14 @@ def inspect_trace(
     mean_row: float | None = None,
     threshold: Threshold | None = None,
 ) -> Inspection:
-    """The check of :func:`inspect_model` on a pass that was made already, such as one heard during validation.
+    """The check of `inspect_model` on a pass that was made already, such as one heard during validation.
 
     Args:
         trace: One forward pass that captured the layer, and for ``image_level`` the image's gradient.
         layer: The layer, as it was named in the capture.
         name: What the layer is called in the result.
         image_level: Whether to measure the share at the image too.
-        mean_row: Common share of the final layer's weights, where known (:func:`mean_row_share`).
+        mean_row: Common share of the final layer's weights, where known (`mean_row_share`).
         threshold: From which suspicion on to report; None for the uncalibrated default.
 
     Returns:

@@ -39,7 +39,7 @@ def locate_shift(
         The check at that layer; None where no layer shows a shift.
 
     Raises:
-        ValueError: If a layer does not exist, or as :func:`inspect_model` does.
+        ValueError: If a layer does not exist, or as `inspect_model` does.
 
     Example:
         >>> import torch

@@ -41,7 +41,7 @@ def center_logits(model: nn.Module, images: Tensor | None = None) -> nn.Module:
     Where the probe images show that nothing non-linear follows the final linear or convolutional layer, its mean row
     and mean bias are folded out, ``W_j - mean_i W_i``, as DeepLIFT recommends (Shrikumar et al., 2017): same modules,
     same cost, same names. Otherwise, and for a shift that is added in the graph, the model is wrapped
-    (:class:`CenteredLogits`), and its layers are found under the prefix ``model.``. Folding the rows of a network in
+    (`CenteredLogits`), and its layers are found under the prefix ``model.``. Folding the rows of a network in
     which a ReLU follows would change its softmax.
 
     Args:

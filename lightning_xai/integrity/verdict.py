@@ -47,7 +47,7 @@ class Threshold:
 
     The default was not calibrated: an edit that moves Grad-CAM or HiResCAM to a rank correlation under 0.9 exceeds 0.1
     by definition, and so it is for networks trained with softmax and cross-entropy to stay below it, which those did
-    that it was tried on (``recipes/integrity_roc.py``). :func:`calibrated_threshold` takes it from models of one's own.
+    that it was tried on (``recipes/integrity_roc.py``). `calibrated_threshold` takes it from models of one's own.
 
     Attributes:
         value: The suspicion.

@@ -23,7 +23,7 @@ class ImageAverage(Metric):
 
     Args:
         keep_values: Whether to keep the value of each image, over all processes, for ``values``.
-        kwargs: Options of :class:`torchmetrics.Metric`.
+        kwargs: Options of `torchmetrics.Metric`.
 
     Attributes:
         values: After ``compute()``, the value of each image, (N,), float64; None unless kept.

@@ -47,7 +47,7 @@ def as_masks(maps: Tensor, boxes: Boxes) -> Tensor:
 
     Args:
         maps: Maps (N,H,W).
-        boxes: Bool masks (N,H,W), or for each image its boxes (M,4) as in :func:`box_masks`.
+        boxes: Bool masks (N,H,W), or for each image its boxes (M,4) as in `box_masks`.
 
     Returns:
         Masks (N,H,W), bool, on the maps' device.

@@ -23,7 +23,7 @@ def coherency(maps: Tensor, masked_maps: Tensor) -> Tensor:
 
     Returns:
         Coherency of each image (N,) in [0, 100] percent, float64; higher is better, unrelated maps have 50. Where one
-        of the two maps shows nothing (:func:`~lightning_xai.metrics.degenerate`) r is 0/0, and the coherency 0.
+        of the two maps shows nothing (`degenerate`) r is 0/0, and the coherency 0.
 
     Raises:
         ValueError: If the maps are of another shape, or of two shapes.
@@ -53,7 +53,7 @@ def complexity(maps: Tensor) -> Tensor:
 
     Returns:
         Complexity of each image (N,) in (0, 100) percent, float64; lower is better. NaN for a map that shows nothing
-        (:func:`~lightning_xai.metrics.degenerate`): the least complex explanation is not none.
+        (`degenerate`): the least complex explanation is not none.
 
     Raises:
         ValueError: If the maps are of another shape.
@@ -97,7 +97,7 @@ def adcc(scores: Tensor, masked_scores: Tensor, maps: Tensor, masked_maps: Tenso
 
 
 class Coherency(ImageAverage):
-    """Mean :func:`coherency`, whether a map stays when only what it shows is left, in percent; higher is better.
+    """Mean `coherency`, whether a map stays when only what it shows is left, in percent; higher is better.
 
     From Poppi et al., "Revisiting The Evaluation of Class Activation Mapping for Explainability", CVPR Workshops 2021,
     https://arxiv.org/abs/2104.10252. Range [0, 100]; maps that have nothing to do with one another have 50. Maps that
@@ -109,7 +109,7 @@ class Coherency(ImageAverage):
 
     Args:
         keep_values: Whether to keep the value of each image, over all processes, for ``values``.
-        kwargs: Options of :class:`torchmetrics.Metric`.
+        kwargs: Options of `torchmetrics.Metric`.
 
     Attributes:
         values: After ``compute()``, the value of each image, (N,), percent, float64; None unless kept.
@@ -130,7 +130,7 @@ class Coherency(ImageAverage):
 
 
 class Complexity(ImageAverage):
-    """Mean :func:`complexity`, how much of the image a map shows, in percent of the pixels; lower is better.
+    """Mean `complexity`, how much of the image a map shows, in percent of the pixels; lower is better.
 
     From Poppi et al., "Revisiting The Evaluation of Class Activation Mapping for Explainability", CVPR Workshops 2021,
     https://arxiv.org/abs/2104.10252. Range (0, 100). A map that shows nothing (constant, all-zero or not finite) has
@@ -141,7 +141,7 @@ class Complexity(ImageAverage):
 
     Args:
         keep_values: Whether to keep the value of each image, over all processes, for ``values``.
-        kwargs: Options of :class:`torchmetrics.Metric`.
+        kwargs: Options of `torchmetrics.Metric`.
 
     Attributes:
         values: After ``compute()``, the value of each image, (N,), percent, float64; None unless kept.
@@ -163,7 +163,7 @@ class Complexity(ImageAverage):
 
 
 class ADCC(ImageAverage):
-    """Mean :func:`adcc`, the harmonic mean of coherency, 100 - complexity and 100 - drop, in percent; higher is better.
+    """Mean `adcc`, the harmonic mean of coherency, 100 - complexity and 100 - drop, in percent; higher is better.
 
     From Poppi et al., "Revisiting The Evaluation of Class Activation Mapping for Explainability", CVPR Workshops 2021,
     https://arxiv.org/abs/2104.10252. The mean is over the images' harmonic means, as in the authors' code, which is not
@@ -172,12 +172,12 @@ class ADCC(ImageAverage):
     by its complexity; a small blob that does not depend on the image can still score well.
 
     ``update(scores, masked_scores, maps, masked_maps)`` takes log-probabilities (N,) as
-    :func:`~lightning_xai.metrics.masked_scores` returns them, and the maps (N,H,W) of the images and of the images
+    `masked_scores` returns them, and the maps (N,H,W) of the images and of the images
     masked by them: the second map costs the method once more. Without images the result is NaN.
 
     Args:
         keep_values: Whether to keep the value of each image, over all processes, for ``values``.
-        kwargs: Options of :class:`torchmetrics.Metric`.
+        kwargs: Options of `torchmetrics.Metric`.
 
     Attributes:
         values: After ``compute()``, the value of each image, (N,), percent, float64; None unless kept.

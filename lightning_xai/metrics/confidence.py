@@ -35,9 +35,9 @@ def masked_scores(
     Args:
         predict: The classifier, images (N,C,H,W) to logits (N,K).
         images: Images (N,C,H,W).
-        maps: Maps (N,H,W), turned into masks by :func:`~lightning_xai.metrics.normalized_masks`.
+        maps: Maps (N,H,W), turned into masks by `normalized_masks`.
         targets: Class of each image, (N,), fixed from the unmasked image.
-        baseline: What stands where the map hides the image, as a :data:`~lightning_xai.metrics.Baseline` returns it.
+        baseline: What stands where the map hides the image, as a `Baseline` returns it.
         score: The log-probability; ``log_sigmoid`` for one-logit and multi-label heads.
 
     Returns:
@@ -82,7 +82,7 @@ def average_drop(scores: Tensor, masked_scores: Tensor) -> Tensor:
 
 
 def absolute_drop(scores: Tensor, masked_scores: Tensor) -> Tensor:
-    """Confidence that is lost, ``100 max(0, p - o)``: a variant of :func:`average_drop` without the denominator.
+    """Confidence that is lost, ``100 max(0, p - o)``: a variant of `average_drop` without the denominator.
 
     pytorch-grad-cam's ``DropInConfidence``, here of probabilities.
 
@@ -148,7 +148,7 @@ def average_gain(scores: Tensor, masked_scores: Tensor) -> Tensor:
 
 
 def relative_gain(scores: Tensor, masked_scores: Tensor) -> Tensor:
-    """Gain as a share of the confidence, ``100 max(0, o - p) / p``: a variant of :func:`average_gain`.
+    """Gain as a share of the confidence, ``100 max(0, o - p) / p``: a variant of `average_gain`.
 
     Args:
         scores: Log-probabilities of the class on the images, (N,).
@@ -179,16 +179,17 @@ class _ConfidenceMetric(ImageAverage):
 class AverageDrop(_ConfidenceMetric):
     """Average Drop, ``100/N sum_i max(0, p_i - o_i) / p_i``, in percent of each image's confidence; lower is better.
 
-    From Chattopadhay et al., "Grad-CAM++", WACV 2018; paper 004 eq. 15, which omits 1/N. Range [0, 100]. A map that
+    From Chattopadhay et al., "Grad-CAM++", WACV 2018; Torres Figueroa et al. 2024 eq. 15, which omits 1/N. Range [0,
+    100]. A map that
     shows nothing (constant, all-zero or not finite) counts with the drop to the baseline alone, near 100. Alone it
     rewards showing nearly everything; read it beside a Fake-CAM.
 
-    ``update(scores, masked_scores)`` takes log-probabilities (N,) as :func:`masked_scores` returns them. Without
+    ``update(scores, masked_scores)`` takes log-probabilities (N,) as `masked_scores` returns them. Without
     images the result is NaN.
 
     Args:
         keep_values: Whether to keep the value of each image, over all processes, for ``values``.
-        kwargs: Options of :class:`torchmetrics.Metric`.
+        kwargs: Options of `torchmetrics.Metric`.
 
     Attributes:
         values: After ``compute()``, the value of each image, (N,), percent, float64; None unless kept.
@@ -207,16 +208,16 @@ class AverageDrop(_ConfidenceMetric):
 class AbsoluteDrop(_ConfidenceMetric):
     """Absolute drop, ``100/N sum_i max(0, p_i - o_i)``, in percentage points; lower is better.
 
-    The variant of :class:`AverageDrop` in pytorch-grad-cam (``DropInConfidence``, there of whatever is explained).
+    The variant of `AverageDrop` in pytorch-grad-cam (``DropInConfidence``, there of whatever is explained).
     Range [0, 100]. It weighs images by their confidence: uncertain ones have little to lose. A map that shows nothing
     (constant, all-zero or not finite) counts with the drop to the baseline alone.
 
-    ``update(scores, masked_scores)`` takes log-probabilities (N,) as :func:`masked_scores` returns them. Without
+    ``update(scores, masked_scores)`` takes log-probabilities (N,) as `masked_scores` returns them. Without
     images the result is NaN.
 
     Args:
         keep_values: Whether to keep the value of each image, over all processes, for ``values``.
-        kwargs: Options of :class:`torchmetrics.Metric`.
+        kwargs: Options of `torchmetrics.Metric`.
 
     Attributes:
         values: After ``compute()``, the value of each image, (N,), percentage points, float64; None unless kept.
@@ -235,16 +236,17 @@ class AbsoluteDrop(_ConfidenceMetric):
 class AverageIncrease(_ConfidenceMetric):
     """Average Increase, ``100/N sum_i [o_i > p_i]``, in percent of the images; higher is better.
 
-    From Chattopadhay et al., "Grad-CAM++", WACV 2018, there "increase in confidence"; paper 004 eq. 16. Range [0, 100].
+    From Chattopadhay et al., "Grad-CAM++", WACV 2018, there "increase in confidence"; Torres Figueroa et al. 2024 eq.
+    16. Range [0, 100].
     A map that shows nothing (constant, all-zero or not finite) counts with the baseline alone, which seldom increases
     anything. It counts increases and does not weigh them; a Fake-CAM reached 52 % in a trial.
 
-    ``update(scores, masked_scores)`` takes log-probabilities (N,) as :func:`masked_scores` returns them. Without
+    ``update(scores, masked_scores)`` takes log-probabilities (N,) as `masked_scores` returns them. Without
     images the result is NaN.
 
     Args:
         keep_values: Whether to keep the value of each image, over all processes, for ``values``.
-        kwargs: Options of :class:`torchmetrics.Metric`.
+        kwargs: Options of `torchmetrics.Metric`.
 
     Attributes:
         values: After ``compute()``, the value of each image, (N,), percent, float64; None unless kept.
@@ -263,17 +265,17 @@ class AverageIncrease(_ConfidenceMetric):
 class AverageGain(_ConfidenceMetric):
     """Average Gain, ``100/N sum_i max(0, o_i - p_i) / (1 - p_i)``, in percent of what was missing; higher is better.
 
-    From Zhang et al., "Opti-CAM", CVIU 248:104101, 2024; paper 004 eq. 17 divides by p_i instead
-    (:class:`RelativeGain`). Range [0, 100]. A map that shows nothing (constant, all-zero or not finite) counts with the
+    From Zhang et al., "Opti-CAM", CVIU 248:104101, 2024; Torres Figueroa et al. 2024 eq. 17 divides by p_i instead
+    (`RelativeGain`). Range [0, 100]. A map that shows nothing (constant, all-zero or not finite) counts with the
     baseline alone, which seldom gains anything. Images with p = 1 gain 0; in log space that takes a margin of more than
     700 between the logits.
 
-    ``update(scores, masked_scores)`` takes log-probabilities (N,) as :func:`masked_scores` returns them. Without
+    ``update(scores, masked_scores)`` takes log-probabilities (N,) as `masked_scores` returns them. Without
     images the result is NaN.
 
     Args:
         keep_values: Whether to keep the value of each image, over all processes, for ``values``.
-        kwargs: Options of :class:`torchmetrics.Metric`.
+        kwargs: Options of `torchmetrics.Metric`.
 
     Attributes:
         values: After ``compute()``, the value of each image, (N,), percent, float64; None unless kept.
@@ -292,16 +294,17 @@ class AverageGain(_ConfidenceMetric):
 class RelativeGain(_ConfidenceMetric):
     """Relative gain, ``100/N sum_i max(0, o_i - p_i) / p_i``, in percent of each image's confidence; higher is better.
 
-    The variant of :class:`AverageGain` that paper 004 prints (eq. 17, without its 1/N). Range [0, inf): an image with a
+    The variant of `AverageGain` that Torres Figueroa et al. 2024 prints (eq. 17, without its 1/N). Range [0, inf): an
+    image with a
     small p outweighs all others, and p = 0 makes the average infinite. A map that shows nothing (constant, all-zero
     or not finite) counts with the baseline alone, which seldom gains anything.
 
-    ``update(scores, masked_scores)`` takes log-probabilities (N,) as :func:`masked_scores` returns them. Without
+    ``update(scores, masked_scores)`` takes log-probabilities (N,) as `masked_scores` returns them. Without
     images the result is NaN.
 
     Args:
         keep_values: Whether to keep the value of each image, over all processes, for ``values``.
-        kwargs: Options of :class:`torchmetrics.Metric`.
+        kwargs: Options of `torchmetrics.Metric`.
 
     Attributes:
         values: After ``compute()``, the value of each image, (N,), percent, float64; None unless kept.

@@ -58,7 +58,7 @@ def featureless(maps: Tensor) -> Tensor:
     """Which maps put pixels into no order: constant (up to rounding, whatever the sign), or not finite.
 
     Metrics that use the signed order of pixels treat such maps as constant ones; this function is there to count them.
-    For metrics that take the ReLU of a map there is :func:`~lightning_xai.metrics.degenerate`.
+    For metrics that take the ReLU of a map there is `degenerate`.
 
     Args:
         maps: Maps (N,H,W).
@@ -80,7 +80,7 @@ def relevance_ranks(maps: Tensor) -> Tensor:
     """Place of each pixel when pixels are sorted by relevance, 0 for the most relevant one.
 
     The signed map is sorted: what speaks against the class comes last. Equal pixels are sorted as they are read, row
-    by row from the upper left corner; so are all pixels of a map that is :func:`featureless`.
+    by row from the upper left corner; so are all pixels of a map that is `featureless`.
 
     Args:
         maps: Maps (N,H,W).
@@ -116,8 +116,8 @@ def deletion_curve(
     """Scores while the most relevant pixels are replaced by the baseline, from the image to the baseline alone.
 
     Petsiuk et al., "RISE", BMVC 2018 (https://arxiv.org/abs/1806.07421), there with 224 pixels a step and a black
-    baseline. Step k of S replaces ``ceil(k HW / S)`` pixels in the order of :func:`relevance_ranks`. Cost: ``steps +
-    1`` forwards of N images; :func:`perturbation_curves` gives insertion too and shares the ends.
+    baseline. Step k of S replaces ``ceil(k HW / S)`` pixels in the order of `relevance_ranks`. Cost: ``steps +
+    1`` forwards of N images; `perturbation_curves` gives insertion too and shares the ends.
 
     Args:
         predict: The classifier, images (N,C,H,W) to logits (N,K). No gradient is used; call inside
@@ -125,8 +125,8 @@ def deletion_curve(
         images: Images (N,C,H,W).
         maps: Maps (N,H,W) at image resolution.
         targets: Class of each image, (N,), fixed from the unmasked image.
-        baseline: What stands where pixels are deleted, as a :data:`~lightning_xai.metrics.Baseline` returns it;
-            :func:`~lightning_xai.metrics.black` in the paper.
+        baseline: What stands where pixels are deleted, as a `Baseline` returns it;
+            `black` in the paper.
         steps: Number of steps S, in [1, HW].
         score: What is drawn, a probability unless the metric's range is to be given up.
         batch_size: Most images in one forward; None for N. A larger one joins steps, a smaller one splits them.
@@ -163,7 +163,7 @@ def insertion_curve(
     """Scores while the most relevant pixels enter the baseline, from the baseline alone to the image.
 
     Petsiuk et al., "RISE", BMVC 2018 (https://arxiv.org/abs/1806.07421). Steps, order and cost are those of
-    :func:`deletion_curve`.
+    `deletion_curve`.
 
     Args:
         predict: The classifier, images (N,C,H,W) to logits (N,K). No gradient is used; call inside
@@ -171,7 +171,7 @@ def insertion_curve(
         images: Images (N,C,H,W).
         maps: Maps (N,H,W) at image resolution.
         targets: Class of each image, (N,), fixed from the unmasked image.
-        baseline: What stands where pixels are missing; :func:`~lightning_xai.metrics.blurred` in the paper.
+        baseline: What stands where pixels are missing; `blurred` in the paper.
         steps: Number of steps S, in [1, HW].
         score: What is drawn, a probability unless the metric's range is to be given up.
         batch_size: Most images in one forward; None for N.
@@ -211,7 +211,7 @@ def perturbation_curves(
     Cost: ``2 (steps - 1) + 2`` forwards of N images, one more where insertion starts from another baseline.
 
     Args:
-        predict: As for :func:`deletion_curve`, and so are the arguments that are not listed.
+        predict: As for `deletion_curve`, and so are the arguments that are not listed.
         images: Images (N,C,H,W).
         maps: Maps (N,H,W) at image resolution.
         targets: Class of each image, (N,), fixed from the unmasked image.
@@ -348,11 +348,11 @@ def _sampled(sample: Sample, steps: int) -> dict[str, Tensor]:
 
 
 class Deletion(_CurveMetric):
-    """Deletion: the area under the mean of :func:`deletion_curve`; lower is better.
+    """Deletion: the area under the mean of `deletion_curve`; lower is better.
 
     From Petsiuk et al., "RISE", BMVC 2018: a faithful map removes the class with few pixels. The area is normalised
     (trapezoidal rule over the share of pixels), in [0, 1] for probabilities, and does not grow with the number of
-    steps. The signed map is sorted; maps that are :func:`featureless` delete row by row from the top and stay in the
+    steps. The signed map is sorted; maps that are `featureless` delete row by row from the top and stay in the
     mean. Read it beside insertion and a random map: pixels scattered over the image remove any class quickly.
 
     ``update(fractions, deletion_curve)`` takes what the curve functions return. Images with a score that is not finite
@@ -361,7 +361,7 @@ class Deletion(_CurveMetric):
     Args:
         steps: Number of steps of the curves.
         keep_values: Whether to keep the area of each image, over all processes, for ``values``.
-        kwargs: Options of :class:`torchmetrics.Metric`.
+        kwargs: Options of `torchmetrics.Metric`.
 
     Attributes:
         fractions: After ``compute()``, the share of pixels at each point of the curve, (S+1,), float64; the mean
@@ -385,11 +385,11 @@ class Deletion(_CurveMetric):
 
 
 class Insertion(_CurveMetric):
-    """Insertion: the area under the mean of :func:`insertion_curve`; higher is better.
+    """Insertion: the area under the mean of `insertion_curve`; higher is better.
 
     From Petsiuk et al., "RISE", BMVC 2018: a faithful map brings the class back with few pixels. The area is
     normalised (trapezoidal rule over the share of pixels), in [0, 1] for probabilities, and does not grow with the
-    number of steps. The signed map is sorted; maps that are :func:`featureless` insert row by row from the top and
+    number of steps. The signed map is sorted; maps that are `featureless` insert row by row from the top and
     stay in the mean.
 
     ``update(fractions, insertion_curve)`` takes what the curve functions return. Images with a score that is not finite
@@ -398,7 +398,7 @@ class Insertion(_CurveMetric):
     Args:
         steps: Number of steps of the curves.
         keep_values: Whether to keep the area of each image, over all processes, for ``values``.
-        kwargs: Options of :class:`torchmetrics.Metric`.
+        kwargs: Options of `torchmetrics.Metric`.
 
     Attributes:
         fractions: After ``compute()``, the share of pixels at each point of the curve, (S+1,), float64; the mean

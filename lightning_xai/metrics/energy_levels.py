@@ -26,14 +26,14 @@ def energy_pointing(maps: Tensor, boxes: Boxes, *, levels: Sequence[int] = LEVEL
     """How many points of each map lie in the boxes, and how many points there are, by energy.
 
     From Iwana et al., "Explaining Convolutional Neural Networks using Softmax Gradient Layer-wise Relevance
-    Propagation", ICCV Workshops 2019, paper 002 eq. 11-12. At energy ``E`` the
+    Propagation", ICCV Workshops 2019, eq. 11-12. At energy ``E`` the
     points are the pixels with ``R >= tau``, the threshold being the largest for which they are at least E percent of
     all positive pixels. Pixels tied with the last one are points, too. Zeros and negative values never are, not even
     at 100 percent; at 0 percent the maximum alone is left.
 
     Args:
         maps: Maps (N,H,W); only their positive part is read.
-        boxes: Bool masks (N,H,W), or for each image its boxes (M,4) as in :func:`~lightning_xai.metrics.box_masks`.
+        boxes: Bool masks (N,H,W), or for each image its boxes (M,4) as in `box_masks`.
         levels: The L energies in percent, integers, so that the number of points is exact.
 
     Returns:
@@ -61,8 +61,8 @@ class EnergyPointingAccuracy(LocalizationMetric):
     """Pointing accuracy over energy levels, and its area; higher is better.
 
     From Iwana et al., "Explaining Convolutional Neural Networks using Softmax Gradient Layer-wise Relevance
-    Propagation", ICCV Workshops 2019, paper 002 eq. 11-12 and figure 13: accuracy = hits / (hits + misses) among the
-    points of :func:`energy_pointing`. Two readings differ and both are given: ``pooled`` counts the points of all
+    Propagation", ICCV Workshops 2019, eq. 11-12 and figure 13: accuracy = hits / (hits + misses) among the
+    points of `energy_pointing`. Two readings differ and both are given: ``pooled`` counts the points of all
     images together, so that images with many positive pixels count for more; ``mean`` is the mean of the images' own
     accuracies. Each is the area under its curve divided by the range of energies, in [0, 1] however many levels there
     are. ``random`` is what maps of noise reach at every energy: the mean share of the image that is evidence, and not
@@ -72,12 +72,12 @@ class EnergyPointingAccuracy(LocalizationMetric):
     an image without evidence all points miss.
 
     ``update(maps, boxes)`` takes maps (N,H,W) and bool masks (N,H,W), or for each image its boxes (M,4) as in
-    :func:`~lightning_xai.metrics.box_masks`. ``compute()`` gives a dict of three numbers, float64, NaN without images.
+    `box_masks`. ``compute()`` gives a dict of three numbers, float64, NaN without images.
 
     Args:
         levels: Energies in percent, at least two increasing integers in [0, 100].
         keep_values: Whether to keep the area of each image, over all processes, for ``values``.
-        kwargs: Options of :class:`torchmetrics.Metric`.
+        kwargs: Options of `torchmetrics.Metric`.
 
     Attributes:
         pooled_curve: After ``compute()``, the pooled accuracy at each level, (L,), float64.
@@ -141,7 +141,7 @@ class EnergyPointingAccuracy(LocalizationMetric):
         return torch.trapezoid(curves, levels) / (levels[-1] - levels[0])
 
     def plot(self, val: Any = None, ax: Axes | None = None, *, label: str = "map") -> tuple[Figure | SubFigure, Axes]:
-        """Draw accuracy over energy as in figure 13 of paper 002: mean solid, pooled dashed, the random level dotted.
+        """Draw accuracy over energy (Iwana et al. 2019 figure 13): mean solid, pooled dashed, the random level dotted.
 
         Args:
             val: Results of ``compute()`` or ``forward()`` to be drawn as numbers instead, as torchmetrics does.

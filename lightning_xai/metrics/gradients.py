@@ -16,7 +16,7 @@ from lightning_xai.metrics.averages import ImageAverage
 def gradient_alignment(gradients: Tensor, guided_gradients: Tensor) -> Tensor:
     """Cosine of each image's gradient and guided gradient over all C*H*W values, ``<d, d'> / (|d| |d'|)``.
 
-    What :class:`~lightning_xai.regularization.CosineLoss` trains (paper 004 eq. 14), where both are of the same score.
+    What `CosineLoss` trains (Torres Figueroa et al. 2024 eq. 14), where both are of the same score.
 
     Args:
         gradients: Gradients of the score with respect to the images, (N,C,H,W).
@@ -70,7 +70,7 @@ def gradient_roughness(gradients: Tensor) -> Tensor:
     """Energy of the differences of neighbours, ``sum (d_a - d_b)^2 / sum (d_a^2 + d_b^2)``.
 
     The sums are over all pairs of neighbours a, b, vertical and horizontal, in all channels: one minus the correlation
-    of neighbours about zero (half of von Neumann's ratio, 1941). Beside :func:`gradient_variation` it weighs the large
+    of neighbours about zero (half of von Neumann's ratio, 1941). Beside `gradient_variation` it weighs the large
     values: a few sharp edges among many small values are rough, and vary little.
 
     Args:
@@ -92,9 +92,10 @@ def gradient_roughness(gradients: Tensor) -> Tensor:
 
 
 class GradientAlignment(ImageAverage):
-    """Mean :func:`gradient_alignment`, the cosine of gradient and guided gradient, in [-1, 1]; higher is better.
+    """Mean `gradient_alignment`, the cosine of gradient and guided gradient, in [-1, 1]; higher is better.
 
-    The aim of the interpretable-gradient loss (paper 004, eq. 14). Guided gradients resemble edges and depend little on
+    The aim of the interpretable-gradient loss (Torres Figueroa et al. 2024, eq. 14). Guided gradients resemble edges
+    and depend little on
     the class, so that alignment alone shows smoother gradients and not better explanations: read it beside the
     faithfulness of the maps.
 
@@ -103,7 +104,7 @@ class GradientAlignment(ImageAverage):
 
     Args:
         keep_values: Whether to keep the value of each image, over all processes, for ``values``.
-        kwargs: Options of :class:`torchmetrics.Metric`.
+        kwargs: Options of `torchmetrics.Metric`.
 
     Attributes:
         values: After ``compute()``, the value of each image, (N,), float64; None unless kept.
@@ -127,14 +128,14 @@ class GradientAlignment(ImageAverage):
 
 
 class GradientVariation(ImageAverage):
-    """Mean :func:`gradient_variation`, the total variation of input gradients, in [0, 1]; lower is smoother.
+    """Mean `gradient_variation`, the total variation of input gradients, in [0, 1]; lower is smoother.
 
     0 for constants, 0.71 for Gaussian noise. ``update(gradients)`` takes gradients (N,C,H,W). Those that are zero
     everywhere are left out and counted. Without images the result is NaN.
 
     Args:
         keep_values: Whether to keep the value of each image, over all processes, for ``values``.
-        kwargs: Options of :class:`torchmetrics.Metric`.
+        kwargs: Options of `torchmetrics.Metric`.
 
     Attributes:
         values: After ``compute()``, the value of each image, (N,), float64; None unless kept.
@@ -156,14 +157,14 @@ class GradientVariation(ImageAverage):
 
 
 class GradientRoughness(ImageAverage):
-    """Mean :func:`gradient_roughness`, one minus the correlation of neighbours, in [0, 2]; lower is smoother.
+    """Mean `gradient_roughness`, one minus the correlation of neighbours, in [0, 2]; lower is smoother.
 
     0 for constants, 1 for noise. ``update(gradients)`` takes gradients (N,C,H,W). Those that are zero everywhere are
     left out and counted. Without images the result is NaN.
 
     Args:
         keep_values: Whether to keep the value of each image, over all processes, for ``values``.
-        kwargs: Options of :class:`torchmetrics.Metric`.
+        kwargs: Options of `torchmetrics.Metric`.
 
     Attributes:
         values: After ``compute()``, the value of each image, (N,), float64; None unless kept.

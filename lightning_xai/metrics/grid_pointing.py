@@ -93,7 +93,7 @@ class GridPointingGame(LocalizationMetric):
         n: Cells along a side of the mosaics that a callback makes of its batches' images.
         confidence: Least probability of the images in them.
         keep_values: Whether to keep the value of each map, over all processes, for ``values``.
-        kwargs: Options of :class:`torchmetrics.Metric`.
+        kwargs: Options of `torchmetrics.Metric`.
 
     Attributes:
         random_level: After ``compute()``, what maps of noise reach: ``1 / n ** 2``.

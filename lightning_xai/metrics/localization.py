@@ -1,10 +1,10 @@
 """Localisation metrics: whether a map lies where a box or a mask says that the object is.
 
 A photograph's box is no ground truth of what a classifier uses, and maps that know nothing of the model do well where
-photographers centre their object: read every number beside :class:`~lightning_xai.attribution.CenteredGaussian` and
+photographers centre their object: read every number beside `CenteredGaussian` and
 the random level, which is the share of the image that the boxes cover.
 
-Throughout the family a map that shows nothing (:func:`~lightning_xai.metrics.degenerate`: constant after ReLU,
+Throughout the family a map that shows nothing (`degenerate`: constant after ReLU,
 all-zero or not finite) and an image without evidence (no box, an empty mask) stay in the mean with the value 0, never
 a hit, and are counted.
 """
@@ -30,7 +30,7 @@ def pointing_game(maps: Tensor, boxes: Boxes, *, tolerance: int = 15) -> Tensor:
 
     Args:
         maps: Maps (N,H,W).
-        boxes: Bool masks (N,H,W), or for each image its boxes (M,4) as in :func:`~lightning_xai.metrics.box_masks`.
+        boxes: Bool masks (N,H,W), or for each image its boxes (M,4) as in `box_masks`.
         tolerance: Distance in pixels of the maps that still is a hit; 0 for the box itself.
 
     Returns:
@@ -56,7 +56,7 @@ def energy_in_box(maps: Tensor, boxes: Boxes) -> Tensor:
 
     Args:
         maps: Maps (N,H,W); negative values count as zero.
-        boxes: Bool masks (N,H,W), or for each image its boxes (M,4) as in :func:`~lightning_xai.metrics.box_masks`.
+        boxes: Bool masks (N,H,W), or for each image its boxes (M,4) as in `box_masks`.
 
     Returns:
         Share for each image (N,) in [0, 1], float64; 0 for a map that shows nothing and for an empty mask.
@@ -80,7 +80,7 @@ class LocalizationMetric(ImageAverage):
     Args:
         options: What makes the values differ from those of another metric of the class.
         keep_values: Whether to keep the value of each image, over all processes, for ``values``.
-        kwargs: Options of :class:`torchmetrics.Metric`.
+        kwargs: Options of `torchmetrics.Metric`.
     """
 
     higher_is_better = True
@@ -120,16 +120,16 @@ class PointingGame(LocalizationMetric):
     """Pointing game, the share of maps whose maximum lies in a box or within a tolerance of it; higher is better.
 
     From Zhang et al., "Top-down Neural Attention by Excitation Backprop", ECCV 2016: hits / (hits + misses), with a
-    tolerance of 15 pixels, here over all images rather than class by class. Range [0, 1]; see :func:`pointing_game`
+    tolerance of 15 pixels, here over all images rather than class by class. Range [0, 1]; see `pointing_game`
     for ties and signed maps. A map that shows nothing and an image without evidence count as misses.
 
     ``update(maps, boxes)`` takes maps (N,H,W) and bool masks (N,H,W), or for each image its boxes (M,4) as in
-    :func:`~lightning_xai.metrics.box_masks`. Without images the result is NaN.
+    `box_masks`. Without images the result is NaN.
 
     Args:
         tolerance: Distance in pixels of the maps that still is a hit; choose less than 15 for small images.
         keep_values: Whether to keep the value of each image, over all processes, for ``values``.
-        kwargs: Options of :class:`torchmetrics.Metric`.
+        kwargs: Options of `torchmetrics.Metric`.
 
     Attributes:
         random_level: After ``compute()``, what maps of noise reach: the mean share of the image within the tolerance.
@@ -163,15 +163,15 @@ class PointingGame(LocalizationMetric):
 class EnergyInBox(LocalizationMetric):
     """Energy-based pointing game, the mean share of positive energy inside the boxes; higher is better.
 
-    From Wang et al., "Score-CAM", CVPR Workshops 2020; see :func:`energy_in_box`. Range [0, 1]; negative values count
+    From Wang et al., "Score-CAM", CVPR Workshops 2020; see `energy_in_box`. Range [0, 1]; negative values count
     as zero. A map that shows nothing and an image without evidence count with 0.
 
     ``update(maps, boxes)`` takes maps (N,H,W) and bool masks (N,H,W), or for each image its boxes (M,4) as in
-    :func:`~lightning_xai.metrics.box_masks`. Without images the result is NaN.
+    `box_masks`. Without images the result is NaN.
 
     Args:
         keep_values: Whether to keep the value of each image, over all processes, for ``values``.
-        kwargs: Options of :class:`torchmetrics.Metric`.
+        kwargs: Options of `torchmetrics.Metric`.
 
     Attributes:
         random_level: After ``compute()``, what maps of noise reach: the mean share of the image that is evidence.

@@ -43,7 +43,7 @@ def normalized_masks(maps: Tensor) -> Tensor:
         maps: Maps (N,H,W) at image resolution; normalising before upsampling would give other masks.
 
     Returns:
-        Masks (N,H,W) in [0, 1], float32 or better: 1 where the image is shown. A map that is :func:`degenerate` gives
+        Masks (N,H,W) in [0, 1], float32 or better: 1 where the image is shown. A map that is `degenerate` gives
         zeros: nothing is shown.
 
     Raises:
@@ -59,7 +59,7 @@ def normalized_masks(maps: Tensor) -> Tensor:
 
 
 def masked_images(images: Tensor, maps: Tensor, baseline: Tensor) -> Tensor:
-    """What the maps show of the images, ``x * m + baseline * (1 - m)`` with ``m`` from :func:`normalized_masks`.
+    """What the maps show of the images, ``x * m + baseline * (1 - m)`` with ``m`` from `normalized_masks`.
 
     Args:
         images: Images (N,C,H,W).

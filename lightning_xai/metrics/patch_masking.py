@@ -28,7 +28,7 @@ def patch_masks(maps: Tensor, size: int) -> Tensor:
     """The square patch around each map's maximum, cut off at the border of the image.
 
     Of tied maxima the first one counts, row by row from the upper left corner. A map that shows nothing
-    (:func:`~lightning_xai.metrics.degenerate`) has no patch.
+    (`degenerate`) has no patch.
 
     Args:
         maps: Maps (N,H,W).
@@ -72,12 +72,12 @@ def patch_masked_scores(
         predict: The classifier, images (N,C,H,W) to logits (N,K). No gradient is used; call inside
             ``torch.no_grad()`` where nothing else turns gradients off.
         images: Images (N,C,H,W).
-        maps: Maps (N,H,W); see :func:`patch_masks` for ties and for maps that show nothing. Noise, such as
-            :class:`~lightning_xai.attribution.Random`, masks at random: the paper's control.
+        maps: Maps (N,H,W); see `patch_masks` for ties and for maps that show nothing. Noise, such as
+            `Random`, masks at random: the paper's control.
         targets: Class of each image, (N,), fixed from the unmasked image; the paper takes the label and the class
-            that is :func:`~lightning_xai.scores.second_best`, each with the maps of that class.
-        baseline: What the patch is replaced with, as a :data:`~lightning_xai.metrics.Baseline` returns it;
-            :func:`~lightning_xai.metrics.mean_color` in the paper.
+            that is `second_best`, each with the maps of that class.
+        baseline: What the patch is replaced with, as a `Baseline` returns it;
+            `mean_color` in the paper.
         sizes: Sides of the P patches in pixels, odd.
         score: The log-probability; ``log_sigmoid`` for one-logit and multi-label heads.
 
@@ -104,22 +104,22 @@ class MaximalPatchMasking(Metric):
     """Probability of a class after maximal patch masking, and its change, by size of the patch; lower is better.
 
     From Iwana et al., "Explaining Convolutional Neural Networks using Softmax Gradient Layer-wise Relevance
-    Propagation", ICCV Workshops 2019, paper 002 sections 5.3.1-2 and figure 11, after Gu et al., "Understanding
+    Propagation", ICCV Workshops 2019, sections 5.3.1-2 and figure 11, after Gu et al., "Understanding
     Individual Decisions of CNNs via Contrastive Backpropagation", ACCV 2018. For each size p there are two numbers:
     ``patch_probability_p``, the mean probability in [0, 1] when the p x p pixels around the maximum are masked, and
     ``patch_change_p``, its mean difference to the unmasked image, in [-1, 1], negative where probability is lost.
     Single pixels can change a decision without being what it rests on: read them beside a random map's.
 
     Of a map that shows nothing no pixel is masked: the image stays in the mean with a change of 0. Count such maps
-    with :func:`~lightning_xai.metrics.degenerate`; this metric does not see them.
+    with `degenerate`; this metric does not see them.
 
     ``update(scores, patch_scores)`` takes log-probabilities (N,) of the images and (N,P) as
-    :func:`patch_masked_scores` returns them. ``compute()`` gives a dict of 2 P numbers, float64, NaN without images.
+    `patch_masked_scores` returns them. ``compute()`` gives a dict of 2 P numbers, float64, NaN without images.
 
     Args:
         sizes: Sides of the P patches in pixels, in the order of the columns of ``patch_scores``.
         keep_values: Whether to keep the changes of each image, over all processes, for ``values``.
-        kwargs: Options of :class:`torchmetrics.Metric`.
+        kwargs: Options of `torchmetrics.Metric`.
 
     Attributes:
         values: After ``compute()``, the changes of each image, (N,P), float64; None unless kept.
@@ -205,7 +205,7 @@ class MaximalPatchMasking(Metric):
     def plot(
         self, val: Any = None, ax: Axes | None = None, *, label: str | None = None
     ) -> tuple[Figure | SubFigure, Axes]:
-        """Draw the change over the size of the patch, as in figure 11 of paper 002.
+        """Draw the change over the size of the patch, as in figure 11 of Iwana et al. 2019.
 
         Args:
             val: Results of ``compute()`` or ``forward()`` to be drawn as numbers instead, as torchmetrics does.

@@ -53,14 +53,14 @@ class RelativePerformance(Metric):
     all-zero or not finite) counts with the baseline alone.
 
     ``update(scores, masked_scores_by_method)`` takes the log-probabilities (N,) of the images, and by method those of
-    the masked images, (N,) each, as :func:`~lightning_xai.metrics.masked_scores` returns them. So one plain and m
-    masked forward passes give this and the metrics of :mod:`~lightning_xai.metrics.confidence` for m methods.
+    the masked images, (N,) each, as `masked_scores` returns them. So one plain and m
+    masked forward passes give this and the metrics of `confidence` for m methods.
 
     Args:
         methods: Names of the methods, two or more.
         threshold: Images count whose class has a probability above this, in [0, 1).
         keep_values: Whether to keep the log ratios of each image, over all processes, for ``values`` and ``plot()``.
-        kwargs: Options of :class:`torchmetrics.Metric`.
+        kwargs: Options of `torchmetrics.Metric`.
 
     Attributes:
         performance: After ``compute()``, the geometric mean of the row's o over the column's, (k,k), float64.

@@ -94,7 +94,7 @@ def linear_imputation(images: Tensor, removed: Tensor) -> Tensor:
 
 
 def noisy_linear_imputation(images: Tensor, removed: Tensor, *, noise: float = 0.01, seed: int = 0) -> Tensor:
-    """:func:`linear_imputation` with Gaussian noise on the imputed pixels, whose smoothness would else give them away.
+    """`linear_imputation` with Gaussian noise on the imputed pixels, whose smoothness would else give them away.
 
     Args:
         images: Images (N,C,H,W).
@@ -133,7 +133,7 @@ def road_scores(
 
     Rong et al., "A Consistent and Efficient Evaluation Strategy for Attribution Methods", ICML 2022
     (https://arxiv.org/abs/2202.00449). Pixels are ordered by the signed map as in
-    :func:`~lightning_xai.metrics.curves.relevance_ranks` and replaced by :func:`noisy_linear_imputation`. Cost: two
+    `relevance_ranks` and replaced by `noisy_linear_imputation`. Cost: two
     forwards of N images and two imputations for each percentage.
 
     Args:
@@ -184,16 +184,16 @@ class ROAD(ImageAverage):
     lower is better) and the least relevant first (``lerf``, higher is better). ``gap`` is the mean over images and
     percentages of the LeRF minus the MoRF probability, in [-1, 1]: 0 for a map that knows nothing, higher is better.
     The other numbers are in [0, 1]. Signed maps are sorted as they are; a map that is
-    :func:`~lightning_xai.metrics.featureless` is removed row by row, from the top and from the bottom, and stays.
+    `featureless` is removed row by row, from the top and from the bottom, and stays.
 
-    ``update(morf_correct, morf_probabilities, lerf_correct, lerf_probabilities)`` takes what :func:`road_scores`
+    ``update(morf_correct, morf_probabilities, lerf_correct, lerf_probabilities)`` takes what `road_scores`
     returns. ``compute()`` gives a dict of five numbers, float64, NaN without images. Images whose probabilities are not
     finite are left out and counted.
 
     Args:
         percentages: The shares that were removed.
         keep_values: Whether to keep the gap of each image, over all processes, for ``values``.
-        kwargs: Options of :class:`torchmetrics.Metric`.
+        kwargs: Options of `torchmetrics.Metric`.
 
     Attributes:
         curves: After ``compute()``, the mean of ``morf_accuracy``, ``morf_probability``, ``lerf_accuracy`` and

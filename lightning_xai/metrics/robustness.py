@@ -166,7 +166,7 @@ def max_sensitivity(
 
 
 class Infidelity(ImageAverage):
-    """Infidelity: the average of :func:`infidelity`; lower is better, 0 is best, no upper end.
+    """Infidelity: the average of `infidelity`; lower is better, 0 is best, no upper end.
 
     From Yeh et al., NeurIPS 2019. A map of zeros stays in the average with the mean squared change of the score; maps
     that are not finite have no value, are left out and counted in ``n_undefined``. It can be won by attributions that
@@ -175,11 +175,11 @@ class Infidelity(ImageAverage):
     ``update(infidelities)`` takes the values (N,) of the function. Without images the result is NaN.
 
     Args:
-        perturbation: As for :func:`infidelity`, for callbacks, and so are the next two.
+        perturbation: As for `infidelity`, for callbacks, and so are the next two.
         n_samples: Number of perturbations for each image.
         normalize: Whether each map is scaled so that its value is least: for maps that are not on the score's scale.
         keep_values: Whether to keep the value of each image, over all processes, for ``values``.
-        kwargs: Options of :class:`torchmetrics.Metric`.
+        kwargs: Options of `torchmetrics.Metric`.
 
     Attributes:
         values: After ``compute()``, the value of each image, (N,), float64; None unless kept.
@@ -221,7 +221,7 @@ class Infidelity(ImageAverage):
 
 
 class MaxSensitivity(ImageAverage):
-    """Max-sensitivity: the average of :func:`max_sensitivity`; lower is better, 0 is best, no upper end.
+    """Max-sensitivity: the average of `max_sensitivity`; lower is better, 0 is best, no upper end.
 
     From Yeh et al., NeurIPS 2019. Maps of zeros and maps that are not finite have no value, are left out and counted in
     ``n_undefined``. A map that ignores the image, such as a centred Gaussian, reaches 0: it is no sign of truth.
@@ -229,10 +229,10 @@ class MaxSensitivity(ImageAverage):
     ``update(sensitivities)`` takes the values (N,) of the function. Without images the result is NaN.
 
     Args:
-        radius: As for :func:`max_sensitivity`, for callbacks, and so is the next one.
+        radius: As for `max_sensitivity`, for callbacks, and so is the next one.
         n_samples: Number of perturbations for each image.
         keep_values: Whether to keep the value of each image, over all processes, for ``values``.
-        kwargs: Options of :class:`torchmetrics.Metric`.
+        kwargs: Options of `torchmetrics.Metric`.
 
     Attributes:
         values: After ``compute()``, the value of each image, (N,), float64; None unless kept.

@@ -26,7 +26,7 @@ class Sample:
 
     A metric's ``update`` takes arguments by name. Those that are attributes here are handed over; a metric that needs
     more, such as a curve with a number of steps of its own, has a method ``measure(sample)`` that returns the arguments
-    of its ``update``. Forward passes that several metrics need are run once (:meth:`once`).
+    of its ``update``. Forward passes that several metrics need are run once (`once`).
 
     Attributes:
         images: Images (N,C,H,W).
@@ -128,7 +128,7 @@ def measured(metric: Metric, sample: Sample) -> Mapping[str, Any]:
     """The arguments of a metric's ``update`` for one sample.
 
     Args:
-        metric: Any metric whose ``update`` takes attributes of :class:`Sample` by name, or that has a method
+        metric: Any metric whose ``update`` takes attributes of `Sample` by name, or that has a method
             ``measure``.
         sample: The sample.
 

@@ -37,7 +37,7 @@ class Randomization(NamedTuple):
 
     Attributes:
         layers: Names of the L layers, in the order in which they were randomised.
-        randomization_similarities: Similarities (N,L,3) of each image's maps, as :func:`map_similarities` orders them.
+        randomization_similarities: Similarities (N,L,3) of each image's maps, as `map_similarities` orders them.
 
     Example:
         >>> Randomization(["head"], torch.ones(2, 1, 3)).layers
@@ -62,7 +62,7 @@ def map_similarities(maps: Tensor, others: Tensor) -> Tensor:
 
     Returns:
         Similarities (N,3), float64: correlations in [-1, 1], SSIM in [-1, 1]; 1 for equal maps. NaN where a map is
-        :func:`~lightning_xai.metrics.featureless`; where its magnitude alone is constant, of what is made of that.
+        `featureless`; where its magnitude alone is constant, of what is made of that.
 
     Raises:
         ValueError: If shapes differ or maps are too small.
@@ -159,11 +159,11 @@ def class_sensitivity(explain: Callable[[Tensor], Tensor], targets: Tensor, othe
     Args:
         explain: Targets (N,) to maps (N,H,W) of the same images.
         targets: Class of each image, (N,), such as the predicted one.
-        other_targets: Another class of each image, (N,): :func:`~lightning_xai.scores.second_best`, the hardest to tell
-            from the first, or :func:`random_other_targets`.
+        other_targets: Another class of each image, (N,): `second_best`, the hardest to tell
+            from the first, or `random_other_targets`.
 
     Returns:
-        Similarities (N,3) as :func:`map_similarities` orders them.
+        Similarities (N,3) as `map_similarities` orders them.
 
     Raises:
         ValueError: If the classes of an image are the same, or maps are not (N,H,W).
@@ -239,13 +239,13 @@ class ClassSensitivity(_SimilarityMetric):
     Maps that are alike whatever class they explain, as those of guided backpropagation are, say nothing about the
     decision. Range [-1, 1]; 1 fails entirely, and near 0 is as good as below: classes may share evidence.
 
-    ``update(class_similarities)`` takes what :func:`class_sensitivity` returns. ``compute()`` gives a dict of three
-    numbers, float64, NaN without images. Images one of whose maps is :func:`~lightning_xai.metrics.featureless` have no
+    ``update(class_similarities)`` takes what `class_sensitivity` returns. ``compute()`` gives a dict of three
+    numbers, float64, NaN without images. Images one of whose maps is `featureless` have no
     similarity, are left out and counted in ``n_undefined``.
 
     Args:
         keep_values: Whether to keep the rank correlation of each image, over all processes, for ``values``.
-        kwargs: Options of :class:`torchmetrics.Metric`.
+        kwargs: Options of `torchmetrics.Metric`.
 
     Attributes:
         values: After ``compute()``, the rank correlation of each image, (N,), float64; None unless kept.
@@ -281,14 +281,14 @@ class ParameterRandomization(_SimilarityMetric):
     images of the means over layers, NaN without images; ``by_layer`` tells the layers apart, as the figures of the
     paper do.
 
-    ``update(randomization_similarities)`` takes what :func:`parameter_randomization` returns. Where a map is
-    :func:`~lightning_xai.metrics.featureless` there is no similarity: such layers are left out of an image's mean and
+    ``update(randomization_similarities)`` takes what `parameter_randomization` returns. Where a map is
+    `featureless` there is no similarity: such layers are left out of an image's mean and
     counted in ``n_undefined_by_layer``, images without any in ``n_undefined``.
 
     Args:
-        layers: Names of the layers, in the order of the similarities; :func:`randomizable_layers` gives the default.
+        layers: Names of the layers, in the order of the similarities; `randomizable_layers` gives the default.
         keep_values: Whether to keep the rank correlation of each image, over all processes, for ``values``.
-        kwargs: Options of :class:`torchmetrics.Metric`.
+        kwargs: Options of `torchmetrics.Metric`.
 
     Attributes:
         by_layer: After ``compute()``, each similarity's average over images by layer, (L,) each, float64.

@@ -97,7 +97,7 @@ class NoStepAgainst:
 
     The angle is that of one batch, and tells nothing of what the term does over many steps: in 144 steps on generated
     images from scratch (``recipes/imagenet_interp.py --adaptive``, one seed) a share of 0.1 ended at an accuracy of
-    15 %, where :class:`GradientShare` of 0.1 had 30 % and plain training 31 %.
+    15 %, where `GradientShare` of 0.1 had 30 % and plain training 31 %.
 
     Args:
         share: The share, above 0.
@@ -136,7 +136,7 @@ class AdaptiveWeight(nn.Module):
     is in the checkpoint. With ``every_n_steps`` of the loss the budget holds for the mean step.
 
     Args:
-        budget: :class:`GradientShare`, :class:`NoStepAgainst` or another function of the products.
+        budget: `GradientShare`, `NoStepAgainst` or another function of the products.
         start: The first weight, within the bounds.
         bounds: Lowest and highest weight, both above 0: at 0 nothing could be measured.
         smoothing: Share of the old logarithm in the new one, in [0, 1).
@@ -216,7 +216,7 @@ class AdaptiveWeight(nn.Module):
         return torch.tensor([self._log_weight, self._measured], dtype=torch.float64)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Take over what :meth:`get_extra_state` gave."""
+        """Take over what `get_extra_state` gave."""
         self._log_weight, measured = state.tolist()
         self._measured = int(measured)
 

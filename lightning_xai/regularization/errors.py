@@ -60,7 +60,7 @@ def centered_sigmoid_masking(gradients: Tensor, guided: Tensor, *, normalize: bo
     Normalised (default): ``-mean_i u'_i * sigmoid(u_i - mean(u))`` where ``u = d / rms(d)`` and ``u' = d' / rms(d')``,
     in [-1, 1], no unit. Literal: ``-sum_i d'_i * sigmoid(d_i - mean(d))``, in the units of the guided gradient,
     unbounded. The mean is over all values of an image. The reasons for the default are those of
-    :func:`sigmoid_masking`.
+    `sigmoid_masking`.
 
     Args:
         gradients: Gradients of the loss with respect to the images, (N,C,H,W).
@@ -143,7 +143,7 @@ def l1_distance(gradients: Tensor, guided: Tensor, *, normalize: bool = True) ->
     """L1 distance of the two gradients.
 
     Normalised (default): ``|d / |d|_1 - d' / |d'|_1|_1``, in [0, 2], no unit. It is 2 plus twice the
-    :func:`histogram_intersection` where all signs agree and more where they do not: the same idea with eyes for the
+    `histogram_intersection` where all signs agree and more where they do not: the same idea with eyes for the
     sign. Literal: ``|d - d'|_1``, in [0, inf), in the units of a gradient.
 
     The default takes out both norms and not the guided one alone, because a plain or relative distance of two poorly
@@ -175,8 +175,8 @@ def l2_distance(gradients: Tensor, guided: Tensor, *, normalize: bool = True) ->
 
     Normalised (default): ``|d / |d|_2 - d' / |d'|_2|_2``, in [0, 2], no unit. It equals ``sqrt(2 + 2 * cosine_error)``:
     per radian of the angle t between the two it slopes by cos(t / 2), so images keep being pulled as they align, where
-    the slope of :func:`cosine_error`, sin(t), fades. Literal: ``|d - d'|_2``, in [0, inf), in the units of a gradient.
-    The reason for the default is that of :func:`l1_distance`. Where the distance is zero the derivative is zero.
+    the slope of `cosine_error`, sin(t), fades. Literal: ``|d - d'|_2``, in [0, inf), in the units of a gradient.
+    The reason for the default is that of `l1_distance`. Where the distance is zero the derivative is zero.
 
     Args:
         gradients: Gradients of the loss with respect to the images, (N,C,H,W).
@@ -209,7 +209,7 @@ class _NormalizableLoss(nn.Module):
 
 
 class SigmoidMaskingLoss(_NormalizableLoss):
-    """:func:`sigmoid_masking` as a module.
+    """`sigmoid_masking` as a module.
 
     Args:
         normalize: As in the function.
@@ -225,7 +225,7 @@ class SigmoidMaskingLoss(_NormalizableLoss):
 
 
 class CenteredSigmoidMaskingLoss(_NormalizableLoss):
-    """:func:`centered_sigmoid_masking` as a module.
+    """`centered_sigmoid_masking` as a module.
 
     Args:
         normalize: As in the function.
@@ -241,7 +241,7 @@ class CenteredSigmoidMaskingLoss(_NormalizableLoss):
 
 
 class HistogramIntersectionLoss(_NormalizableLoss):
-    """:func:`histogram_intersection` as a module.
+    """`histogram_intersection` as a module.
 
     Args:
         normalize: As in the function.
@@ -257,7 +257,7 @@ class HistogramIntersectionLoss(_NormalizableLoss):
 
 
 class CosineLoss(nn.Module):
-    """:func:`cosine_error` as a module.
+    """`cosine_error` as a module.
 
     Example:
         >>> CosineLoss()(torch.ones(1, 1, 2, 2), -torch.ones(1, 1, 2, 2))
@@ -270,7 +270,7 @@ class CosineLoss(nn.Module):
 
 
 class L1DistanceLoss(_NormalizableLoss):
-    """:func:`l1_distance` as a module.
+    """`l1_distance` as a module.
 
     Args:
         normalize: As in the function.
@@ -286,7 +286,7 @@ class L1DistanceLoss(_NormalizableLoss):
 
 
 class L2DistanceLoss(_NormalizableLoss):
-    """:func:`l2_distance` as a module.
+    """`l2_distance` as a module.
 
     Args:
         normalize: As in the function.

@@ -37,7 +37,7 @@ class GuidedGradientMixin(_LightningModule):
     and backward passes' time that the last such step spent on the term (the optimizer's and the loader's time are not
     in it; on a GPU from events, without waiting, and not where the term has a forward pass of its own);
     ``nonfinite_steps`` once there are any; ``parameter_cosine`` and ``parameter_norm_ratio`` (of L_R to L_C) between
-    the gradients of the two losses when :class:`AdaptiveWeight` measures them. In steps without the term Lightning logs
+    the gradients of the two losses when `AdaptiveWeight` measures them. In steps without the term Lightning logs
     the last values of the epoch again. A term at an inner layer is logged under ``train/guided_gradient/<layer>/``.
 
     A run that is resumed goes on bit by bit as it would have; in the middle of an epoch with a loader that has

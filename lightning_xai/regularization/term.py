@@ -51,7 +51,7 @@ class GuidedGradientTerms:
         cosine: Mean cosine between the gradient and the guided gradient, (), in [-1, 1].
         norm_ratio: Mean ratio of their L2 norms, gradient over guided gradient, ().
         saturated: Share of images with ``1 - p < SATURATION``, (), in [0, 1].
-        products: What :class:`AdaptiveWeight` measured at the parameters; None where it did not.
+        products: What `AdaptiveWeight` measured at the parameters; None where it did not.
         cost: The term's part of the forward and backward passes of the last step that had one, percent of their time;
             None before there was one.
     """
@@ -83,12 +83,12 @@ class GuidedGradientLoss(nn.Module):
     Args:
         error: Error function of gradients and guided gradients (N,C,H,W) -> (N,), a module or a function. The cosine
             (default) is the paper's choice and does not see scales.
-        weight: lambda, as a function of the optimizer step, or :class:`AdaptiveWeight`. The default, 7.5e-3, is the
+        weight: lambda, as a function of the optimizer step, or `AdaptiveWeight`. The default, 7.5e-3, is the
             value the paper is reported to have used.
-        teacher: What is compared: :func:`negative_loss_teacher` (default, see there why), :func:`loss_teacher`
-            (literal) or :func:`class_score_teacher`.
-        image_weights: How much each image counts: :func:`mask_saturated` (default), :func:`keep_saturated`
-            (literal) or :func:`weight_by_error`.
+        teacher: What is compared: `negative_loss_teacher` (default, see there why), `loss_teacher`
+            (literal) or `class_score_teacher`.
+        image_weights: How much each image counts: `mask_saturated` (default), `keep_saturated`
+            (literal) or `weight_by_error`.
         batch_norm: Statistics of batch normalisation under the term. ``"training"`` (literal, default) shares the
             forward pass of the classification loss, but couples the images of a batch; ``"evaluation"`` takes the
             running statistics, as explanations later do, in a pass of its own, 10/3 of a plain step in all. Early in
@@ -98,7 +98,7 @@ class GuidedGradientLoss(nn.Module):
             update, because they divide by the size of gradients that now vary from step to step.
         fraction: The term sees this share of the batch only, the first ``ceil(fraction * N)`` images, in a forward pass
             of its own, at ``1 + 7 fraction / 3``. Its gradient is that of the whole batch in expectation, where the
-            loader shuffles, every image counts alike (:func:`keep_saturated`) and nothing couples images; batch
+            loader shuffles, every image counts alike (`keep_saturated`) and nothing couples images; batch
             normalisation in training mode does, because statistics of fewer images are other ones. Adaptive
             optimizers see more noise, hence a different update. The criterion gets as many targets as images.
         layer: Where the gradients are taken: None for the image, or an inner layer, by dotted name in the model that

@@ -26,7 +26,7 @@ class Checks:
 
 
 def checks(logs: Sequence[tuple[str, Log]]) -> list[Checks]:
-    """What :class:`lightning_xai.callbacks.ModelIntegrity` logged, by network and stage.
+    """What `lightning_xai.callbacks.ModelIntegrity` logged, by network and stage.
 
     Args:
         logs: Names of networks, each with what was logged.

@@ -83,7 +83,7 @@ def read_panel(path: Path) -> PanelFile:
     """Cut the pictures out of a panel's file.
 
     Args:
-        path: A file of the CSV logger, or of :meth:`lightning_xai.visualization.Panel.save`.
+        path: A file of the CSV logger, or of `lightning_xai.visualization.Panel.save`.
 
     Raises:
         OSError: If there is no such file, or if it is no picture.

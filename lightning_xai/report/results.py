@@ -76,7 +76,7 @@ class Example:
 
     Attributes:
         name: Which image it is: its file or number. Networks that explain the same image use the same name.
-        file: Its pictures, as written by :meth:`lightning_xai.visualization.Panel.save` with one image; relative to
+        file: Its pictures, as written by `lightning_xai.visualization.Panel.save` with one image; relative to
             the run's folder. Images that are neither the worst nor the best of any metric need no example.
         values: The value of each metric, by name of the metric, then by column of the panel.
         model: The network that is explained, where a run has several.

@@ -41,7 +41,7 @@ def guided(outputs: Tensor) -> Iterator[None]:
         outputs: Tensor whose graph is walked.
 
     Raises:
-        ValueError: If the graph holds no rectifier, or too small a share of them (:data:`MIN_RECTIFIED_SHARE`).
+        ValueError: If the graph holds no rectifier, or too small a share of them (`MIN_RECTIFIED_SHARE`).
         RuntimeError: If it holds nodes that may hide rectifiers (compiled regions, re-entrant checkpointing).
 
     Example:

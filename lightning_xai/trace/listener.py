@@ -19,13 +19,13 @@ class Listener:
 
     The model's ``forward`` is shadowed on the instance. The graph starts at the captured layer (before it the pass
     is gradient-free) or at the image; the caller gets a detached copy of the logits. Calls made with gradients
-    enabled, without images or with other outputs than logits (N,K) pass unheard, and so do :func:`run` and
-    :func:`predict`. Several listeners to one model share each forward and its trace.
+    enabled, without images or with other outputs than logits (N,K) pass unheard, and so do `run` and
+    `predict`. Several listeners to one model share each forward and its trace.
 
     Args:
         model: The classifier.
         capture: What to keep.
-        context: Context in which later passes of the same trace run (:meth:`Trace.rerun`).
+        context: Context in which later passes of the same trace run (`Trace.rerun`).
 
     Attributes:
         traces: One for each call heard, in order.

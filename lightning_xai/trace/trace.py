@@ -64,7 +64,7 @@ class Capture:
 class Trace:
     """One forward pass of N images: logits, captured activations, and gradients, each computed once.
 
-    Made by :func:`run` or by a :class:`Listener`; handed to attributions.
+    Made by `run` or by a `Listener`; handed to attributions.
 
     Args:
         model: The classifier.
@@ -118,7 +118,7 @@ class Trace:
     def activation(self, layer: OneLayer) -> Tensor:
         """The output of a captured layer; where the layer was called several times, of its last call.
 
-        Of tokens the patches are given, each at its place on the image (:class:`Shapes`, :class:`Tokens`).
+        Of tokens the patches are given, each at its place on the image (`Shapes`, `Tokens`).
 
         Args:
             layer: As it was named in the capture.
@@ -153,7 +153,7 @@ class Trace:
         Args:
             score: The number per image that is explained.
             targets: Class to explain for each image, (N,).
-            guided_rule: Clamp the gradient that enters each rectifier at zero (:func:`guided`).
+            guided_rule: Clamp the gradient that enters each rectifier at zero (`guided`).
 
         Returns:
             Gradients (N,C,H,W).
@@ -237,7 +237,7 @@ class Trace:
         """What a function makes of the model itself, for methods that are not ours.
 
         The function is called with gradients enabled and the model in evaluation mode; whatever it changes about the
-        model is as before afterwards (:func:`~lightning_xai.trace.modes.lent`).
+        model is as before afterwards (`lent`).
 
         Args:
             function: ``(model, images (N,C,H,W), targets (N,)) -> anything``; its images are a copy that requires
@@ -371,7 +371,7 @@ def recorded(
         args: Positional arguments of the call.
         kwargs: Keyword arguments of the call.
         capture: What to keep.
-        context: Context in which later passes of the same trace run (:meth:`Trace.rerun`).
+        context: Context in which later passes of the same trace run (`Trace.rerun`).
 
     Returns:
         The output, detached, and the trace; None where there is none, as for outputs other than logits (N,K).

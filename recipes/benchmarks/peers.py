@@ -2,7 +2,7 @@
 
 What a function returns is what its library returns, as a tensor; the score is the logit, as all of them have it. The
 libraries, the extra ``peers`` of the package, are imported when a function is called. They may change the model that
-they are given: give them a copy, or run them through :class:`~lightning_xai.attribution.FromCallable`.
+they are given: give them a copy, or run them through `FromCallable`.
 """
 
 from __future__ import annotations

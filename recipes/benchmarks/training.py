@@ -75,7 +75,7 @@ def by_pytorch(model: nn.Module, images: Tensor, targets: Tensor, step: int) -> 
     leaf = images.detach().requires_grad_()
     loss = F.cross_entropy(model(leaf.clone()), targets)
     score = -loss * len(images)
-    return loss + WEIGHT * xai.CosineLoss()(*gradient_pair(score, score, leaf)).mean()
+    return loss + WEIGHT * xai.regularization.CosineLoss()(*gradient_pair(score, score, leaf)).mean()
 
 
 def with_term(term: xai.GuidedGradientLoss) -> Loss:
@@ -113,7 +113,7 @@ SETTINGS = [
 
 def rows_of(setting: Setting) -> list[Row]:
     """What is measured for a network."""
-    ours = partial(xai.GuidedGradientLoss, weight=xai.ConstantWeight(WEIGHT))
+    ours = partial(xai.GuidedGradientLoss, weight=xai.regularization.ConstantWeight(WEIGHT))
     return [
         Row("exact", with_term(ours()), reach=setting.reach),
         Row("exact, double backward of PyTorch", by_pytorch),
@@ -209,7 +209,7 @@ def profiles(rounds: int, *, small: bool = False) -> Iterator[Table]:
 
 def profile_table(setting: Setting, rounds: int, most: int = 12) -> Table:
     """The operators that take longest, in units of a plain step; times are their own, without those they call."""
-    exact = with_term(xai.GuidedGradientLoss(weight=xai.ConstantWeight(WEIGHT)))
+    exact = with_term(xai.GuidedGradientLoss(weight=xai.regularization.ConstantWeight(WEIGHT)))
     plain_step, with_exact = _operators(setting, plain, rounds), _operators(setting, exact, rounds)
     whole = sum(plain_step.values())
     found = Table(title=f"{setting.name}: operators, in plain steps", box=SIMPLE_HEAD, title_justify="left")

@@ -171,7 +171,7 @@ def tables(columns: Sequence[Mapping[str, Any]], controls: Sequence[str]) -> lis
     """A table for each group of metrics.
 
     Args:
-        columns: What :func:`summary` gives.
+        columns: What `summary` gives.
         controls: Names of the controls.
 
     Returns:
@@ -260,7 +260,7 @@ def draw(drawn: Sequence[Mapping[str, Any]], controls: Sequence[str], folder: Pa
     """Draw what was measured: ``curves.png``, ``relative_performance.png`` and ``randomization.png``.
 
     Args:
-        drawn: What :func:`drawable` gives, for each group.
+        drawn: What `drawable` gives, for each group.
         controls: Names of the controls, drawn in grey and dashed.
         folder: Where the figures are saved.
 

@@ -24,7 +24,7 @@ def create_classifier(
             ``package.module:function`` for any other function that makes a network.
         num_classes: Number of classes; None for the architecture's own.
         pretrained: Whether to download the library's weights.
-        weights: File with weights, loaded by :func:`load_weights`.
+        weights: File with weights, loaded by `load_weights`.
         options: Further arguments of the constructor.
 
     Returns:

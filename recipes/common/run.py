@@ -123,7 +123,7 @@ def _write(path: Path, value: Any) -> None:
 
 
 def add_run_options(parser: argparse.ArgumentParser, name: str) -> None:
-    """The options of :class:`Run` and of trials, for a recipe of the given name."""
+    """The options of `Run` and of trials, for a recipe of the given name."""
     parser.add_argument("--run", type=Path, default=Path("runs") / name, help="folder of the results")
     parser.add_argument("--resume", action="store_true", help="go on with the run in that folder")
     parser.add_argument("--seed", type=int, default=0, help="of whatever is drawn")

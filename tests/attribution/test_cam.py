@@ -6,17 +6,9 @@ import torch.nn.functional as F
 from support import OneConv, random_images, small_net
 from torch import nn
 
-from lightning_xai import (
-    GradCAM,
-    GradCAMPlus,
-    GradCAMPlusPlus,
-    centered,
-    explain,
-    log_softmax,
-    post_softmax,
-    pre_softmax,
-)
+from lightning_xai import GradCAM, GradCAMPlus, GradCAMPlusPlus, explain
 from lightning_xai.attribution import CAM
+from lightning_xai.scores import centered, log_softmax, post_softmax, pre_softmax
 
 SCORES = {
     pre_softmax: lambda z, c: z[c],
@@ -190,7 +182,7 @@ def test_cam_is_refused_at_a_layer_further_down():
 
 
 def test_cam_is_refused_where_something_is_added_to_all_logits():
-    """The weights no longer tell what the logit is made of (paper 001)."""
+    """The weights no longer tell what the logit is made of (Lerma and Lucas 2023)."""
 
     class Shifted(Headed):
         def forward(self, images):

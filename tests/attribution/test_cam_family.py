@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from support import assert_same_state, random_images, small_net, state_of
 from torch import nn
 
-from lightning_xai import centered, explain, log_softmax, post_softmax, pre_softmax
+from lightning_xai import explain
 from lightning_xai.attribution import (
     CAM,
     GradCAM,
@@ -26,6 +26,7 @@ from lightning_xai.attribution import (
 )
 from lightning_xai.attribution.rsi_cam import guided_units, signed_gradients
 from lightning_xai.attribution.score_cam import increase_weights
+from lightning_xai.scores import centered, log_softmax, post_softmax, pre_softmax
 
 STANDARD = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
 ONE_PASS = {
@@ -74,7 +75,7 @@ class Pooled(nn.Module):
 
 
 class Shifted(nn.Module):
-    """The same probabilities, with t(x) = 10 times the sum of the activations added to all logits (paper 001)."""
+    """The same probabilities, with t(x) = 10 times the activations' sum added to all logits (Lerma and Lucas 2023)."""
 
     def __init__(self, inner) -> None:
         super().__init__()

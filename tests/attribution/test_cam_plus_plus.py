@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from support import random_images, small_net
 from torch import nn
 
-from lightning_xai import explain, log_softmax, post_softmax, pre_softmax
+from lightning_xai import explain
 from lightning_xai.attribution import GradCAMPlus, GradCAMPlusPlus, SmoothGradCAMPlusPlus, alpha_distribution
 from lightning_xai.attribution.cam_plus_plus import (
     Alphas,
@@ -18,6 +18,7 @@ from lightning_xai.attribution.cam_plus_plus import (
     smooth_weights,
 )
 from lightning_xai.noise import generators
+from lightning_xai.scores import log_softmax, post_softmax, pre_softmax
 
 
 def random_pair(seed=0, size=(5, 6, 7, 7)):
@@ -29,7 +30,7 @@ def random_pair(seed=0, size=(5, 6, 7, 7)):
 
 @pytest.mark.parametrize("scale", [1.0, 0.3])
 def test_alphas_are_those_of_the_derivation(scale):
-    """Eq. 8 of paper 003 with second and third derivatives of Y = exp(lambda S) by autograd, unit by unit."""
+    """Eq. 8 of Lerma and Lucas 2022 with second and third derivatives of Y = exp(lambda S) by autograd."""
     weights = torch.tensor([[0.7, 0.2, 0.4], [0.1, 0.5, 0.3]], dtype=torch.float64)  # two channels of 1 x 3
     activations = torch.tensor([[0.3, 1.1, 0.2], [0.9, 0.4, 0.6]], dtype=torch.float64)
     expected = torch.zeros(2, 3, dtype=torch.float64)
@@ -78,7 +79,7 @@ def test_weights_survive_tiny_gradients():
 
 
 def test_alphas_of_signed_layers_are_guarded():
-    """Where g sum A approaches -2 the literal alpha explodes (paper 003, section 3.4); ours stays within 1."""
+    """Where g sum A approaches -2 the literal alpha explodes (Lerma and Lucas 2022 section 3.4); ours does not."""
     pair = torch.tensor([[[[-1.0, -1.0000001]]]]), torch.ones(1, 1, 1, 2)
     assert literal_alphas(*pair).abs().max() > 1e6
     assert guarded_alphas(*pair).flatten().tolist() == [1.0, 1.0]
@@ -142,7 +143,7 @@ def test_distribution_is_split_by_the_sign_of_the_gradient():
 
 
 def test_wild_alphas_have_negative_gradients():
-    """What paper 003 saw: with non-negative activations none of it reaches the map."""
+    """What Lerma and Lucas 2022 saw: with non-negative activations none of it reaches the map."""
     found = alpha_distribution(*random_pair(1, (64, 8, 7, 7)))
     assert 0 < found.positive.minimum < found.positive.maximum <= 0.5
     assert found.negative.maximum > 1

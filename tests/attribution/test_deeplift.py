@@ -9,8 +9,9 @@ import torchvision
 from support import assert_same_state, random_images, small_net, state_of
 from torch import nn
 
-from lightning_xai import centered, explain, pre_softmax
+from lightning_xai import explain
 from lightning_xai.attribution import DeepLIFT, InputXGradient
+from lightning_xai.scores import centered, pre_softmax
 
 BASELINE = torch.tensor(0.1)
 

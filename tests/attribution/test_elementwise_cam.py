@@ -6,9 +6,10 @@ import torch.nn.functional as F
 from support import random_images, small_net
 from torch import nn
 
-from lightning_xai import explain, pre_softmax
+from lightning_xai import explain
 from lightning_xai.attribution import CAM, GradCAM, HiResCAM, LayerCAM, XGradCAM
 from lightning_xai.attribution.elementwise_cam import hirescam, xgradcam_weights
+from lightning_xai.scores import pre_softmax
 
 
 def reference(method, activation, gradient):

@@ -6,9 +6,10 @@ import torch.nn.functional as F
 from support import assert_same_state, random_images, small_net, state_of
 from torch import nn
 
-from lightning_xai import GradCAM, InputGradient, explain, pre_softmax
+from lightning_xai import GradCAM, InputGradient, explain
 from lightning_xai.attribution import FromCallable
 from lightning_xai.attribution.gradient import channel_max
+from lightning_xai.scores import pre_softmax
 from lightning_xai.trace import Capture, Listener
 
 

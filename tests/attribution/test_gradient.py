@@ -6,9 +6,10 @@ import torch.nn.functional as F
 from support import OneConv, random_images, small_net
 from torch import nn
 
-from lightning_xai import GuidedGradient, InputGradient, centered, explain, post_softmax, pre_softmax
+from lightning_xai import GuidedGradient, InputGradient, explain
 from lightning_xai.attribution import InputXGradient
 from lightning_xai.attribution.gradient import channel_max
+from lightning_xai.scores import centered, post_softmax, pre_softmax
 
 
 def test_input_gradient_equals_finite_differences():
@@ -71,7 +72,7 @@ WEIGHTS = [torch.randn(5, 5, generator=torch.Generator().manual_seed(i), dtype=t
 
 
 def guided_reference(image, target, ceiling=torch.inf):
-    """Guided backpropagation by hand through three rectified linear layers (paper 004, section 4.1)."""
+    """Guided backpropagation by hand through three rectified linear layers (Torres Figueroa et al. 2024)."""
     hidden, before = [image.flatten()], []
     for weight in WEIGHTS[:3]:
         before.append(weight @ hidden[-1])

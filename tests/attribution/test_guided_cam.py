@@ -6,9 +6,10 @@ import torch.nn.functional as F
 from support import OneConv, random_images, small_net
 from torch import nn
 
-from lightning_xai import GradCAM, GuidedGradient, explain, post_softmax, pre_softmax
+from lightning_xai import GradCAM, GuidedGradient, explain
 from lightning_xai.attribution import GuidedGradCAM
 from lightning_xai.attribution.gradient import channel_max, channel_sum
+from lightning_xai.scores import post_softmax, pre_softmax
 
 
 @pytest.mark.parametrize("inplace", [False, True])

@@ -10,13 +10,14 @@ import torch.nn.functional as F
 from support import assert_same_state, random_images, small_net, state_of
 from torch import nn
 
-from lightning_xai import InputGradient, explain, post_softmax, pre_softmax
+from lightning_xai import InputGradient, explain
 from lightning_xai.attribution import DeepLIFT, IntegratedGradients, RSIGradCAM, ScoreCAM, SmoothGrad
 from lightning_xai.attribution.gradient import channel_max
 from lightning_xai.attribution.paths import completeness_error, gauss_legendre, trapezoid
 from lightning_xai.baselines import black, blurred
 from lightning_xai.explain import capture_for
 from lightning_xai.noise import generators, noisy_copies
+from lightning_xai.scores import post_softmax, pre_softmax
 from lightning_xai.trace import run
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)

@@ -8,11 +8,12 @@ import torch.nn.functional as F
 from support import random_images
 from torch import nn
 
-from lightning_xai import explain, post_softmax, pre_softmax
+from lightning_xai import explain
 from lightning_xai.attribution import HiResCAM, RSIGradCAM
 from lightning_xai.attribution.rsi_cam import every_unit, guided_units, positive_gradients, signed_gradients, trapezoids
 from lightning_xai.baselines import black, blurred
 from lightning_xai.explain import capture_for
+from lightning_xai.scores import post_softmax, pre_softmax
 from lightning_xai.trace import run
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)

@@ -6,10 +6,11 @@ import torch.nn.functional as F
 from support import random_images, small_net
 from torch import nn
 
-from lightning_xai import explain, post_softmax, pre_softmax
+from lightning_xai import explain
 from lightning_xai.attribution import ScoreCAM
 from lightning_xai.attribution.score_cam import channel_masks, increase_weights, softmax_weights
 from lightning_xai.baselines import black, blurred
+from lightning_xai.scores import post_softmax, pre_softmax
 
 SCORES = {post_softmax: lambda z, c: z.softmax(0)[c], pre_softmax: lambda z, c: z[c]}
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)

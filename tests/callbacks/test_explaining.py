@@ -24,10 +24,11 @@ from callbacks.trainers import (
 from support import assert_same_state, random_images, small_net, state_of
 from torch import Tensor, nn
 
-from lightning_xai import AverageDrop, Faithfulness, GradCAM, GuidedGradient, InputGradient, SaliencyMaps, centered
+from lightning_xai import AverageDrop, Faithfulness, GradCAM, GuidedGradient, InputGradient, SaliencyMaps
 from lightning_xai.callbacks import base
 from lightning_xai.callbacks.base import ExplainingCallback, first_two
 from lightning_xai.explain import capture_for
+from lightning_xai.scores import centered
 from lightning_xai.trace import Trace, plain_tensors, run
 
 METHODS = {"gradcam": GradCAM("conv2"), "gradient": InputGradient()}

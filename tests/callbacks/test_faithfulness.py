@@ -25,22 +25,10 @@ from callbacks.trainers import (
 from support import random_images
 from torch import Tensor, nn
 
-from lightning_xai import (
-    Attribution,
-    AverageDrop,
-    AverageGain,
-    AverageIncrease,
-    Faithfulness,
-    GradCAM,
-    InputGradient,
-    blurred,
-    label,
-    log_sigmoid,
-    mean_color,
-    second_best,
-    sigmoid,
-)
+from lightning_xai import Attribution, AverageDrop, AverageGain, AverageIncrease, Faithfulness, GradCAM, InputGradient
+from lightning_xai.baselines import blurred, mean_color
 from lightning_xai.callbacks import faithfulness as module_under_test
+from lightning_xai.scores import label, log_sigmoid, second_best, sigmoid
 from lightning_xai.trace import Trace
 
 METHODS = {"gradcam": GradCAM("conv2"), "gradient": InputGradient()}

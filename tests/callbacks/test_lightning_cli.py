@@ -13,7 +13,6 @@ from callbacks.trainers import confident_net, imported, loader, packages
 
 from lightning_xai import (
     AverageDrop,
-    CosineLoss,
     GradCAM,
     GradCAMPlus,
     GradCAMPlusPlus,
@@ -22,14 +21,12 @@ from lightning_xai import (
     GuidedGradientMixin,
     InputGradient,
     LinearWarmup,
-    Random,
-    label,
-    loss_teacher,
-    mean_color,
-    post_softmax,
-    second_best,
 )
+from lightning_xai.attribution import Random
+from lightning_xai.baselines import mean_color
 from lightning_xai.callbacks.faithfulness import default_controls
+from lightning_xai.regularization import CosineLoss, loss_teacher
+from lightning_xai.scores import label, post_softmax, second_best
 
 CONFIG = """
 trainer:
@@ -45,7 +42,7 @@ trainer:
             class_path: lightning_xai.GradCAM
             init_args:
               layer: conv2
-              score: lightning_xai.post_softmax
+              score: lightning_xai.scores.post_softmax
           both:
             class_path: lightning_xai.GradCAMPlus
             init_args:
@@ -62,11 +59,11 @@ trainer:
         n_images: 3
         controls:
           random:
-            class_path: lightning_xai.Random
+            class_path: lightning_xai.attribution.Random
             init_args:
               seed: 7
-        baseline: lightning_xai.mean_color
-        targets: lightning_xai.label
+        baseline: lightning_xai.baselines.mean_color
+        targets: lightning_xai.scores.label
         classifier: model
         unpack: lightning_xai.callbacks.base.first_two
     - class_path: lightning_xai.SaliencyMaps
@@ -81,13 +78,13 @@ model:
   interpretability:
     class_path: lightning_xai.GuidedGradientLoss
     init_args:
-      error: lightning_xai.CosineLoss
+      error: lightning_xai.regularization.CosineLoss
       weight:
         class_path: lightning_xai.LinearWarmup
         init_args:
           value: 0.1
           steps: 5
-      teacher: lightning_xai.loss_teacher
+      teacher: lightning_xai.regularization.loss_teacher
       batch_norm: evaluation
 """
 RECIPE = Path(__file__).parents[2] / "recipes/callbacks.yaml"
@@ -177,7 +174,7 @@ def test_a_yaml_file_says_everything(name: str, command_line: Callable[..., Any]
 
 def test_the_configuration_can_be_saved_and_read_again(command_line: Callable[..., Any]) -> None:
     """As LightningCLI does for each run: functions are written by their names."""
-    cli = command_line("pytorch_lightning", CONFIG.replace("TARGETS", "lightning_xai.second_best"))
+    cli = command_line("pytorch_lightning", CONFIG.replace("TARGETS", "lightning_xai.scores.second_best"))
     saved = cli._parser(cli.subcommand).dump(cli.config[cli.subcommand], skip_none=False)
     again = command_line("pytorch_lightning", saved)
     assert again.trainer.callbacks[0].attributions["gradcam"] == GradCAM("conv2", score=post_softmax)
@@ -185,7 +182,7 @@ def test_the_configuration_can_be_saved_and_read_again(command_line: Callable[..
 
 
 @pytest.mark.parametrize(
-    ("written", "meant"), [("1", 1), ("[0, 1, 2, 0]", [0, 1, 2, 0]), ("lightning_xai.second_best", second_best)]
+    ("written", "meant"), [("1", 1), ("[0, 1, 2, 0]", [0, 1, 2, 0]), ("lightning_xai.scores.second_best", second_best)]
 )
 def test_targets_are_a_class_classes_or_a_rule(command_line: Callable[..., Any], written: str, meant: Any) -> None:
     """Every form that YAML can hold."""

@@ -16,9 +16,10 @@ from support import random_images
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_xai import GradCAM, InputGradient, SaliencyMaps, explain, label, log_sigmoid, mean_color, sigmoid
-from lightning_xai.baselines import to_pixels
+from lightning_xai import GradCAM, InputGradient, SaliencyMaps, explain
+from lightning_xai.baselines import mean_color, to_pixels
 from lightning_xai.callbacks import saliency_maps as module_under_test
+from lightning_xai.scores import label, log_sigmoid, sigmoid
 from lightning_xai.visualization import Panel, overlay
 
 METHODS = {"gradcam": GradCAM("conv2"), "gradient": InputGradient()}

@@ -22,13 +22,13 @@ from lightning_xai import (
     AverageDrop,
     AverageGain,
     AverageIncrease,
-    ConstantWeight,
     Faithfulness,
     GradCAM,
     GuidedGradientLoss,
     GuidedGradientMixin,
     SaliencyMaps,
 )
+from lightning_xai.regularization import ConstantWeight
 
 METHODS = {"gradcam": GradCAM("conv2")}
 PARALLEL = {"strategy": "ddp", "devices": 2, "precision": "64-true"}

@@ -11,7 +11,7 @@ from support import assert_same_state, state_of
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from lightning_xai import GradCAM, InputGradient, centered, explain, log_softmax, post_softmax, pre_softmax
+from lightning_xai import GradCAM, InputGradient, explain
 from lightning_xai.integrity import (
     EnergyShift,
     NetworkShift,
@@ -27,7 +27,7 @@ from lightning_xai.integrity.inspection import mean_logit
 from lightning_xai.integrity.measures import class_weighted_maps
 from lightning_xai.integrity.worst_case import worst_direction
 from lightning_xai.ranks import rank_correlation
-from lightning_xai.scores import predicted
+from lightning_xai.scores import centered, log_softmax, post_softmax, pre_softmax, predicted
 from lightning_xai.trace import Capture, run
 
 IMAGES = data(16)[0].double()
@@ -122,7 +122,7 @@ def test_zero_sum_maps_are_unchanged(attack, score):
 
 
 def test_training_the_altered_model_gives_the_same_parameters():
-    """dE/dt = 0 (paper 001 section 2.2): from the same start, twenty steps of SGD in training mode."""
+    """dE/dt = 0 (Lerma and Lucas 2023 section 2.2): from the same start, twenty steps of SGD in training mode."""
     images, labels = data(32)
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -7,8 +7,9 @@ from support import Unhappy, assert_same_state, state_of
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from lightning_xai import GradCAM, centered, explain, pre_softmax
+from lightning_xai import GradCAM, explain
 from lightning_xai.integrity import CenteredLogits, PositionShift, RowEdit, Verdict, center_logits, inspect_model
+from lightning_xai.scores import centered, pre_softmax
 
 IMAGES = data(16)[0].double()
 

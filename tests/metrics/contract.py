@@ -1,4 +1,4 @@
-"""What every metric of the package keeps to: subclass :class:`MetricContract` for each metric."""
+"""What every metric of the package keeps to: subclass `MetricContract` for each metric."""
 
 from __future__ import annotations
 

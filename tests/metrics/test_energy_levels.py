@@ -1,4 +1,4 @@
-"""Pointing accuracy over energy: paper 002's equations in integers, both means, and the curve."""
+"""Pointing accuracy over energy: Iwana et al. 2019's equations in integers, both means, and the curve."""
 
 import math
 from fractions import Fraction
@@ -164,7 +164,7 @@ def test_levels_that_are_no_increasing_percentages_are_refused(levels) -> None:
 
 
 def test_plot_draws_two_curves_a_method_and_the_random_level_once() -> None:
-    """Two methods in one picture, as in figure 13 of paper 002."""
+    """Two methods in one picture, as in figure 13 of Iwana et al. 2019."""
     axes = Figure().subplots()
     for label, seed in (("a", 0), ("b", 1)):
         metric = EnergyPointingAccuracy()

@@ -223,7 +223,7 @@ class TestFamily:
         assert self.values(metric_class, maps, masks)[0] == self.values(metric_class, maps * 2.0**-20, masks)[0]
 
     def test_noise_is_near_the_random_level(self, metric_class) -> None:
-        """Which is the share of the image, not nearly zero as paper 002 says."""
+        """Which is the share of the image, not nearly zero as Iwana et al. 2019 says."""
         generator = torch.Generator().manual_seed(0)
         maps, masks = torch.rand(400, 30, 30, generator=generator), torch.zeros(400, 30, 30, dtype=torch.bool)
         masks[:, :10, :9] = True

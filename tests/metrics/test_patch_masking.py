@@ -192,7 +192,7 @@ class TestMetric:
         torch.testing.assert_close(metric.values.mean(0), means)
 
     def test_plot_draws_the_change_by_size(self) -> None:
-        """Two methods in one picture, as in figure 11 of paper 002; values are drawn as torchmetrics does."""
+        """Two methods in one picture, as in figure 11 of Iwana et al. 2019; values are drawn as torchmetrics does."""
         metric = MaximalPatchMasking()
         metric.update(**batch_of(4, 3))
         values = metric.compute()

@@ -15,7 +15,7 @@ from benchmarks.peers import (
     captum_integrated_gradients,
     captum_smoothgrad,
 )
-from lightning_xai import explain, pre_softmax
+from lightning_xai import explain
 from lightning_xai.attribution import (
     GradCAM,
     GuidedGradCAM,
@@ -27,6 +27,7 @@ from lightning_xai.attribution import (
 )
 from lightning_xai.attribution.deeplift import DeepLIFT
 from lightning_xai.noise import generators
+from lightning_xai.scores import pre_softmax
 
 pytest.importorskip("captum")
 pytestmark = [

@@ -6,9 +6,10 @@ import torch.nn.functional as F
 from peers.networks import TARGETS, assert_equal_maps, both, each_network, images, min_max, resnet, vgg
 
 from benchmarks.peers import grad_cam_package
-from lightning_xai import explain, pre_softmax
+from lightning_xai import explain
 from lightning_xai.attribution import GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, ScoreCAM, XGradCAM, upsample
 from lightning_xai.attribution.cam import weighted_sum
+from lightning_xai.scores import pre_softmax
 from lightning_xai.trace import Capture, run
 
 pytest.importorskip("pytorch_grad_cam")

@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from peers.networks import TARGETS, assert_equal_maps, both, difference, each_network, images, resnet
 
 from benchmarks.peers import torchcam
-from lightning_xai import pre_softmax
 from lightning_xai.attribution import GradCAM, GradCAMPlusPlus, LayerCAM, ScoreCAM, XGradCAM, upsample
 from lightning_xai.attribution.cam import weighted_sum
+from lightning_xai.scores import pre_softmax
 from lightning_xai.trace import Capture, run
 
 pytest.importorskip("torchcam")

@@ -7,10 +7,10 @@ import torch
 from peers.networks import assert_equal_maps, both, difference, resnet, vgg
 
 from benchmarks.peers import zennit_guided_gradient, zennit_integrated_gradients, zennit_lrp, zennit_smoothgrad
-from lightning_xai import pre_softmax
 from lightning_xai.attribution import FromCallable, GuidedGradient, InputGradient
 from lightning_xai.attribution.lrp.methods import LRP, Rules
 from lightning_xai.attribution.lrp.rules import AlphaBeta, Epsilon, Flat, Gamma, ZBox
+from lightning_xai.scores import pre_softmax
 
 pytest.importorskip("zennit")
 pytestmark = pytest.mark.peers

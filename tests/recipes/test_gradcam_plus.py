@@ -236,7 +236,7 @@ def test_all_gradients_by_hand():
     """Weights sum alpha g: of sum A = 1, g = 2 and -1 they are 2/4 - 1."""
     model = nn.Sequential(nn.Identity(), Weighted(torch.tensor([2.0, -1.0])))
     images = torch.tensor([[[[0.5, 0.5]]]])
-    maps = xai.explain(model, images, 0, attributions=AllGradients("0", score=xai.pre_softmax, relu=False))
+    maps = xai.explain(model, images, 0, attributions=AllGradients("0", score=xai.scores.pre_softmax, relu=False))
     torch.testing.assert_close(maps, torch.full((1, 1, 2), -0.25))
 
 

@@ -58,7 +58,7 @@ def subject_of(weights, batch_size=4):
     return Subject(pooled(weights), "0", standard, n_steps=4, batch_size=batch_size)
 
 
-def chunk_of(images, targets=xai.predicted, masks=None, n_path=0):
+def chunk_of(images, targets=xai.scores.predicted, masks=None, n_path=0):
     """Images without labels."""
     return Chunk(images, torch.zeros(len(images), dtype=torch.long), targets, masks, n_path)
 
@@ -138,7 +138,9 @@ def test_gradient_norm_is_the_length_of_the_gradient():
     """Of z_0 = (3 a + 4 b) / 2 with respect to two pixels of two channels: 5 / 2 sqrt(2)."""
     model = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 2, bias=False)).double()
     model[3].weight.data = torch.tensor([[3.0, 4.0], [0.0, 0.0]], dtype=torch.float64)
-    maps = xai.explain(model, torch.ones(1, 2, 1, 2).double(), 0, attributions=GradientNorm("0", xai.pre_softmax))
+    maps = xai.explain(
+        model, torch.ones(1, 2, 1, 2).double(), 0, attributions=GradientNorm("0", xai.scores.pre_softmax)
+    )
     assert maps.flatten().tolist() == pytest.approx([5 / 2**0.5] * 2)
 
 

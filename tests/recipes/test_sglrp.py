@@ -52,7 +52,7 @@ def subject_of(images, labels, masks=None, network=None):
         "0",
         list(zip(images, labels, strict=True)),
         boxed,
-        xai.label,
+        xai.scores.label,
         [1, 1, 1],
         ["a", "b", "c"],
         (0.0,) * 3,

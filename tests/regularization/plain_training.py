@@ -13,8 +13,8 @@ from support import random_images
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
-from lightning_xai import GuidedGradientLoss, GuidedGradientMixin, keep_saturated
-from lightning_xai.regularization import ConstantWeight
+from lightning_xai import GuidedGradientLoss, GuidedGradientMixin
+from lightning_xai.regularization import ConstantWeight, keep_saturated
 from lightning_xai.trace import guided
 
 LR, WEIGHT = 0.1, 0.5
@@ -80,7 +80,7 @@ def trained_plainly(
 
 
 def term(**options: Any) -> GuidedGradientLoss:
-    """The term of :func:`plain_loss`."""
+    """The term of `plain_loss`."""
     return GuidedGradientLoss(**{"weight": ConstantWeight(WEIGHT), "image_weights": keep_saturated, **options})
 
 

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from callbacks.trainers import confident_net, imported, loader, packages, trainer
 from torch import Tensor
 
-from lightning_xai import ConstantWeight, GuidedGradientLoss, GuidedGradientMixin, LinearWarmup
+from lightning_xai import GuidedGradientLoss, GuidedGradientMixin, LinearWarmup
+from lightning_xai.regularization import ConstantWeight
 
 ALWAYS = {"train/guided_gradient/classification_loss"}
 WITH_TERM = ALWAYS | {

@@ -7,7 +7,8 @@ from architectures import CASES, VIT, Case, from_timm, patches_after
 from support import assert_same_state, random_images, state_of
 from torch import Tensor, nn
 
-from lightning_xai import GradCAM, GradCAMPlusPlus, GuidedGradient, InputGradient, centered, explain, pre_softmax
+from lightning_xai import GradCAM, GradCAMPlusPlus, GuidedGradient, InputGradient, explain
+from lightning_xai.scores import centered, pre_softmax
 from lightning_xai.trace import Capture, run
 from lightning_xai.trace.layers import find_layer
 from lightning_xai.types import Tokens

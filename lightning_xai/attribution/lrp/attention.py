@@ -1,13 +1,13 @@
 """How the parts of transformers hand relevance on, after AttnLRP.
 
 Achtibat et al., "AttnLRP: Attention-Aware Layer-Wise Relevance Propagation for Transformers", 2024,
-https://arxiv.org/abs/2402.05602, written in multipliers (:mod:`~lightning_xai.attribution.lrp.rules`):
+https://arxiv.org/abs/2402.05602, written in multipliers (`rules`):
 
 - softmax: ``R_i = x_i (R_i - s_i sum_j R_j)``, its Taylor expansion without the bias, which is its gradient;
 - a matrix product of two signals: half to each, in proportion to what was added;
 - layer and group normalisation: the standard deviation is a constant.
 
-Linear layers in transformers have signed inputs and want :class:`~lightning_xai.attribution.Epsilon` there.
+Linear layers in transformers have signed inputs and want `Epsilon` there.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ Seed: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Rules(Interception):
-    """Which rule hands relevance on where; everything else has one rule (:mod:`.operations`).
+    """Which rule hands relevance on where; everything else has one rule (`.operations`).
 
     Attributes:
         first: Rule of the layers that see pixels.
@@ -54,7 +54,7 @@ class Rules(Interception):
 
 
 def target_logit(logits: Tensor, targets: Tensor) -> Tensor:
-    """``R_t = z_t``, nothing elsewhere (paper 002 eq. 3).
+    """``R_t = z_t``, nothing elsewhere (Iwana et al. 2019 eq. 3).
 
     Args:
         logits: Logits (N,K). With K = 1, target 0 means the negative of the logit.
@@ -73,9 +73,9 @@ def target_logit(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def contrastive(logits: Tensor, targets: Tensor) -> Tensor:
-    """``R_t = z_t``, ``R_n = -z_t / (K - 1)`` (CLRP, paper 002 eq. 7); the sum is zero.
+    """``R_t = z_t``, ``R_n = -z_t / (K - 1)`` (CLRP, Iwana et al. 2019 eq. 7); the sum is zero.
 
-    Where ``z_t < 0`` all signs are reversed, and the map shows what speaks for the other classes (:func:`is_reversed`
+    Where ``z_t < 0`` all signs are reversed, and the map shows what speaks for the other classes (`is_reversed`
     finds such images; of the labels of CIFAR-10 1 % were seen).
 
     Args:
@@ -96,7 +96,8 @@ def contrastive(logits: Tensor, targets: Tensor) -> Tensor:
 def softmax_gradient(logits: Tensor, targets: Tensor) -> Tensor:
     """``R_t = 1``, ``R_n = -y_n / (1 - y_t)``: the gradient of ``y_t`` divided by ``y_t (1 - y_t)``.
 
-    Paper 002 eq. 10 has ``R_t = y_t (1 - y_t)``, ``R_n = -y_t y_n``, which vanishes where the softmax saturates. The
+    Iwana et al. 2019 eq. 10 has ``R_t = y_t (1 - y_t)``, ``R_n = -y_t y_n``, which vanishes where the softmax
+    saturates. The
     factor is constant for an image, so that the map is the same up to its scale; here it comes from the softmax over
     the other classes, which does not saturate. The sum is zero.
 
@@ -153,9 +154,9 @@ def absolute_other_logits(logits: Tensor, targets: Tensor) -> Tensor:
 class ScoreGradient:
     """``R_n = z_n dS/dz_n``: the logits share relevance as the gradient of a score weighs them.
 
-    With a zero-sum score (:func:`~lightning_xai.scores.centered`, :func:`~lightning_xai.scores.log_softmax`) the
+    With a zero-sum score (`centered`, `log_softmax`) the
     *multipliers* of the logits sum to zero. Then a ``t(x)`` that is added to all logits gets no relevance, and the map
-    does not see it. The seeds of :class:`CLRP` and :class:`SGLRP`, whose *relevance* sums to zero, do see it: what
+    does not see it. The seeds of `CLRP` and `SGLRP`, whose *relevance* sums to zero, do see it: what
     each logit gets is shared between it and ``t(x)``.
 
     Attributes:
@@ -175,7 +176,7 @@ class ScoreGradient:
 
 
 def is_reversed(logits: Tensor, targets: Tensor) -> Tensor:
-    """Where the logit of the target is negative, so that :func:`contrastive` reverses the map.
+    """Where the logit of the target is negative, so that `contrastive` reverses the map.
 
     Args:
         logits: Logits (N,K).
@@ -214,7 +215,7 @@ def conservation_error(relevance: Tensor, seeds: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class LRP(Attribution):
-    """Layer-wise relevance propagation with the rules of paper 002: z+ everywhere, zB where layers see pixels.
+    """Layer-wise relevance propagation with the rules of Iwana et al. 2019: z+ everywhere, zB where layers see pixels.
 
     Bach et al. 2015; Montavon et al. 2017; Iwana et al., "Explaining Convolutional Neural Networks using Softmax
     Gradient Layer-wise Relevance Propagation", 2019, section 3.1, https://arxiv.org/abs/1908.04351. On ResNet-18 one
@@ -222,8 +223,8 @@ class LRP(Attribution):
     given is the seed.
 
     Works for functional calls, re-used modules and residual connections; an operation without a rule is an error that
-    names it. Other rules: :mod:`lightning_xai.attribution.lrp.rules`; how operations without weights hand relevance on:
-    :mod:`lightning_xai.attribution.lrp.operations`. Maps cannot be differentiated.
+    names it. Other rules: `lightning_xai.attribution.lrp.rules`; how operations without weights hand relevance on:
+    `lightning_xai.attribution.lrp.operations`. Maps cannot be differentiated.
 
     Attributes:
         rules: Which rule hands relevance on where.
@@ -270,11 +271,11 @@ class LRP(Attribution):
 
 @dataclass(frozen=True)
 class CLRP(LRP):
-    """Contrastive LRP in the form of paper 002 eq. 6-7: the other classes get what the target gets, negated.
+    """Contrastive LRP in the form of Iwana et al. 2019 eq. 6-7: the other classes get what the target gets, negated.
 
     One signed pass, then the positive part. Gu et al., "Understanding Individual Decisions of CNNs via Contrastive
-    Backpropagation", 2018, https://arxiv.org/abs/1812.02100, whose code does otherwise: :class:`NormalizedCLRP`. Cost
-    as for :class:`LRP`.
+    Backpropagation", 2018, https://arxiv.org/abs/1812.02100, whose code does otherwise: `NormalizedCLRP`. Cost
+    as for `LRP`.
 
     Attributes:
         rules: Which rule hands relevance on where.
@@ -294,10 +295,10 @@ class CLRP(LRP):
 
 @dataclass(frozen=True)
 class SGLRP(LRP):
-    """Softmax-gradient LRP: the logits get the gradient of the softmax probability (paper 002 eq. 9-10).
+    """Softmax-gradient LRP: the logits get the gradient of the softmax probability (Iwana et al. 2019 eq. 9-10).
 
     Iwana et al. 2019, https://arxiv.org/abs/1908.04351. One signed pass, then the positive part. The scale of each map
-    is that of ``R_t = 1`` (:func:`softmax_gradient`). Cost as for :class:`LRP`.
+    is that of ``R_t = 1`` (`softmax_gradient`). Cost as for `LRP`.
 
     Attributes:
         rules: Which rule hands relevance on where.
@@ -319,12 +320,12 @@ class SGLRP(LRP):
 class NormalizedCLRP(Attribution):
     """Contrastive LRP as in the code of Gu et al. 2018: two maps, each divided by its sum, subtracted.
 
-    The map of the target (:func:`absolute_target_logit`) minus that of the contrast, which is either
+    The map of the target (`absolute_target_logit`) minus that of the contrast, which is either
 
     - all other classes (their CLRP1, the default), or
-    - one neuron with the target's weights negated (their CLRP2, :meth:`against_negated_target`).
+    - one neuron with the target's weights negated (their CLRP2, `against_negated_target`).
 
-    https://github.com/Jindong-Explainable-AI/Contrastive-LRP. The cost of two maps of :class:`LRP`, and of one more
+    https://github.com/Jindong-Explainable-AI/Contrastive-LRP. The cost of two maps of `LRP`, and of one more
     pass for the negated target.
 
     Attributes:

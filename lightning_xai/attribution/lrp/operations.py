@@ -1,6 +1,6 @@
 """How each torch function of a convolutional network hands relevance on.
 
-Everything is in multipliers (:mod:`~lightning_xai.attribution.lrp.rules`), which most functions hand on like gradients:
+Everything is in multipliers (`rules`), which most functions hand on like gradients:
 
 - sums (residual additions, means, average pooling, interpolation): in proportion to what was added, constants
   included; concatenation, reshaping, padding: to where it came from; max-pooling: to the winner, of ties the first;

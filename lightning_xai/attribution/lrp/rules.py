@@ -33,7 +33,8 @@ def z_plus(layer: WeightedLayer, inputs: Tensor, outputs: Tensor) -> Propagation
     """The z+ rule, ``R_i = sum_j (a_i w_ij)+ / sum_i' (a_i' w_i'j)+ R_j``; biases are ignored.
 
     Montavon et al., "Explaining Nonlinear Classification Decisions with Deep Taylor Decomposition", 2017, for inputs
-    >= 0, where ``(a w)+ = a w+`` (paper 002 eq. 1, whose sum takes the relevance of the upper node). Signed inputs, as
+    >= 0, where ``(a w)+ = a w+`` (Iwana et al. 2019 eq. 1, whose sum takes the relevance of the upper node). Signed
+    inputs, as
     after a linear bottleneck, need ``(a w)+ = a+ w+ + a- w-``, which costs twice as much. Conserves but for outputs to
     which nothing contributes positively.
 
@@ -131,7 +132,7 @@ def alpha_beta(
 ) -> Propagation:
     """The alpha-beta rule, ``R_i = sum_j (alpha (a_i w_ij)+ / z_j+ - beta (a_i w_ij)- / z_j-) R_j``.
 
-    Bach et al. 2015 eq. 60, with biases ignored, so that alpha = 1, beta = 0 is :func:`z_plus`. Conserves for
+    Bach et al. 2015 eq. 60, with biases ignored, so that alpha = 1, beta = 0 is `z_plus`. Conserves for
     ``alpha - beta = 1`` where an output has contributions of both signs.
 
     Args:
@@ -167,7 +168,8 @@ def alpha_beta(
 def z_box(layer: WeightedLayer, inputs: Tensor, outputs: Tensor, *, low: Tensor, high: Tensor) -> Propagation:
     """The zB rule for inputs within ``[l, h]``, ``R_i = sum_j c_ij / sum_i' c_i'j R_j``, ``c = x w - l w+ - h w-``.
 
-    Montavon et al. 2017; paper 002 eq. 2, in which the box bounds the layer's *input*. Every contribution is >= 0, and
+    Montavon et al. 2017; Iwana et al. 2019 eq. 2, in which the box bounds the layer's *input*. Every contribution is
+    >= 0, and
     an input of zero can have one: a rule for the first layer. Biases are ignored, the layer's padding contributes
     nothing.
 
@@ -272,7 +274,7 @@ def negated_z_plus(layer: WeightedLayer, inputs: Tensor, outputs: Tensor) -> Pro
 
 @dataclass(frozen=True)
 class Epsilon:
-    """The rule :func:`epsilon` with its stabilizer.
+    """The rule `epsilon` with its stabilizer.
 
     Attributes:
         stabilizer: eps >= 0, in units of a layer's outputs.
@@ -285,13 +287,13 @@ class Epsilon:
     stabilizer: float = 1e-6
 
     def __call__(self, layer: WeightedLayer, inputs: Tensor, outputs: Tensor) -> Propagation:
-        """See :func:`epsilon`."""
+        """See `epsilon`."""
         return epsilon(layer, inputs, outputs, stabilizer=self.stabilizer)
 
 
 @dataclass(frozen=True)
 class Gamma:
-    """The rule :func:`gamma` with its weight.
+    """The rule `gamma` with its weight.
 
     Attributes:
         boost: gamma >= 0.
@@ -304,13 +306,13 @@ class Gamma:
     boost: float = 0.25
 
     def __call__(self, layer: WeightedLayer, inputs: Tensor, outputs: Tensor) -> Propagation:
-        """See :func:`gamma`."""
+        """See `gamma`."""
         return gamma(layer, inputs, outputs, boost=self.boost)
 
 
 @dataclass(frozen=True)
 class AlphaBeta:
-    """The rule :func:`alpha_beta` with its weights.
+    """The rule `alpha_beta` with its weights.
 
     Attributes:
         alpha: Weight of the positive contributions.
@@ -325,7 +327,7 @@ class AlphaBeta:
     beta: float = 1.0
 
     def __call__(self, layer: WeightedLayer, inputs: Tensor, outputs: Tensor) -> Propagation:
-        """See :func:`alpha_beta`."""
+        """See `alpha_beta`."""
         return alpha_beta(layer, inputs, outputs, alpha=self.alpha, beta=self.beta)
 
 
@@ -342,7 +344,7 @@ class InputRule(ABC):
 
 @dataclass(frozen=True)
 class ZBox(InputRule):
-    """The rule :func:`z_box` with its bounds.
+    """The rule `z_box` with its bounds.
 
     Attributes:
         low: Lower bound of each channel of what the first layer is given, (C,); None takes each image's own smallest
@@ -368,7 +370,7 @@ class ZBox(InputRule):
 
     @classmethod
     def standardized(cls, mean: Sequence[float], std: Sequence[float]) -> ZBox:
-        """The bounds of pixels in [0, 1] that were standardised, ``(pixels - mean) / std``, as in paper 002.
+        """The bounds of pixels in [0, 1] that were standardised, ``(pixels - mean) / std``, as in Iwana et al. 2019.
 
         Args:
             mean: Mean of each channel.
@@ -378,7 +380,7 @@ class ZBox(InputRule):
         return cls(tuple(-m / s for m, s in pairs), tuple((1 - m) / s for m, s in pairs))
 
     def __call__(self, layer: WeightedLayer, inputs: Tensor, outputs: Tensor) -> Propagation:
-        """See :func:`z_box`."""
+        """See `z_box`."""
         spatial = tuple(range(2, inputs.ndim))
         least, most = (inputs.amin(spatial, True), inputs.amax(spatial, True)) if spatial else (inputs, inputs)
         low = least if self.low is None else _per_channel(self.low, inputs)
@@ -395,7 +397,7 @@ class ZBox(InputRule):
 
 @dataclass(frozen=True)
 class WSquare(InputRule):
-    """The rule :func:`w_square`.
+    """The rule `w_square`.
 
     Example:
         >>> WSquare()
@@ -403,13 +405,13 @@ class WSquare(InputRule):
     """
 
     def __call__(self, layer: WeightedLayer, inputs: Tensor, outputs: Tensor) -> Propagation:
-        """See :func:`w_square`."""
+        """See `w_square`."""
         return w_square(layer, inputs, outputs)
 
 
 @dataclass(frozen=True)
 class Flat(InputRule):
-    """The rule :func:`flat`.
+    """The rule `flat`.
 
     Example:
         >>> Flat()
@@ -417,7 +419,7 @@ class Flat(InputRule):
     """
 
     def __call__(self, layer: WeightedLayer, inputs: Tensor, outputs: Tensor) -> Propagation:
-        """See :func:`flat`."""
+        """See `flat`."""
         return flat(layer, inputs, outputs)
 
 

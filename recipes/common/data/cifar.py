@@ -66,7 +66,7 @@ def cifar10(data: Path, split: str, n: int | None = None) -> tuple[Tensor, Tenso
         n: How many; None for all.
 
     Returns:
-        Images (n,3,32,32), standardised by :data:`MEAN` and :data:`STD`, and labels (n,).
+        Images (n,3,32,32), standardised by `MEAN` and `STD`, and labels (n,).
     """
     path = data / f"cifar10_{split}.npz"
     if path.exists():

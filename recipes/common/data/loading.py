@@ -160,7 +160,7 @@ def without_empty(batches: Iterable[Batch], *, refill: bool = False) -> Iterator
     """Leave out batches without images; their names go to a neighbouring batch, so that none is lost.
 
     Args:
-        batches: Batches of :func:`readable`.
+        batches: Batches of `readable`.
         refill: Whether a copy of the neighbour takes the place of each, so that their number is kept.
 
     Yields:

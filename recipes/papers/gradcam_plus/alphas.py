@@ -19,11 +19,11 @@ BINS = 2001
 """Of ``tanh(alpha - 1/2)`` in [-1, 1]: near 1/2, the middle of the middle one, a thousandth of alpha each."""
 
 SIGNS = {"positive": "g > 0", "negative": "g < 0"}
-"""The fields of an :class:`~lightning_xai.attribution.cam_plus_plus.AlphaDistribution`, and what they hold."""
+"""The fields of an `AlphaDistribution`, and what they hold."""
 
 
 class Witness:
-    """The ``alphas`` of :class:`~lightning_xai.GradCAMPlusPlus`, with a memory: ``explain`` is run for a map, as ever.
+    """The ``alphas`` of `GradCAMPlusPlus`, with a memory: ``explain`` is run for a map, as ever.
 
     Attributes:
         activations: Activations (N,D,h,w) of the last call.
@@ -45,7 +45,7 @@ class Witness:
 
     @property
     def second_term(self) -> Tensor:
-        """What paper 003 eq. 13 adds to 2, ``s = g_ij sum_ab A_ab``, (N,D,h,w).
+        """What Lerma and Lucas 2022 eq. 13 adds to 2, ``s = g_ij sum_ab A_ab``, (N,D,h,w).
 
         Where g > 0, s is also what the unit adds to the sum of Grad-CAM+'s map, but for 1/Z.
         """
@@ -59,8 +59,9 @@ def facts_of_images(witness: Witness) -> dict[str, list[Any]]:
         witness: What they are made from.
 
     Returns:
-        Lists of N: ``distribution``, as :func:`~lightning_xai.alpha_distribution` tells it; ``weighted``, the mean
-        alpha by its unit's part in the Grad-CAM+ map; ``equation_6``, the right side of paper 003 eq. 6 divided by its
+        Lists of N: ``distribution``, as `alpha_distribution` tells it; ``weighted``, the mean
+        alpha by its unit's part in the Grad-CAM+ map; ``equation_6``, the right side of Lerma and Lucas 2022 eq. 6
+        divided by its
         left side, which would be 1 if the alphas solved the equation that defines them; ``least_activation``.
 
     Example:
@@ -74,7 +75,7 @@ def facts_of_images(witness: Witness) -> dict[str, list[Any]]:
     right_sides = (parts / (2 + parts)).sum((1, 2, 3))
     pairs = zip(witness.activations.split(1), witness.gradients.split(1), strict=True)
     return {
-        "distribution": [_plain(asdict(xai.alpha_distribution(*pair))) for pair in pairs],
+        "distribution": [_plain(asdict(xai.attribution.alpha_distribution(*pair))) for pair in pairs],
         "weighted": listed(right_sides / parts.sum((1, 2, 3))),
         "equation_6": listed(right_sides),
         "least_activation": witness.activations.amin((1, 2, 3)).tolist(),
@@ -109,7 +110,7 @@ def histograms(witness: Witness) -> dict[str, list[int]]:
         witness: What they are made from.
 
     Returns:
-        For each of :data:`SIGNS` :data:`BINS` counts. Units whose gradient is 0 have no alpha.
+        For each of `SIGNS` `BINS` counts. Units whose gradient is 0 have no alpha.
 
     Example:
         >>> witness = Witness()

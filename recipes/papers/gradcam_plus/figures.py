@@ -57,7 +57,7 @@ def drawn_images(subject: Subject, indices: Sequence[int], n: int) -> tuple[Tens
     images, labels, _ = readable([subject.images[i] for i in pool])
     images, labels = subject.batch(images, labels)
     with torch.no_grad():
-        right = xai.log_softmax(subject.model(images), labels).exp() > CONFIDENT
+        right = xai.scores.log_softmax(subject.model(images), labels).exp() > CONFIDENT
     order = (~right).int().argsort(stable=True)[:n]
     return images[order], labels[order]
 
@@ -119,7 +119,7 @@ def _heat_maps(subject: Subject, images: Tensor, labels: Tensor) -> Figure:
         maps = xai.explain(subject.model, images, labels, attributions=methods)
         pictures |= {one: overlay(pixels, maps[one]).cpu() for one in methods}
     with torch.no_grad():
-        probabilities = xai.log_softmax(subject.model(images), labels).exp()
+        probabilities = xai.scores.log_softmax(subject.model(images), labels).exp()
     facts = {"label": [subject.names[i] for i in labels.tolist()], "its probability": probabilities.tolist()}
     return Panel(pixels.cpu(), pictures, facts).figure("Figure 5: maps of the right class")
 

@@ -21,7 +21,7 @@ from papers.logit_shift.maps import ActivationSum
 
 CONFIDENT = 0.5
 """Images count whose right class has a probability above this, as in the paper."""
-SCORES: dict[str, Score] = {"pre-softmax": xai.pre_softmax, "post-softmax": xai.post_softmax}
+SCORES: dict[str, Score] = {"pre-softmax": xai.scores.pre_softmax, "post-softmax": xai.scores.post_softmax}
 COMPARED_SIDE = 56
 """Maps of layers with some 14 x 14 units lose nothing when they are compared on about this many pixels a side."""
 PAIRS = (
@@ -64,7 +64,7 @@ class Subject:
 
     def black(self, images: Tensor) -> Tensor:
         """What stands where a map hides an image: eq. 15 multiplies the pixels."""
-        return xai.black(images, *self.standard)
+        return xai.baselines.black(images, *self.standard)
 
 
 def masking_methods(layer: str) -> dict[str, Attribution]:
@@ -76,8 +76,8 @@ def masking_methods(layer: str) -> dict[str, Attribution]:
         "Grad-CAM++ without ReLU": AllGradients,
     }
     methods = {f"{name}, {score}": kind(layer, score=SCORES[score]) for score in SCORES for name, kind in kinds.items()}
-    controls = {"sum of activations": ActivationSum(layer), "centred Gaussian": xai.CenteredGaussian()}
-    return methods | controls | {"Fake-CAM": xai.FakeCAM()}
+    controls = {"sum of activations": ActivationSum(layer), "centred Gaussian": xai.attribution.CenteredGaussian()}
+    return methods | controls | {"Fake-CAM": xai.attribution.FakeCAM()}
 
 
 def compared_methods(layer: str, score: Score, witness: Witness) -> dict[str, Attribution]:
@@ -127,7 +127,7 @@ def measured(subject: Subject, images: Tensor, labels: Tensor) -> dict[str, Any]
     named = {f"{name} | {score}": method for score, methods in compared.items() for name, method in methods.items()}
     maps = xai.explain(subject.model, images, labels, attributions=masking | named)
     with torch.no_grad():
-        scores = xai.log_softmax(subject.model(images).double(), labels)
+        scores = xai.scores.log_softmax(subject.model(images).double(), labels)
         confident = scores.exp() > CONFIDENT
         left = {name: _left(subject, images[confident], maps[name][confident], labels[confident]) for name in masking}
     return {

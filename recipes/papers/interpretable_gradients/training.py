@@ -38,18 +38,18 @@ def squared_norm(gradients: Tensor, guided: Tensor) -> Tensor:
 
 
 ERRORS: dict[str, Error] = {
-    "cosine": xai.CosineLoss(),
-    "sigmoid": xai.SigmoidMaskingLoss(),
-    "centred sigmoid": xai.CenteredSigmoidMaskingLoss(),
-    "histogram": xai.HistogramIntersectionLoss(),
-    "l1": xai.L1DistanceLoss(),
-    "l2": xai.L2DistanceLoss(),
+    "cosine": xai.regularization.CosineLoss(),
+    "sigmoid": xai.regularization.SigmoidMaskingLoss(),
+    "centred sigmoid": xai.regularization.CenteredSigmoidMaskingLoss(),
+    "histogram": xai.regularization.HistogramIntersectionLoss(),
+    "l1": xai.regularization.L1DistanceLoss(),
+    "l2": xai.regularization.L2DistanceLoss(),
     "gradient norm": squared_norm,
 }
 TEACHERS = {
-    "-loss": xai.negative_loss_teacher,
-    "loss": xai.loss_teacher,
-    "score": xai.class_score_teacher,
+    "-loss": xai.regularization.negative_loss_teacher,
+    "loss": xai.regularization.loss_teacher,
+    "score": xai.regularization.class_score_teacher,
 }
 
 
@@ -167,7 +167,7 @@ def held_out(data: Path | None, n: int | None, n_validation: int) -> dict[str, t
     """Images for training, for the choice of lambda, and for the numbers that are reported.
 
     Args:
-        data: As for :func:`cifar.cifar10`; None for generated images.
+        data: As for `cifar.cifar10`; None for generated images.
         n: How many of each split of the files; None for all.
         n_validation: How many of the training images are kept for the choice.
     """
@@ -233,8 +233,8 @@ def measured(
 def controls(reference: nn.Module | None) -> dict[str, xai.Attribution]:
     """Maps that do not depend on the network that is judged: equal maps tell robustness from better maps."""
     found: dict[str, xai.Attribution] = {
-        "random": xai.Random(),
-        "gaussian": xai.CenteredGaussian(),
+        "random": xai.attribution.Random(),
+        "gaussian": xai.attribution.CenteredGaussian(),
         "edges": attribution.Edges(),
     }
     if reference is not None:

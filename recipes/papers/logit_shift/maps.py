@@ -31,9 +31,9 @@ from lightning_xai.ranks import rank_correlation
 from lightning_xai.types import OneLayer, Score
 
 SCORES: dict[str, Score] = {
-    "raw logit": xai.pre_softmax,
-    "centred": xai.centered,
-    "post-softmax": xai.post_softmax,
+    "raw logit": xai.scores.pre_softmax,
+    "centred": xai.scores.centered,
+    "post-softmax": xai.scores.post_softmax,
 }
 BLIND_TO_SHIFTS = ("centred", "post-softmax")  # score(z + t) = score(z) for any number t, and so are their gradients
 AT_LAYER: dict[str, Callable[[str, Score], Attribution]] = {
@@ -54,7 +54,7 @@ LOCATED_WITH = 4  # images; locating takes three sweeps for each layer
 
 @dataclass(frozen=True)
 class ActivationSum(Attribution):
-    """The sum of a layer's activations: what Grad-CAM's raw map turns into under a strong :class:`PositionShift`."""
+    """The sum of a layer's activations: what Grad-CAM's raw map turns into under a strong `PositionShift`."""
 
     layer: str
 
@@ -281,7 +281,7 @@ def _place(model: nn.Module, images: Tensor) -> str | None:
 
 def _repair_agreement(subject: Subject, repaired: nn.Module) -> float:
     """Least rank correlation of the repaired model's raw Grad-CAM with the clean model's centred one."""
-    raw = AT_LAYER["Grad-CAM"](layer_in(repaired, subject.layer), xai.pre_softmax)
+    raw = AT_LAYER["Grad-CAM"](layer_in(repaired, subject.layer), xai.scores.pre_softmax)
     found = maps_of(subject, repaired, {"map": raw})["map"]
-    centred = AT_LAYER["Grad-CAM"](subject.layer, xai.centered)
+    centred = AT_LAYER["Grad-CAM"](subject.layer, xai.scores.centered)
     return float(rank_correlation(found, maps_of(subject, subject.model, {"map": centred})["map"]).min())

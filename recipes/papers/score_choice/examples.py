@@ -62,7 +62,7 @@ def attributed(weights: Weights, at: Sequence[float], method: Attribution) -> li
     """The map of an image that has one pixel for each input.
 
     Example:
-        >>> attributed(((1.0, 2.0), (0.0, 1.0)), (1.0, 0.5), xai.InputGradient(score=xai.pre_softmax))
+        >>> attributed(((1.0, 2.0), (0.0, 1.0)), (1.0, 0.5), xai.InputGradient(score=xai.scores.pre_softmax))
         [1.0, 2.0]
     """
     return xai.explain(classifier(weights), image_of(at), CLASS, attributions=method).flatten().tolist()
@@ -154,13 +154,13 @@ def shift_paradox() -> Table:
     networks = FIRST, [[w + s for w, s in zip(row, SHIFT, strict=True)] for row in FIRST]
     quantities: list[Quantity] = [
         ("y_c, eq. 8", lambda w: [softmax(logits_at(w, AT))[CLASS]], lambda w: output(w, AT)),
-        ("dz_c/dx", lambda w: list(w[CLASS]), lambda w: gradient(w, AT, xai.pre_softmax)),
-        ("dy_c/dx, eq. 9", lambda w: post_gradient(w, AT), lambda w: gradient(w, AT, xai.post_softmax)),
-        ("d log y_c/dx", lambda w: log_gradient(w, AT), lambda w: gradient(w, AT, xai.log_softmax)),
-        ("d(z_c - mean z)/dx", centred_gradient, lambda w: gradient(w, AT, xai.centered)),
-        ("IG of z_c", lambda w: times(w[CLASS], AT), lambda w: path(w, AT, xai.pre_softmax)),
-        ("IG of y_c", None, lambda w: path(w, AT, xai.post_softmax)),
-        ("IG of z_c - mean z", lambda w: times(centred_gradient(w), AT), lambda w: path(w, AT, xai.centered)),
+        ("dz_c/dx", lambda w: list(w[CLASS]), lambda w: gradient(w, AT, xai.scores.pre_softmax)),
+        ("dy_c/dx, eq. 9", lambda w: post_gradient(w, AT), lambda w: gradient(w, AT, xai.scores.post_softmax)),
+        ("d log y_c/dx", lambda w: log_gradient(w, AT), lambda w: gradient(w, AT, xai.scores.log_softmax)),
+        ("d(z_c - mean z)/dx", centred_gradient, lambda w: gradient(w, AT, xai.scores.centered)),
+        ("IG of z_c", lambda w: times(w[CLASS], AT), lambda w: path(w, AT, xai.scores.pre_softmax)),
+        ("IG of y_c", None, lambda w: path(w, AT, xai.scores.post_softmax)),
+        ("IG of z_c - mean z", lambda w: times(centred_gradient(w), AT), lambda w: path(w, AT, xai.scores.centered)),
     ]
     return Table(
         "Section II.B, first case: the same outputs, other pre-softmax gradients",
@@ -177,13 +177,13 @@ def equal_influence_paradox() -> Table:
     at = EQUAL_AT
     quantities: list[Quantity] = [
         ("y_c", lambda w: [softmax(logits_at(w, at))[CLASS]], lambda w: output(w, at)),
-        ("dz_c/dx", lambda w: list(w[CLASS]), lambda w: gradient(w, at, xai.pre_softmax)),
+        ("dz_c/dx", lambda w: list(w[CLASS]), lambda w: gradient(w, at, xai.scores.pre_softmax)),
         (
             "dy_c/dx, eq. 10",
             lambda w: [0.0, 0.0, post_gradient(w, at)[2]],
-            lambda w: gradient(w, at, xai.post_softmax),
+            lambda w: gradient(w, at, xai.scores.post_softmax),
         ),
-        ("d(z_c - mean z)/dx", lambda w: [0.0, 0.0, 1.0], lambda w: gradient(w, at, xai.centered)),
+        ("d(z_c - mean z)/dx", lambda w: [0.0, 0.0, 1.0], lambda w: gradient(w, at, xai.scores.centered)),
     ]
     return Table(
         "Section II.B, second case: inputs that move all logits alike",
@@ -199,16 +199,16 @@ def loss_equations() -> Table:
     """Both sides of the equations of sections II.A, II.C and II.D; eq. 18 as it is printed and as it is meant."""
     logits = logits_at(FIRST, AT)
     y = softmax(logits)
-    of_loss, of_y = gradient(FIRST, AT, loss), gradient(FIRST, AT, xai.post_softmax)
+    of_loss, of_y = gradient(FIRST, AT, loss), gradient(FIRST, AT, xai.scores.post_softmax)
     sure = y[CLASS] * (1 - y[CLASS])
     sides = {
-        "eq. 4: dy_c/dz_c = y_c (1 - y_c)": (gradient(UNIT, logits, xai.post_softmax)[CLASS], sure),
+        "eq. 4: dy_c/dz_c = y_c (1 - y_c)": (gradient(UNIT, logits, xai.scores.post_softmax)[CLASS], sure),
         "eq. 13: dL/dz_c = y_c - t_c": (gradient(UNIT, logits, loss)[CLASS], y[CLASS] - 1),
         "eq. 16: dL/dx = -sum_i (delta_ic - y_i) dz_i/dx": (of_loss[0], -log_gradient(FIRST, AT)[0]),
         "eq. 17: dL/dx = -(1 / y_c) dy_c/dx": (of_loss[0], -of_y[0] / y[CLASS]),
         "eq. 18, printed: dy_c/dx = -d exp(L)/dx": (of_y[0], -gradient(FIRST, AT, exp_loss)[0]),
         "eq. 18, corrected: dy_c/dx = d exp(-L)/dx": (of_y[0], gradient(FIRST, AT, exp_minus_loss)[0]),
-        "eq. 19: dL/dx = -d log y_c/dx": (of_loss[0], -gradient(FIRST, AT, xai.log_softmax)[0]),
+        "eq. 19: dL/dx = -d log y_c/dx": (of_loss[0], -gradient(FIRST, AT, xai.scores.log_softmax)[0]),
     }
     rows: list[list[Cell]] = [[name, left, right, right / left] for name, (left, right) in sides.items()]
     caption = f"At x1 of the first network; y_c = {y[CLASS]:.6f}, and eq. 18 as printed is off by 1 / y_c^2."
@@ -234,10 +234,10 @@ def saturation_by_margin() -> Table:
     """The derivative with respect to the logit of the class where the softmax saturates, exact and in float32."""
     scores: dict[str, Score] = {
         "post, torch": in_dtype(torch_softmax, torch.float32),
-        "post, library": in_dtype(xai.post_softmax, torch.float32),
+        "post, library": in_dtype(xai.scores.post_softmax, torch.float32),
         "log, torch": in_dtype(torch_log_softmax, torch.float32),
-        "log, library": in_dtype(xai.log_softmax, torch.float32),
-        "centred": in_dtype(xai.centered, torch.float32),
+        "log, library": in_dtype(xai.scores.log_softmax, torch.float32),
+        "centred": in_dtype(xai.scores.centered, torch.float32),
     }
     rows = []
     for margin in MARGINS:

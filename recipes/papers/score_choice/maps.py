@@ -25,10 +25,10 @@ Values: TypeAlias = dict[str, list[float | None]]
 """A value for each image by what is measured, parts of the name separated by ``" | "``; None where there is none."""
 
 SCORES: dict[str, Score] = {
-    "pre-softmax": xai.pre_softmax,
-    "post-softmax": xai.post_softmax,
-    "log-softmax": xai.log_softmax,
-    "centred": xai.centered,
+    "pre-softmax": xai.scores.pre_softmax,
+    "post-softmax": xai.scores.post_softmax,
+    "log-softmax": xai.scores.log_softmax,
+    "centred": xai.scores.centered,
 }
 PAIRS = list(combinations(SCORES, 2))
 GRADIENT_METHODS: dict[str, Callable[[Any, Score], Attribution]] = {
@@ -38,14 +38,17 @@ GRADIENT_METHODS: dict[str, Callable[[Any, Score], Attribution]] = {
 }
 PATH_METHODS = ("RSI Grad-CAM", "Integrated Gradients")
 METHODS = (*GRADIENT_METHODS, *PATH_METHODS)
-CONTROLS: dict[str, Attribution] = {"centred Gaussian": xai.CenteredGaussian(), "noise": xai.Random()}
+CONTROLS: dict[str, Attribution] = {
+    "centred Gaussian": xai.attribution.CenteredGaussian(),
+    "noise": xai.attribution.Random(),
+}
 # In float32 or narrower, as programs compute them and as the library does; the network stays in float64.
 ROUNDED: dict[str, tuple[str, Score]] = {
     "post-softmax, torch, float32": ("post-softmax", in_dtype(torch_softmax, torch.float32)),
-    "post-softmax, library, float32": ("post-softmax", in_dtype(xai.post_softmax, torch.float32)),
+    "post-softmax, library, float32": ("post-softmax", in_dtype(xai.scores.post_softmax, torch.float32)),
     "log-softmax, torch, float32": ("log-softmax", in_dtype(torch_log_softmax, torch.float32)),
-    "log-softmax, library, float32": ("log-softmax", in_dtype(xai.log_softmax, torch.float32)),
-    "centred, library, float32": ("centred", in_dtype(xai.centered, torch.float32)),
+    "log-softmax, library, float32": ("log-softmax", in_dtype(xai.scores.log_softmax, torch.float32)),
+    "centred, library, float32": ("centred", in_dtype(xai.scores.centered, torch.float32)),
     "post-softmax, torch, bfloat16": ("post-softmax", in_dtype(torch_softmax, torch.bfloat16)),
 }
 
@@ -95,7 +98,9 @@ class Subject:
         options: dict[str, Any] = {**self.standard, "n_steps": self.n_steps, "batch_size": self.batch_size}
         methods: dict[str, Attribution] = {}
         for name, score in SCORES.items():
-            methods[f"RSI Grad-CAM | {name}"] = xai.RSIGradCAM(self.layer, score=score, relu=False, **options)
+            methods[f"RSI Grad-CAM | {name}"] = xai.attribution.RSIGradCAM(
+                self.layer, score=score, relu=False, **options
+            )
             methods[f"Integrated Gradients | {name}"] = xai.IntegratedGradients(score=score, **options)
         return methods
 
@@ -159,7 +164,7 @@ def baseline_probabilities(subject: Subject, images: Tensor) -> list[float]:
     """
     weight = next(subject.exact.parameters())
     first = images[:1].to(weight)
-    black = xai.black(first, subject.standard["mean"], subject.standard["std"]).expand_as(first)
+    black = xai.baselines.black(first, subject.standard["mean"], subject.standard["std"]).expand_as(first)
     with torch.no_grad():
         return subject.exact(black).softmax(1)[0].tolist()
 
@@ -205,7 +210,7 @@ def _targets(subject: Subject, chunk: Chunk) -> tuple[Tensor, Tensor]:
 
 def _confidence(logits: Tensor, targets: Tensor) -> Values:
     """Probability of the class, what is left to 1, and whether nothing is left in narrower floats."""
-    left = -torch.expm1(xai.log_softmax(logits, targets))
+    left = -torch.expm1(xai.scores.log_softmax(logits, targets))
     narrow = {dtype: torch_softmax(logits.to(dtype), targets) == 1 for dtype in (torch.float32, torch.bfloat16)}
     return {
         "class": _plain(targets),
@@ -232,7 +237,7 @@ def _norms(layer: str | None) -> dict[str, Attribution]:
 
 
 def _lengths(found: Mapping[str, Tensor]) -> Values:
-    """One number from each map of :class:`GradientNorm`; errors relative to the gradient."""
+    """One number from each map of `GradientNorm`; errors relative to the gradient."""
     lengths = {name: maps[:, 0, 0] for name, maps in found.items()}
     for name, (exact, _) in ROUNDED.items():
         lengths[f"error | {name}"] /= lengths[f"norm | {exact}"]

@@ -17,7 +17,7 @@ from papers.sglrp.networks import Subject
 
 LEVELS = tuple(range(101))
 """Energies in percent of figure 13."""
-TARGETS = {"label": xai.label, "second class": xai.second_best}
+TARGETS = {"label": xai.scores.label, "second class": xai.scores.second_best}
 """The classes of figures 11 (a) and (b)."""
 
 Values = dict[str, Any]
@@ -57,7 +57,7 @@ def facts(logits: Tensor, targets: Tensor, maps: dict[str, Tensor]) -> Values:
 def patches(subject: Subject, images: Tensor, labels: Tensor) -> Values:
     """Figure 11: change of the probability when the pixels around each map's maximum take the average colour."""
     logits = subject.predict(images)
-    color = xai.mean_color(images, subject.mean, subject.std, color=subject.color)
+    color = xai.baselines.mean_color(images, subject.mean, subject.std, color=subject.color)
     found: Values = {"labels": labels.tolist()}
     for kind, choose in TARGETS.items():
         targets = choose(logits, labels)

@@ -83,7 +83,7 @@ class Subject:
             "CLRP2": attribution.NormalizedCLRP(rules, absolute_target_logit, negated),
             "SGLRP": attribution.SGLRP(rules),
             "Guided Grad-CAM": attribution.GuidedGradCAM(self.layer),
-            "Random": xai.Random(),
+            "Random": xai.attribution.Random(),
         }
 
 
@@ -140,7 +140,7 @@ def photographs(args: argparse.Namespace) -> Subject:
         args.layer,
         images,
         boxed,
-        most_probable_of(boxed.classes) if boxed else xai.label,
+        most_probable_of(boxed.classes) if boxed else xai.scores.label,
         [len(one) for one in boxed.classes] if boxed else [],
         classes,
         mean,
@@ -170,7 +170,7 @@ def planted(args: argparse.Namespace) -> list[Subject]:
     for name, make in NETWORKS.items():
         pl.seed_everything(args.seed, verbose=False)
         network = trained(make(), *training).to(args.device)
-        own = TensorDataset(images, labels), TensorDataset(images, labels, masks), xai.label
+        own = TensorDataset(images, labels), TensorDataset(images, labels, masks), xai.scores.label
         subjects.append(Subject(name, network, None, *own, [1] * len(CLASSES), CLASSES, MEAN, STD, MEAN))
     return subjects
 

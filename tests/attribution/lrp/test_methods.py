@@ -10,7 +10,7 @@ import torchvision
 from support import Unhappy, assert_same_state, random_images, small_net, state_of
 from torch import nn
 
-from lightning_xai import InputGradient, explain, pre_softmax
+from lightning_xai import InputGradient, explain
 from lightning_xai.attribution.gradient import channel_sum
 from lightning_xai.attribution.lrp.methods import (
     CLRP,
@@ -26,6 +26,7 @@ from lightning_xai.attribution.lrp.methods import (
     target_logit,
 )
 from lightning_xai.attribution.lrp.rules import Epsilon, Flat, WSquare, ZBox, z_plus
+from lightning_xai.scores import pre_softmax
 from lightning_xai.trace import Capture, run
 
 LOW, HIGH = (-4.0, -4.0, -4.0), (4.0, 4.0, 4.0)
@@ -56,7 +57,7 @@ def folded(convolution, normalization):
 
 
 def by_hand(model, images, seeds):
-    """Relevance of a SmallNet, layer by layer, by the formulas of paper 002."""
+    """Relevance of a SmallNet, layer by layer, by the formulas of Iwana et al. 2019."""
     first = model.bn1(model.conv1(images)).relu()
     pooled, winners = F.max_pool2d(first, 2, return_indices=True)
     second = model.bn2(model.conv2(pooled)).relu()
@@ -108,7 +109,7 @@ PLAIN = Rules(first=z_plus)
 
 
 def test_lrp_prefers_what_classes_share_and_clrp_what_tells_them_apart():
-    """Paper 002 figure 3: the second node feeds classes 1 and 2 alike, the first is what class 1 has alone."""
+    """Iwana et al. 2019 figure 3: the second node feeds classes 1 and 2 alike, the first is what class 1 has alone."""
     model, image = Toy([[0.0, 0.0, 1.0], [1.0, 2.0, 0.0], [0.0, 2.0, 0.0]]), torch.ones(1, 1, 1, 3)
     found = {
         name: explain(model, image, 1, attributions=method)[0, 0].tolist()
@@ -120,7 +121,7 @@ def test_lrp_prefers_what_classes_share_and_clrp_what_tells_them_apart():
 
 
 def test_clrp_loses_what_sglrp_finds():
-    """Paper 002 figure 5: equal penalties cancel the second node, which unlikely classes share with the target."""
+    """Iwana et al. 2019 figure 5: equal penalties cancel the second node, shared with unlikely classes."""
     weight = [[3.0, 6.0, 0.0], [0.0, 8.0, 10.0], [3.0, 6.0, 0.0], [20.0, 0.0, 0.0]]
     model, image = Toy(weight), torch.ones(1, 1, 1, 3)
     clrp = explain(model, image, 1, attributions=CLRP(PLAIN, relu=False))[0, 0].tolist()
@@ -132,7 +133,7 @@ def test_clrp_loses_what_sglrp_finds():
 
 
 def test_sglrp_is_the_gradient_of_the_softmax_up_to_scale():
-    """Paper 002 eq. 10 in float64, divided by y (1 - y)."""
+    """Iwana et al. 2019 eq. 10 in float64, divided by y (1 - y)."""
     logits, targets = torch.randn(3, 5, generator=torch.Generator().manual_seed(0)).double(), torch.tensor([0, 2, 4])
     y = logits.softmax(1)
     own = y.gather(1, targets[:, None])
