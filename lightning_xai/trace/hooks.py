@@ -9,6 +9,10 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as registries
+from torch.utils._pytree import tree_leaves, tree_map
+
+from lightning_xai.trace.modes import bystander
 
 Replacement: TypeAlias = Callable[[Callable[..., Any], Any, Any], Any]
 """Stands in for a forward: ``(forward, args, kwargs) -> output``."""
@@ -26,22 +30,72 @@ def hookable(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
 
 
+_OURS: set[int] = set()  # hooks that know how we run a model
+
+
 @contextmanager
-def forward_hooks(modules: Iterable[nn.Module], hook: Callable[..., Any]) -> Iterator[None]:
+def forward_hooks(modules: Iterable[nn.Module], hook: Callable[..., Any], *, before: bool = False) -> Iterator[None]:
     """Forward hooks ``(module, args, kwargs, output)`` on the modules inside, none after.
 
     Args:
         modules: Where to hook.
         hook: The hook; a value it returns replaces the output.
+        before: Pre-hooks instead, ``(module, args, kwargs)``; a value they return replaces the arguments.
     """
-    handles = []
+    handles: list[Any] = []
     try:
         for module in modules:
-            handles.append(module.register_forward_hook(hook, with_kwargs=True))
+            register = module.register_forward_pre_hook if before else module.register_forward_hook
+            handles.append(register(hook, with_kwargs=True))
+            _OURS.add(handles[-1].id)
         yield
     finally:
         for handle in handles:
             handle.remove()
+            _OURS.discard(handle.id)
+
+
+@contextmanager
+def hooks_apart(model: nn.Module) -> Iterator[None]:
+    """Forward hooks that are not ours see inside what they see without us: no graph, and no operation replaced.
+
+    They get copies without a graph. Only a hook that changes something, its output or a copy, takes part in the pass,
+    and is called once more for that.
+
+    Args:
+        model: The model.
+
+    Example:
+        >>> layer = nn.Linear(1, 1)
+        >>> handle = layer.register_forward_hook(lambda module, args, output: print(output.requires_grad))
+        >>> with hooks_apart(layer):
+        ...     output = layer(torch.ones(1, 1))
+        False
+        >>> output.requires_grad
+        True
+    """
+    everywhere = [registries._global_forward_pre_hooks, registries._global_forward_hooks]
+    own = [one for module in hookable(model) for one in (module._forward_pre_hooks, module._forward_hooks)]
+    before = [(registry, dict(registry)) for registry in (*everywhere, *own) if registry]
+    try:
+        for registry, hooks in before:
+            registry.update({key: _apart(hook) for key, hook in hooks.items() if key not in _OURS})
+        yield
+    finally:
+        for registry, hooks in before:
+            registry.update({key: hook for key, hook in hooks.items() if key in registry})  # one may remove itself
+
+
+def _apart(hook: Callable[..., Any]) -> Callable[..., Any]:
+    def watching(module: nn.Module, *values: Any) -> Any:
+        with bystander():
+            copies = tree_map(lambda one: one.detach().clone() if isinstance(one, Tensor) else one, values)
+            versions = [one._version for one in tree_leaves(copies) if isinstance(one, Tensor)]
+            changes = hook(module, *copies) is not None
+            written = versions != [one._version for one in tree_leaves(copies) if isinstance(one, Tensor)]
+        return hook(module, *values) if changes or written else None
+
+    return watching
 
 
 def is_image_batch(value: object) -> bool:

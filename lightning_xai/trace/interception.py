@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from lightning_xai.trace.layers import name_of
+from lightning_xai.trace.modes import is_bystander
 
 
 class Interception(ABC):
@@ -162,6 +163,8 @@ class _Mode(TorchFunctionMode):
         self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if is_bystander():
+            return function(*args, **kwargs)
         given = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
         call = Call(function, args, kwargs, [one for one in given if one in self.marks], self.marks, self._model)
         if any(self._is_foreign(one) for one in given):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from lightning_xai.trace.hooks import forward_hooks, hookable, is_image_batch
-from lightning_xai.trace.modes import eager, evaluation_mode, in_own_pass, own_pass, plain_tensors
+from lightning_xai.trace.modes import bystander, eager, evaluation_mode, in_own_pass, own_pass, plain_tensors
 from lightning_xai.trace.tokens import Shapes
 from lightning_xai.types import ForwardContext, OneLayer, Tokens
 
@@ -131,8 +131,7 @@ class Observer:
         self._own = in_own_pass()  # made for a pass of our own: it watches that one; else it watches none of them
         self._stack.enter_context(eager())
         modules = hookable(self._model)
-        for module in modules:
-            self._stack.callback(module.register_forward_pre_hook(self._begin, with_kwargs=True).remove)
+        self._stack.enter_context(forward_hooks(modules, self._begin, before=True))
         self._stack.enter_context(forward_hooks(modules, self._note))
         return self
 
@@ -199,8 +198,11 @@ class Observer:
             self._images = next((one for one in (*args, *kwargs.values()) if is_image_batch(one)), None)
 
     def _note(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> None:
-        if in_own_pass() is not self._own or not isinstance(output, Tensor):
-            return
+        if in_own_pass() is self._own and isinstance(output, Tensor):
+            with bystander():  # the pass may be one that a listener intercepts
+                self._note_output(module, args, kwargs, output)
+
+    def _note_output(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
         self._outputs.append((module, output.shape))
         if output.ndim != 2 or not output.is_floating_point() or _looks_like_probabilities(output):
             return

@@ -150,6 +150,25 @@ def in_own_pass() -> bool:
     return _OWN_PASS.get()
 
 
+_BYSTANDER = ContextVar("lightning_xai_bystander", default=False)
+
+
+@contextmanager
+def bystander() -> Iterator[None]:
+    """Inside runs what only watches a pass: nothing stands in for its operations, and they are in no graph."""
+    token = _BYSTANDER.set(True)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        _BYSTANDER.reset(token)
+
+
+def is_bystander() -> bool:
+    """Whether what only watches a pass is running in this thread."""
+    return _BYSTANDER.get()
+
+
 class _Stance:
     """How many contexts want compiled code to run eagerly, and what restores the stance after the last of them."""
 

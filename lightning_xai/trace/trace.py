@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from lightning_xai.trace.guided import guided
-from lightning_xai.trace.hooks import forward_hooks, hookable, is_image_batch, replaced_forward
+from lightning_xai.trace.hooks import forward_hooks, hookable, hooks_apart, is_image_batch, replaced_forward
 from lightning_xai.trace.interception import Interception
 from lightning_xai.trace.layers import name_of
 from lightning_xai.trace.modes import differentiable_attention, eager, evaluation_mode, lent, own_pass, plain_tensors
@@ -384,6 +384,7 @@ def recorded(
         args, kwargs, images, given = _own_copies(args, kwargs, from_image, capture.create_graph)
         trace = Trace(model, capture, images, context)
         with (
+            hooks_apart(model),
             forward_hooks(hookable(model) if capture.layers else (), trace._keep),
             nullcontext() if interception is None else interception(model, given),
         ):

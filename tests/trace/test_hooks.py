@@ -2,10 +2,13 @@
 
 import pytest
 import torch
-from support import Unhappy, assert_same_state, random_images, small_net, state_of
+import torch.nn.functional as F
+from support import SmallNet, Unhappy, assert_same_state, random_images, small_net, state_of
 from torch import nn
 
-from lightning_xai.trace import Capture, last_affine_call, run, spatial_layers, tapped
+from lightning_xai import LRP, GradCAM, InputGradient, explain
+from lightning_xai.explain import capture_for
+from lightning_xai.trace import Capture, Listener, last_affine_call, run, spatial_layers, tapped
 
 
 def test_tap_keeps_the_output_that_an_in_place_operation_overwrites():
@@ -89,3 +92,60 @@ def test_a_layer_that_is_used_again_counts_where_it_finishes_last():
     relu = nn.ReLU()
     model = nn.Sequential(nn.Conv2d(3, 2, 3), relu, nn.Conv2d(2, 2, 3), relu, nn.AdaptiveAvgPool2d(1), nn.Flatten())
     assert spatial_layers(model, random_images()) == ["0", "2", "1"]
+
+
+@pytest.mark.parametrize("method", [LRP(), GradCAM("conv2"), InputGradient()])
+@pytest.mark.parametrize("heard", [True, False])
+def test_hooks_of_the_user_see_what_they_see_without_us(method, heard):
+    """`.numpy()` fails on tensors with a graph, and has no relevance rule."""
+    model, images = small_net(), random_images()
+    seen = []
+    model.dropout.register_forward_hook(lambda module, args, output: seen.append((args[0] * 2 + output).numpy()))
+    model.dropout.register_forward_pre_hook(lambda module, args: seen.append(args[0].numpy()))
+    with torch.no_grad():
+        model(images)
+    expected, seen[:] = list(seen), []
+    if heard:
+        with Listener(model, capture_for(model, [method])), torch.inference_mode():
+            model(images)
+    else:
+        explain(model, images, attributions=method)
+    assert len(seen) == 2
+    for one, other in zip(seen, expected, strict=True):
+        assert (one == other).all()
+
+
+@pytest.mark.parametrize("method", [LRP(), GradCAM("conv2"), InputGradient()])
+@pytest.mark.parametrize("how", ["returned", "in place"])
+def test_hooks_that_change_something_take_part(method, how):
+    """As if the model itself did so."""
+
+    class Doubled(SmallNet):
+        def forward(self, images):
+            hidden = F.max_pool2d(self.relu(self.bn1(self.conv1(images))), 2)
+            return self.head(self.last(self.bn2(self.conv2(hidden))).mean((2, 3)) * 2)
+
+    model, images = small_net(), random_images()
+    model.dropout.register_forward_hook(
+        lambda module, args, output: output * 2 if how == "returned" else (output.mul_(2), None)[1]
+    )
+    doubled = Doubled().eval()
+    doubled.load_state_dict(model.state_dict())
+    torch.testing.assert_close(
+        explain(model, images, attributions=method), explain(doubled, images, attributions=method)
+    )
+
+
+def test_hooks_are_in_place_again_after_an_error():
+    """The very ones, in their order; one that removes itself stays away."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+
+    def fails(module, args, output):
+        raise ArithmeticError
+
+    handle = model[0].register_forward_hook(lambda *args: handle.remove())
+    model[1].register_forward_hook(fails)
+    with pytest.raises(ArithmeticError):
+        run(model, torch.ones(1, 1, 2, 2), Capture())
+    assert list(model[1]._forward_hooks.values()) == [fails]
+    assert not model[0]._forward_hooks
