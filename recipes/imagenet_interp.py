@@ -63,12 +63,6 @@ TEACHERS = {
 SCHEDULES: dict[str, Callable[[float, int], Callable[[int], float]]] = {
     "constant": lambda weight, steps: xai.regularization.ConstantWeight(weight),
     "warmup": lambda weight, steps: xai.LinearWarmup(weight, max(1, steps // 5)),
-    "cosine": lambda weight, steps: xai.regularization.CosineWeight(0.0, weight, steps),
-    "step": lambda weight, steps: xai.regularization.StepWeight(weight, (max(1, steps // 2),), 0.1),
-}
-BUDGETS: dict[str, Callable[[float], Any]] = {
-    "gradient_share": xai.regularization.GradientShare,
-    "no_step_against": xai.regularization.NoStepAgainst,
 }
 ATTRIBUTIONS = {
     "gradcam": lambda layer: xai.GradCAM(layer),
@@ -220,8 +214,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     term.add_argument("--every-n-steps", type=int, default=1, help="compute the term in every n-th step only")
     term.add_argument("--fraction", type=float, default=1.0, help="compute the term of this share of each batch")
     term.add_argument("--term-layer", metavar="NAME", help="take the term at this inner layer, not at the image")
-    term.add_argument("--adaptive", choices=BUDGETS, help="instead of a schedule: --lambda goes where a budget allows")
-    term.add_argument("--budget", type=float, default=0.1, help="share that --adaptive may use")
+    term.add_argument("--adaptive", type=float, metavar="SHARE", help="instead of a schedule: as GradientShare allows")
     train = parser.add_argument_group("training")
     train.add_argument("--preset", choices=PRESETS, help="settings to start from; default: generated or finetune")
     train.add_argument("--optimizer", choices=["adam", "adamw", "sgd"], help="sgd has momentum 0.9")
@@ -273,8 +266,9 @@ def attributions_of(args: argparse.Namespace, data: ImageData, model: nn.Module)
 
 def term_of(args: argparse.Namespace, weight: float) -> xai.GuidedGradientLoss:
     """The training term asked for; where its weight does not set itself, training brings the schedule."""
-    adapts = args.adaptive and weight
-    adaptive = xai.regularization.AdaptiveWeight(BUDGETS[args.adaptive](args.budget), start=weight) if adapts else None
+    adaptive = None
+    if args.adaptive is not None and weight:
+        adaptive = xai.regularization.AdaptiveWeight(xai.regularization.GradientShare(args.adaptive), start=weight)
     return xai.GuidedGradientLoss(
         ERRORS[args.error](),
         adaptive,

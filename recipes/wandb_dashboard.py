@@ -42,7 +42,6 @@ TERM = {
     "regularization_loss": "Explanation loss L_R",
     "weight": "Weight lambda",
     "cosine": "Gradient alignment: cosine of gradient and guided gradient (higher is better)",
-    "cost": "Cost of the term, percent of the forward and backward passes",
     "norm_ratio": "Norm of the gradient over that of the guided gradient",
     "saturated": "Share of images the term does not see",
     "nonfinite_steps": "Steps whose term was not finite",

@@ -1,6 +1,6 @@
 """The guided-gradient training term: error functions, schedules of its weight, the loss and the mixin."""
 
-from lightning_xai.regularization.adaptive import AdaptiveWeight, GradientProducts, GradientShare, NoStepAgainst
+from lightning_xai.regularization.adaptive import AdaptiveWeight, GradientProducts, GradientShare
 from lightning_xai.regularization.errors import (
     CenteredSigmoidMaskingLoss,
     CosineLoss,
@@ -10,7 +10,7 @@ from lightning_xai.regularization.errors import (
     SigmoidMaskingLoss,
 )
 from lightning_xai.regularization.mixin import GuidedGradientMixin
-from lightning_xai.regularization.schedules import ConstantWeight, CosineWeight, LinearWarmup, StepWeight
+from lightning_xai.regularization.schedules import ConstantWeight, LinearWarmup
 from lightning_xai.regularization.teachers import (
     class_score_teacher,
     keep_saturated,
@@ -26,7 +26,6 @@ __all__ = [
     "CenteredSigmoidMaskingLoss",
     "ConstantWeight",
     "CosineLoss",
-    "CosineWeight",
     "GradientProducts",
     "GradientShare",
     "GuidedGradientLoss",
@@ -36,9 +35,7 @@ __all__ = [
     "L1DistanceLoss",
     "L2DistanceLoss",
     "LinearWarmup",
-    "NoStepAgainst",
     "SigmoidMaskingLoss",
-    "StepWeight",
     "class_score_teacher",
     "gradient_pair",
     "keep_saturated",

@@ -1,7 +1,7 @@
 """A weight of the training term that sets itself, by a budget on what the term may do to the classification loss.
 
 "A Learning Paradigm for Interpretable Gradients", 2024, asks that lambda "be as high as possible, in the sense of not
-causing an increase of the classification loss". Both budgets here are read off the gradients of the two parts at the
+causing an increase of the classification loss". The budget here is read off the gradients of the two parts at the
 parameters, so that no second training is needed.
 """
 
@@ -85,43 +85,6 @@ class GradientShare:
         return self.share / products.norm_ratio
 
 
-@dataclass(frozen=True)
-class NoStepAgainst:
-    """The term may undo this share of what a gradient step gains in the classification loss.
-
-    ``lambda <grad L_C, grad L_R> >= -share |grad L_C|^2``: a step of gradient descent lowers ``L_C`` by at least
-    ``1 - share`` times what it would without the term, to first order. Where the two gradients do not oppose each other
-    that allows any weight; the term's gradient is then kept to the size of the classification gradient, since steps of
-    a given length, as Adam's are, would else hardly be steps on ``L_C``. So for shares below 1 it allows at least
-    what ``GradientShare(share)`` does and at most what ``GradientShare(1)`` does.
-
-    The angle is that of one batch, and tells nothing of what the term does over many steps: in 144 steps on generated
-    images from scratch (``recipes/imagenet_interp.py --adaptive``, one seed) a share of 0.1 ended at an accuracy of
-    15 %, where `GradientShare` of 0.1 had 30 % and plain training 31 %.
-
-    Args:
-        share: The share, above 0.
-
-    Raises:
-        ValueError: If it is not.
-
-    Example:
-        >>> budget = NoStepAgainst(0.5)
-        >>> budget(GradientProducts(16.0, 1.0, -4.0)), budget(GradientProducts(16.0, 1.0, 2.0))
-        (2.0, 4.0)
-    """
-
-    share: float = 0.1
-
-    def __post_init__(self) -> None:
-        _require_positive("share", self.share)
-
-    def __call__(self, products: GradientProducts) -> float:
-        """The highest weight for products of gradients."""
-        undoing = inf if products.inner >= 0 else self.share * products.classification / -products.inner
-        return min(undoing, 1 / products.norm_ratio)
-
-
 class AdaptiveWeight(nn.Module):
     """The weight lambda that a budget allows, measured while training.
 
@@ -136,7 +99,7 @@ class AdaptiveWeight(nn.Module):
     is in the checkpoint. With ``every_n_steps`` of the loss the budget holds for the mean step.
 
     Args:
-        budget: `GradientShare`, `NoStepAgainst` or another function of the products.
+        budget: `GradientShare` or another function of the products.
         start: The first weight, within the bounds.
         bounds: Lowest and highest weight, both above 0: at 0 nothing could be measured.
         smoothing: Share of the old logarithm in the new one, in [0, 1).

@@ -200,9 +200,15 @@ def l2_distance(gradients: Tensor, guided: Tensor, *, normalize: bool = True) ->
 
 
 class _NormalizableLoss(nn.Module):
+    _error: Callable[..., Tensor]
+
     def __init__(self, *, normalize: bool = True) -> None:
         super().__init__()
         self.normalize = normalize
+
+    def forward(self, gradients: Tensor, guided: Tensor) -> Tensor:
+        """Errors (N,) of gradients (N,C,H,W) against guided gradients (N,C,H,W)."""
+        return self._error(gradients, guided, normalize=self.normalize)
 
     def extra_repr(self) -> str:
         return f"normalize={self.normalize}"
@@ -219,9 +225,7 @@ class SigmoidMaskingLoss(_NormalizableLoss):
         tensor([-0.7311])
     """
 
-    def forward(self, gradients: Tensor, guided: Tensor) -> Tensor:
-        """Errors (N,) of gradients (N,C,H,W) against guided gradients (N,C,H,W)."""
-        return sigmoid_masking(gradients, guided, normalize=self.normalize)
+    _error = staticmethod(sigmoid_masking)
 
 
 class CenteredSigmoidMaskingLoss(_NormalizableLoss):
@@ -235,9 +239,7 @@ class CenteredSigmoidMaskingLoss(_NormalizableLoss):
         tensor([-0.5000])
     """
 
-    def forward(self, gradients: Tensor, guided: Tensor) -> Tensor:
-        """Errors (N,) of gradients (N,C,H,W) against guided gradients (N,C,H,W)."""
-        return centered_sigmoid_masking(gradients, guided, normalize=self.normalize)
+    _error = staticmethod(centered_sigmoid_masking)
 
 
 class HistogramIntersectionLoss(_NormalizableLoss):
@@ -251,9 +253,7 @@ class HistogramIntersectionLoss(_NormalizableLoss):
         tensor([-1.])
     """
 
-    def forward(self, gradients: Tensor, guided: Tensor) -> Tensor:
-        """Errors (N,) of gradients (N,C,H,W) against guided gradients (N,C,H,W)."""
-        return histogram_intersection(gradients, guided, normalize=self.normalize)
+    _error = staticmethod(histogram_intersection)
 
 
 class CosineLoss(nn.Module):
@@ -280,9 +280,7 @@ class L1DistanceLoss(_NormalizableLoss):
         tensor([4.])
     """
 
-    def forward(self, gradients: Tensor, guided: Tensor) -> Tensor:
-        """Errors (N,) of gradients (N,C,H,W) against guided gradients (N,C,H,W)."""
-        return l1_distance(gradients, guided, normalize=self.normalize)
+    _error = staticmethod(l1_distance)
 
 
 class L2DistanceLoss(_NormalizableLoss):
@@ -296,9 +294,7 @@ class L2DistanceLoss(_NormalizableLoss):
         tensor([2.])
     """
 
-    def forward(self, gradients: Tensor, guided: Tensor) -> Tensor:
-        """Errors (N,) of gradients (N,C,H,W) against guided gradients (N,C,H,W)."""
-        return l2_distance(gradients, guided, normalize=self.normalize)
+    _error = staticmethod(l2_distance)
 
 
 def _flattened(gradients: Tensor, guided: Tensor) -> tuple[Tensor, Tensor]:

@@ -33,9 +33,7 @@ class GuidedGradientMixin(_LightningModule):
 
     Logged in each step under ``train/guided_gradient/``: ``classification_loss`` (L_C), and in steps with the term
     ``regularization_loss`` (L_R), ``weight`` (lambda, times ``every_n_steps``), ``cosine`` and ``norm_ratio`` between
-    the gradient and the guided gradient, the share of ``saturated`` images, and ``cost``, the percentage of the forward
-    and backward passes' time that the last such step spent on the term (the optimizer's and the loader's time are not
-    in it; on a GPU from events, without waiting, and not where the term has a forward pass of its own);
+    the gradient and the guided gradient, and the share of ``saturated`` images;
     ``nonfinite_steps`` once there are any; ``parameter_cosine`` and ``parameter_norm_ratio`` (of L_R to L_C) between
     the gradients of the two losses when `AdaptiveWeight` measures them. In steps without the term Lightning logs
     the last values of the epoch again. A term at an inner layer is logged under ``train/guided_gradient/<layer>/``.
@@ -125,7 +123,6 @@ def _logged(term: GuidedGradientLoss, terms: GuidedGradientTerms) -> dict[str, T
         "cosine": terms.cosine,
         "norm_ratio": terms.norm_ratio,
         "saturated": terms.saturated,
-        "cost": terms.cost,
         "nonfinite_steps": float(term.nonfinite_steps) or None,
         "parameter_cosine": products.cosine if products else None,
         "parameter_norm_ratio": products.norm_ratio if products else None,

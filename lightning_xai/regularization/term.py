@@ -21,7 +21,6 @@ from lightning_xai.regularization.schedules import ConstantWeight, Schedule
 from lightning_xai.regularization.teachers import ImageWeights, Teacher, mask_saturated, negative_loss_teacher
 from lightning_xai.trace import (
     DoubleBackward,
-    TermClock,
     batch_norm_evaluation,
     differentiable_attention,
     find_layer,
@@ -52,8 +51,6 @@ class GuidedGradientTerms:
         norm_ratio: Mean ratio of their L2 norms, gradient over guided gradient, ().
         saturated: Share of images with ``1 - p < SATURATION``, (), in [0, 1].
         products: What `AdaptiveWeight` measured at the parameters; None where it did not.
-        cost: The term's part of the forward and backward passes of the last step that had one, percent of their time;
-            None before there was one.
     """
 
     loss: Tensor
@@ -65,7 +62,6 @@ class GuidedGradientTerms:
     norm_ratio: Tensor | None = None
     saturated: Tensor | None = None
     products: GradientProducts | None = None
-    cost: float | None = None
 
 
 class GuidedGradientLoss(nn.Module):
@@ -156,7 +152,6 @@ class GuidedGradientLoss(nn.Module):
         self._nonfinite_in_a_row = 0
         self._layer = (layer,)  # hidden in a tuple: the model's module is no submodule of its loss
         self._supported = False
-        self._clock: TermClock | None = None
 
     def forward(
         self, model: nn.Module, images: Tensor, targets: Tensor, criterion: Criterion, step: int
@@ -184,11 +179,8 @@ class GuidedGradientLoss(nn.Module):
             classification, _ = mean_and_sum(criterion, logits, targets)
             return GuidedGradientTerms(classification, logits, classification.detach())
         self._require_support(model, images)
-        last, clock = self._clock, TermClock(images.device)
-        self._clock = clock
-        clock.mark("begin")
         recorded = DoubleBackward()
-        passes = self._passes(clock, recorded, model, images, targets, criterion)
+        passes = self._passes(recorded, model, images, targets, criterion)
         if not self._supported:
             require_differentiable_backward(passes.taught)
             self._supported = True
@@ -204,7 +196,6 @@ class GuidedGradientLoss(nn.Module):
             return GuidedGradientTerms(classification, passes.logits, classification.detach(), products=products)
         weight = self.weight(step) * self.every_n_steps
         loss = passes.classification + weight * regularization
-        clock.follow(loss, passes.logits, shared=passes.taught is passes.logits)
         return GuidedGradientTerms(
             loss=loss,
             logits=passes.logits,
@@ -215,7 +206,6 @@ class GuidedGradientLoss(nn.Module):
             norm_ratio=_norm_ratio(seen, guided_gradients),
             saturated=1 - mask_saturated(taught, passes.targets).mean(),
             products=products,
-            cost=None if last is None else last.share,
         )
 
     def name(self, model: nn.Module) -> str:
@@ -232,7 +222,6 @@ class GuidedGradientLoss(nn.Module):
 
     def _passes(
         self,
-        clock: TermClock,
         recorded: DoubleBackward,
         model: nn.Module,
         images: Tensor,
@@ -242,11 +231,9 @@ class GuidedGradientLoss(nn.Module):
         if self.batch_norm == "training" and self.fraction == 1:
             logits, point = self._recorded_pass(recorded, model, images)
             classification, total = mean_and_sum(criterion, logits, targets)
-            clock.mark("term")
             return _Passes(logits, classification, logits, targets, total, point)
         logits = model(images)
         classification, _ = mean_and_sum(criterion, logits, targets)
-        clock.mark("term")
         n = ceil(self.fraction * len(images))
         with batch_norm_evaluation(model) if self.batch_norm == "evaluation" else running_statistics_kept(model):
             taught, point = self._recorded_pass(recorded, model, images[:n])

@@ -4,7 +4,6 @@ The only folder that registers hooks (on modules or autograd nodes), shadows ``f
 the grad mode. Whatever it changes it restores in ``finally``, so that the user's model is as before after any call.
 """
 
-from lightning_xai.trace.clock import TermClock
 from lightning_xai.trace.double_backward import DoubleBackward, require_differentiable_backward, running_statistics_kept
 from lightning_xai.trace.guided import guided
 from lightning_xai.trace.hooks import AffineCall, forward_hooks, is_image_batch, last_affine_call, tapped
@@ -31,7 +30,6 @@ __all__ = [
     "Interception",
     "Listener",
     "Observer",
-    "TermClock",
     "Trace",
     "batch_norm_evaluation",
     "current_autocast",

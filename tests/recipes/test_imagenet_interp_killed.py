@@ -31,7 +31,7 @@ def resumed(tmp_path_factory):
     for split in ("train", "val"):
         write_images(folder / "data" / split, {"cat": 8, "dog": 8}, (40, 40))
     options = [*TINY, *NETWORK, "--no-compare", "--data", folder / "data", "--epochs", EPOCHS, "--run", folder / "run"]
-    options = [*map(str, options), "--adaptive", "gradient_share"]
+    options = [*map(str, options), "--adaptive", "0.1"]
     arm = folder / "run" / "guided"
     killed_once_there_is(arm / "checkpoints" / "last.ckpt", imagenet_interp, *options)
     log = (arm / "csv_0" / "metrics.csv").read_bytes()

@@ -41,23 +41,12 @@ def test_the_term_may_be_taken_at_a_layer(whole, tmp_path):
     assert all(key.startswith("train/guided_gradient/layer2/") for row in rows for key in row)
 
 
-def gradient_share(cosine, ratio):
-    """The highest weight under a budget of a hundredth."""
-    return 0.01 / ratio
-
-
-def no_step_against(cosine, ratio):
-    """Where the gradients oppose each other, at most by that share; never longer than that of the other."""
-    return min(1, 0.01 / -cosine if cosine < 0 else 1) / ratio
-
-
-@pytest.mark.parametrize("budget", [gradient_share, no_step_against])
-def test_the_weight_may_follow_a_budget(budget, tmp_path):
+def test_the_weight_may_follow_a_budget(tmp_path):
     """From where ``--lambda`` says, by what was measured in the first step; the plain network knows nothing of it."""
-    recipe(tmp_path / "run", *NETWORK, "--lambda", 2, "--adaptive", budget.__name__, "--budget", 0.01)
+    recipe(tmp_path / "run", *NETWORK, "--lambda", 2, "--adaptive", 0.01)
     first, second = logged(tmp_path / "run")
-    cosine, ratio = (first[f"train/guided_gradient/parameter_{one}"] for one in ("cosine", "norm_ratio"))
-    assert first[WEIGHT] == pytest.approx(2**0.9 * budget(cosine, ratio) ** 0.1)
+    ratio = first["train/guided_gradient/parameter_norm_ratio"]
+    assert first[WEIGHT] == pytest.approx(2**0.9 * (0.01 / ratio) ** 0.1)
     assert second[WEIGHT] == first[WEIGHT]
     assert all(WEIGHT not in row for row in logged(tmp_path / "run", "plain"))
 
@@ -68,8 +57,8 @@ def test_the_weight_may_follow_a_budget(budget, tmp_path):
         (["--fraction", "0"], r"ValueError: `fraction` expected a number in \(0, 1\], got 0.0"),
         (["--term-layer", "layer5"], "ValueError: `layer` .*layer4"),
         (["--term-layer", "fc"], "ValueError: `layer` expected"),
-        (["--adaptive", "gradient_share", "--budget", "-1"], "ValueError: `share` expected a finite number above 0"),
-        (["--adaptive", "gradient_share", "--lambda", "20"], "ValueError: `bounds` expected .* and start 20.0"),
+        (["--adaptive", "-1"], "ValueError: `share` expected a finite number above 0"),
+        (["--adaptive", "0.1", "--lambda", "20"], "ValueError: `bounds` expected .* and start 20.0"),
     ],
 )
 def test_a_term_that_cannot_be_ends_with_one_line_and_leaves_no_folder(options, message, tmp_path):

@@ -15,7 +15,6 @@ from lightning_xai.regularization import (
     GradientProducts,
     GradientShare,
     GuidedGradientLoss,
-    NoStepAgainst,
 )
 from lightning_xai.regularization.adaptive import gradient_products
 
@@ -46,12 +45,10 @@ def test_cosine_and_ratio_follow_from_the_products():
 @pytest.mark.parametrize("cosine", [-1.0, -0.3, 0.0, 0.6])
 @pytest.mark.parametrize("share", [0.01, 0.5])
 def test_the_budget_is_met_with_equality(cosine, share):
-    """Of the size, at any angle; of what is undone where the gradients oppose each other, else both are as long."""
+    """Of the size, at any angle."""
     products = GradientProducts(4.0, 9.0, 6.0 * cosine)
     weight = GradientShare(share)(products)
     assert weight * 3 == pytest.approx(share * 2)
-    weight = NoStepAgainst(share)(products)
-    assert weight * 3 == pytest.approx(min(2, 2 * share / -cosine) if cosine < 0 else 2)
 
 
 def test_the_first_measurement_is_in_the_first_step_and_the_next_n_later():
@@ -158,9 +155,8 @@ def test_wrong_options_are_refused(options, error, message):
         AdaptiveWeight(**{"budget": GradientShare(), **options})
 
 
-@pytest.mark.parametrize("budget", [GradientShare, NoStepAgainst])
 @pytest.mark.parametrize("share", [0.0, -1.0, nan, inf])
-def test_budgets_are_positive(budget, share):
+def test_budgets_are_positive(share):
     """A budget of nothing is a weight of zero, which ConstantWeight says better."""
     with pytest.raises(ValueError, match=f"`share` expected a finite number above 0, got {share}"):
-        budget(share)
+        GradientShare(share)

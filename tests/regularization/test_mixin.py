@@ -20,8 +20,6 @@ WITH_TERM = ALWAYS | {
     f"train/guided_gradient/{name}" for name in ("regularization_loss", "weight", "cosine", "norm_ratio", "saturated")
 }
 
-COST = {"train/guided_gradient/cost"}  # of the step before, so not in the first one
-
 
 class Recorder(pl.loggers.logger.DummyLogger):
     """A logger that keeps every row by its step."""
@@ -32,11 +30,6 @@ class Recorder(pl.loggers.logger.DummyLogger):
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         self.rows[step] = {key: value for key, value in metrics.items() if key != "epoch"}
-
-
-def timeless(rows: dict[Any, dict[str, float]]) -> dict[Any, dict[str, float]]:
-    """Logged rows without what no two runs have in common: the time that the term took."""
-    return {step: {key: row[key] for key in row.keys() - COST} for step, row in rows.items()}
 
 
 def own_forward(module: Any, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -77,8 +70,7 @@ def test_every_part_is_logged_in_every_step(name: str) -> None:
     """Under the names that the docstring gives, and nothing else."""
     lightning, recorder = imported(name), Recorder()
     trainer(lightning, logger=recorder).fit(classifier(GuidedGradientLoss(), lightning), loader())
-    assert [set(row) for row in recorder.rows.values()] == [WITH_TERM, WITH_TERM | COST]
-    assert 0 < recorder.rows[1]["train/guided_gradient/cost"] < 100
+    assert [set(row) for row in recorder.rows.values()] == [WITH_TERM, WITH_TERM]
 
 
 def test_what_is_logged_are_the_terms() -> None:
@@ -148,7 +140,7 @@ def test_another_module_may_be_the_classifier() -> None:
     module.forward = None
     recorder = Recorder()
     trainer(logger=recorder).fit(module, loader())
-    assert set(recorder.rows[1]) == WITH_TERM | COST
+    assert set(recorder.rows[1]) == WITH_TERM
 
 
 def test_the_criterion_may_give_one_value_for_each_image() -> None:
@@ -188,7 +180,7 @@ def test_the_trainers_precision_is_kept(precision: str) -> None:
     recorder = Recorder()
     trainer(logger=recorder, precision=precision).fit(classifier(GuidedGradientLoss()), loader())
     assert all(abs(value) < 1e3 for row in recorder.rows.values() for value in row.values())
-    assert set(recorder.rows[1]) == WITH_TERM | COST
+    assert set(recorder.rows[1]) == WITH_TERM
 
 
 def test_validation_may_fall_between_steps() -> None:

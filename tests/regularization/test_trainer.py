@@ -23,7 +23,7 @@ from regularization.plain_training import (
     term,
     trained_plainly,
 )
-from regularization.test_mixin import Recorder, timeless
+from regularization.test_mixin import Recorder
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -227,7 +227,7 @@ def adaptive_run(folder: Path, epochs: int, resume: Path | None = None) -> tuple
     running = trainer(logger=recorder, max_epochs=epochs)
     running.fit(module, batches(), ckpt_path=resume)
     running.save_checkpoint(folder / "last.ckpt")
-    return module, timeless(recorder.rows)
+    return module, recorder.rows
 
 
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path: Path) -> None:
