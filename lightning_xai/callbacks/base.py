@@ -1,8 +1,8 @@
-"""What the explaining callbacks share: finding the classifier, hearing its forward, taking this rank's share."""
+"""What the callbacks share: the parts at Lightning's moments, and what a rank is to do."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytorch_lightning as pl
@@ -11,10 +11,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_xai.attribution import Attribution
+from lightning_xai.callbacks.classifier import ClassifierFinder
+from lightning_xai.callbacks.listening import HeardStep, StepListener
 from lightning_xai.callbacks.loggers import wait_for_panels
 from lightning_xai.explain import capture_for, named_attributions
 from lightning_xai.metrics import Boxes
-from lightning_xai.trace import Capture, Listener, Observer, Trace, find_layer, plain_tensors, run
+from lightning_xai.trace import Capture, Trace, plain_tensors, run
+from lightning_xai.types import OneLayer
 
 Unpack: TypeAlias = Callable[[Any], Sequence[Any]]
 """How a batch is taken apart: ``batch -> (images (N,C,H,W), labels (N,) or None)``, and boxes where there are any."""
@@ -80,43 +83,36 @@ def share_of(total: int, rank: int, world_size: int) -> int:
     return max(0, (total - rank + world_size - 1) // world_size)
 
 
-class ExplainingCallback(LightningCallback):
-    """Hears the classifier's forward in validation and test batches, and hands over the trace.
+class ListeningCallback(LightningCallback):
+    """Hears the classifier's forward in validation and test batches, at Lightning's moments.
 
-    Subclasses say which batches they want (`wants`), what the forward must keep (`capture`), and what is
-    done with it (`heard`). The sanity check is a rehearsal: they work as ever, so that whatever is wrong shows
-    before the first epoch, and leave nothing behind.
+    Subclasses say which layers they ask for (`layers`), which batches they want (`wants`), what the forward must keep
+    (`capture`), and what is done with it (`heard`). The sanity check is a rehearsal: they work as ever, so that
+    whatever is wrong shows before the first epoch, and leave nothing behind.
 
     Args:
-        attributions: Named methods.
         classifier: Dotted name of the module that takes images and gives logits; None to find it in the first batch.
         unpack: How a batch is taken apart.
-
-    Raises:
-        TypeError: If ``attributions`` holds anything else.
-        ValueError: If it is empty.
     """
 
-    def __init__(
-        self, attributions: Mapping[str, Attribution], *, classifier: str | None = None, unpack: Unpack = first_two
-    ) -> None:
+    def __init__(self, *, classifier: str | None = None, unpack: Unpack = first_two) -> None:
         super().__init__()
-        self.attributions = named_attributions(attributions)
         self.classifier = classifier
         self.unpack = unpack
-        self._model: nn.Module | None = None
-        self._automatic: nn.Module | None = None
-        self._observer: Observer | None = None
-        self._listener: Listener | None = None
+        self.listener = StepListener(ClassifierFinder(classifier, []))
         self._said: set[str] = set()
+
+    def layers(self) -> Iterable[OneLayer]:
+        """The layers that will be asked for."""
+        raise NotImplementedError
 
     def wants(self, trainer: pl.Trainer, dataloader_idx: int) -> bool:
         """Whether the next batch of this dataloader is of interest."""
         raise NotImplementedError
 
     def capture(self) -> Capture:
-        """What the validation step's forward must keep."""
-        return self.full_capture()
+        """What the validation step's forward must keep: nothing where only the images are wanted."""
+        return Capture()
 
     def heard(
         self, trainer: pl.Trainer, trace: Trace, labels: Tensor | None, boxes: Boxes | None, dataloader_idx: int
@@ -125,15 +121,14 @@ class ExplainingCallback(LightningCallback):
         raise NotImplementedError
 
     @property
+    def finder(self) -> ClassifierFinder:
+        """What knows the classifier of this run."""
+        return self.listener.finder
+
+    @property
     def model(self) -> nn.Module:
         """The classifier, once it was found."""
-        if self._model is None:
-            raise RuntimeError("The classifier is known only from the first validation or test batch on.")
-        return self._model
-
-    def full_capture(self) -> Capture:
-        """What a forward must keep for all attributions."""
-        return capture_for(self.model, self.attributions.values(), self._automatic)
+        return self.finder.model
 
     def say_once(self, say: Callable[..., None], message: str) -> None:
         """Inform or warn, the first time."""
@@ -151,7 +146,7 @@ class ExplainingCallback(LightningCallback):
         Raises:
             ValueError: If another callback of this kind logs under the same name: Lightning would log the mean of both.
         """
-        self._forget()
+        self._begin()
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         others = [one for one in callbacks if type(one) is type(self) and one is not self]
         twice = sorted({name for one in others for name in one.names() & self.names()})
@@ -163,31 +158,28 @@ class ExplainingCallback(LightningCallback):
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Keep no model beyond the run, and end none before its pictures are stored."""
-        self._forget()
+        self._begin()
         wait_for_panels(trainer.loggers)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Leave the classifier as it was; what was drawn is stored."""
-        self._forget()
+        self._begin()
         wait_for_panels(trainer.loggers)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Check that a named classifier and the layers named in it exist."""
-        self._look_up(pl_module)
+        # Not in `setup`, which comes before the LightningModule's own, where models are made, too.
+        self.finder.look_up(pl_module)
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Check that a named classifier and the layers named in it exist."""
-        self._look_up(pl_module)
-
-    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Check that a named classifier and the layers named in it exist."""
-        self._look_up(pl_module)
+    on_validation_start = on_fit_start
+    on_test_start = on_fit_start
 
     def on_validation_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Begin to listen."""
-        self._start(trainer, pl_module, dataloader_idx)
+        capture = self.capture if self.finder.known and self.wants(trainer, dataloader_idx) else None
+        self.listener.start(pl_module, capture, trainer.precision_plugin.forward_context)
 
     on_test_batch_start = on_validation_batch_start
 
@@ -201,58 +193,28 @@ class ExplainingCallback(LightningCallback):
         dataloader_idx: int = 0,
     ) -> None:
         """Stop listening and work on what was heard."""
-        self._end(trainer, batch, dataloader_idx)
+        step = self.listener.stop()
+        if step.observer is not None:
+            self.finder.find(step.observer)
+        if self.wants(trainer, dataloader_idx):
+            images, labels, boxes = self.unpacked(batch)
+            with plain_tensors():
+                trace = step.trace(len(images)) or self._own_trace(trainer, images, step)
+                self.heard(trainer, trace, labels, boxes, dataloader_idx)
 
     on_test_batch_end = on_validation_batch_end
 
-    def _look_up(self, pl_module: pl.LightningModule) -> None:
-        # Not in `setup`, which comes before the LightningModule's own, where models are made, too.
-        if self.classifier is not None:
-            named = find_layer(pl_module, self.classifier, argument="classifier")
-            self._model = getattr(named, "_orig_mod", named)  # what torch.compile wraps: layers keep their names
-            capture_for(self._model, self.attributions.values(), automatic=self._model)
-
-    def _start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, dataloader_idx: int) -> None:
-        self._close()
-        if not self._found():
-            self._observer = Observer(pl_module).__enter__()
-        elif self.wants(trainer, dataloader_idx):
-            self._listener = Listener(self.model, self.capture(), trainer.precision_plugin.forward_context).__enter__()
-
-    def _end(self, trainer: pl.Trainer, batch: Any, dataloader_idx: int) -> None:
-        observer, listener = self._observer, self._listener
-        self._close()
-        if observer is not None:
-            self._find(observer)
-        if self.wants(trainer, dataloader_idx):
-            images, labels, boxes = self._unpacked(batch)
-            with plain_tensors():
-                trace = self._shared_trace(listener, len(images)) or self._own_trace(trainer, images, observer)
-                self.heard(trainer, trace, labels, boxes, dataloader_idx)
-
-    def _find(self, observer: Observer) -> None:
-        self._model = self._model or observer.classifier()
-        if self._needs_automatic():
-            self._automatic = observer.last_spatial(self.model)
-        self.full_capture()  # raises where a layer does not exist
-
-    def _unpacked(self, batch: Any) -> tuple[Tensor, Tensor | None, Boxes | None]:
+    def unpacked(self, batch: Any) -> tuple[Tensor, Tensor | None, Boxes | None]:
+        """Images, labels and boxes of a batch."""
         images, labels, boxes = (*self.unpack(batch), None)[:3]
         if not isinstance(images, Tensor) or images.ndim != 4:
             found = f"shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
             raise TypeError(f"`unpack` expected to give images (N, C, H, W) and labels, got images of {found}.")
         return images, labels, boxes
 
-    def _shared_trace(self, listener: Listener | None, n_images: int) -> Trace | None:
-        """The trace of the validation step's own pass, of its first one if there were several."""
-        if listener is None:
-            return None
-        usable = (one for one in listener.traces if one.has_graph or not listener.capture.needs_graph)
-        return next((one for one in usable if len(one.images) == n_images), None)
-
-    def _own_trace(self, trainer: pl.Trainer, images: Tensor, observer: Observer | None) -> Trace:
-        if observer is not None:  # nobody could have listened yet; the step may have changed the batch's images
-            given = observer.images_of(self.model)
+    def _own_trace(self, trainer: pl.Trainer, images: Tensor, step: HeardStep) -> Trace:
+        if step.observer is not None:  # nobody could have listened yet; the step may have changed the batch's images
+            given = step.images_of(self.model)
             images = images if given is None or len(given) != len(images) else given
         else:
             self.say_once(
@@ -262,21 +224,41 @@ class ExplainingCallback(LightningCallback):
             )
         return run(self.model, images, self.capture(), trainer.precision_plugin.forward_context)
 
-    def _needs_automatic(self) -> bool:
-        return any(layer is None for method in self.attributions.values() for layer in method.layers())
+    def _begin(self) -> None:
+        self.listener.stop()
+        self.listener = StepListener(ClassifierFinder(self.classifier, self.layers()))
 
-    def _found(self) -> bool:
-        return self._model is not None and (self._automatic is not None or not self._needs_automatic())
 
-    def _close(self) -> None:
-        for context in (self._observer, self._listener):
-            if context is not None:
-                context.__exit__(None, None, None)
-        self._observer = self._listener = None
+class ExplainingCallback(ListeningCallback):
+    """Hears the classifier for the sake of named methods.
 
-    def _forget(self) -> None:
-        self._close()
-        self._model = self._automatic = None
+    Args:
+        attributions: Named methods.
+        classifier: Dotted name of the module that takes images and gives logits; None to find it in the first batch.
+        unpack: How a batch is taken apart.
+
+    Raises:
+        TypeError: If ``attributions`` holds anything else.
+        ValueError: If it is empty.
+    """
+
+    def __init__(
+        self, attributions: Mapping[str, Attribution], *, classifier: str | None = None, unpack: Unpack = first_two
+    ) -> None:
+        super().__init__(classifier=classifier, unpack=unpack)
+        self.attributions = named_attributions(attributions)
+
+    def layers(self) -> Iterable[OneLayer]:
+        """The layers that the methods ask for."""
+        return [layer for method in self.attributions.values() for layer in method.layers()]
+
+    def capture(self) -> Capture:
+        """All that the methods need."""
+        return self.full_capture()
+
+    def full_capture(self) -> Capture:
+        """What a forward must keep for all attributions."""
+        return capture_for(self.model, self.attributions.values(), self.finder.automatic)
 
 
 def stage_of(trainer: pl.Trainer) -> str:

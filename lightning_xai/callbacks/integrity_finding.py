@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lightning_xai.attribution import GradCAM, HiResCAM
 from lightning_xai.baselines import to_pixels
 from lightning_xai.explain import attribute, capture_for
-from lightning_xai.integrity import Comparison, Inspection, Verdict, locate_shift
+from lightning_xai.integrity import Comparison, Digest, Inspection, Verdict, locate_shift
 from lightning_xai.scores import centered, log_softmax, pre_softmax, predicted
 from lightning_xai.trace import predict, run
 from lightning_xai.types import ForwardContext, OneLayer
@@ -95,6 +95,29 @@ class Finding:
         if self.flagged:
             lines.append(f"the shift is largest at {self.place.layer!r}, position {self.place.position}")
         return "\n".join(lines)
+
+
+def changed_since(saved: dict[str, Any], model: nn.Module, finding: Finding) -> str | None:
+    """What is to be said where a classifier is not the one that was judged when a checkpoint was written.
+
+    Args:
+        saved: What the checkpoint holds: a finding's record with the classifier's digest; empty where there is none.
+        model: The classifier.
+        finding: What was found now.
+
+    Returns:
+        The message; None where it is the same one.
+    """
+    if not saved.get("digest"):
+        return None
+    differing = Digest(**saved["digest"]).differences(Digest.of(model))
+    if not differing:  # the same network may be judged by other images: a verdict alone tells nothing
+        return None
+    return (
+        f"the classifier is not the one that was judged when the checkpoint was written (step {saved['step']}): "
+        f"different are its {', '.join(differing)}. Then {saved['verdict']} with suspicion "
+        f"{saved['figures']['suspicion']:.3g}, now {finding.verdict.name} with {finding.inspection.suspicion:.3g}."
+    )
 
 
 def origin_of_shift(

@@ -14,6 +14,7 @@ from lightning_xai.attribution import Attribution
 from lightning_xai.baselines import Baseline, black, check_standardized, to_pixels
 from lightning_xai.callbacks.base import ExplainingCallback, Unpack, first_two, loaders_of, stage_of
 from lightning_xai.callbacks.loggers import log_key, log_panel
+from lightning_xai.callbacks.probes import Probes
 from lightning_xai.explain import attribute
 from lightning_xai.metrics import Boxes, average_drop, masked_scores
 from lightning_xai.scores import log_softmax, predicted, resolve_targets
@@ -24,16 +25,11 @@ from lightning_xai.visualization import Panel, overlay
 
 @dataclass
 class _Followed:
-    """The images that are followed on one dataloader, as the classifier got them, on the CPU."""
+    """What is drawn of one dataloader, epoch after epoch."""
 
-    images: list[Tensor] = field(default_factory=list)
-    labels: list[Tensor] = field(default_factory=list)
-    complete: bool = False
+    probes: Probes
+    kept: bool = False  # an epoch has ended, and the next ones draw the same images
     panels: list[Panel] = field(default_factory=list)  # of this epoch
-
-    @property
-    def count(self) -> int:
-        return sum(map(len, self.images))
 
 
 class SaliencyMaps(ExplainingCallback):
@@ -105,7 +101,7 @@ class SaliencyMaps(ExplainingCallback):
         if not (trainer.is_global_zero and trainer.loggers):
             return False
         followed = self._of(trainer, dataloader_idx)
-        return not followed.panels if followed.complete else followed.count < self.n_images
+        return not followed.panels if followed.kept else not followed.probes.complete
 
     def capture(self) -> Capture:
         """Nothing: only the images are wanted from the validation step's forward."""
@@ -116,16 +112,15 @@ class SaliencyMaps(ExplainingCallback):
     ) -> None:
         """Take images until there are enough; draw those just taken, in later epochs all of them."""
         followed = self._of(trainer, dataloader_idx)
-        if not followed.complete:
-            if not followed.images:  # a later batch may hold a single odd image
+        probes = followed.probes
+        if not followed.kept:
+            if not probes.images:  # a later batch may hold a single odd image
                 check_standardized(trace.images, self.mean, self.std)
-            missing = self.n_images - followed.count
-            followed.images.append(trace.images[:missing].to("cpu", copy=True))  # a view would keep the batch
-            if labels is not None and labels.ndim == 1:  # multi-hot labels are no caption
-                followed.labels.append(labels[:missing].clone().cpu())
-        first = 0 if followed.complete else -1
-        images = torch.cat(followed.images[first:]).to(trace.images.device)
-        known = torch.cat(followed.labels[first:]).to(images.device) if followed.labels else None
+            captions = labels if labels is not None and labels.ndim == 1 else None  # multi-hot labels are none
+            probes.take(trace.images, captions)
+        first = 0 if followed.kept else -1
+        images = torch.cat(probes.images[first:]).to(trace.images.device)
+        known = torch.cat(probes.labels[first:]).to(images.device) if probes.labels else None
         followed.panels.append(self._panel(trainer, images, known))
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -137,9 +132,8 @@ class SaliencyMaps(ExplainingCallback):
         """Forget the panels of an epoch that was not finished."""
         for followed in self._followed.values():
             followed.panels.clear()
-            if not followed.complete:
-                followed.images.clear()
-                followed.labels.clear()
+            if not followed.kept:
+                followed.probes = Probes(self.n_images)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Hand the pictures to the loggers."""
@@ -149,7 +143,7 @@ class SaliencyMaps(ExplainingCallback):
         for (stage, i), followed in self._followed.items():
             if stage != stage_of(trainer) or not followed.panels:
                 continue
-            followed.complete = True
+            followed.kept = True
             key = log_key(stage, self.name, dataloader_idx=i if several else None)
             log_panel(trainer.loggers, key, _joined(followed.panels), trainer.global_step)
             followed.panels.clear()
@@ -158,7 +152,7 @@ class SaliencyMaps(ExplainingCallback):
     on_test_epoch_end = on_validation_epoch_end
 
     def _of(self, trainer: pl.Trainer, dataloader_idx: int) -> _Followed:
-        return self._followed.setdefault((stage_of(trainer), dataloader_idx), _Followed())
+        return self._followed.setdefault((stage_of(trainer), dataloader_idx), _Followed(Probes(self.n_images)))
 
     def _panel(self, trainer: pl.Trainer, images: Tensor, labels: Tensor | None) -> Panel:
         trace = run(self.model, images, self.full_capture(), trainer.precision_plugin.forward_context)

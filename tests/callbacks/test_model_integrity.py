@@ -73,7 +73,7 @@ class Steps(ModelIntegrity):
 
     def _look(self, trainer: Any) -> Finding:
         self.steps.append(trainer.global_step)
-        self.probes.append(torch.cat(self._probes))
+        self.probes.append(torch.cat(self._run.probes.images))
         return super()._look(trainer)
 
 

@@ -333,5 +333,5 @@ def test_images_are_kept_without_their_batch(panels: list[Any]) -> None:
     running = looked_at(callbacks=[callback])
     running.validate(classifier(), loader(), verbose=False)
     for followed in callback._followed.values():
-        kept += followed.images
+        kept += followed.probes.images
     assert [image.untyped_storage().nbytes() for image in kept] == [3 * 8 * 8 * 4]

@@ -1,0 +1,98 @@
+"""One check of a classifier by probes, alone and against a reference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from lightning_xai.callbacks.integrity_finding import DRAWN, Finding, origin_of_shift
+from lightning_xai.integrity import Fingerprint, Inspection, Threshold, for_model, inspect_model
+from lightning_xai.types import ForwardContext, OneLayer
+
+
+@dataclass
+class IntegrityCheck:
+    """Judges a classifier again and again by the same probes, in the course of one run.
+
+    The fingerprint of a reference is taken, or read, at the first check; the origin of a shift is looked for at the
+    first flag.
+
+    Attributes:
+        reference: A trusted model, its fingerprint, or the file of one; None to judge the classifier alone.
+        image_level: Whether to look at the gradient of the image too.
+        threshold: From which suspicion on to flag; None for the uncalibrated default.
+
+    Example:
+        >>> import torch
+        >>> from contextlib import nullcontext
+        >>> model = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 2, bias=False))
+        >>> model[3].weight.data = torch.tensor([[40.0, -30.0], [-30.0, 40.0]])
+        >>> images = torch.rand(8, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+        >>> print(IntegrityCheck().look(model, images, "0", 100, nullcontext).verdict)
+        no sign of a logit shift
+    """
+
+    reference: nn.Module | Fingerprint | str | Path | None = None
+    image_level: bool = False
+    threshold: Threshold | None = None
+    _fingerprint: Fingerprint | None = field(default=None, init=False)
+    _origin: tuple[Inspection | None, Tensor] | None = field(default=None, init=False)
+
+    def look(self, model: nn.Module, probes: Tensor, layer: OneLayer, step: int, context: ForwardContext) -> Finding:
+        """Check the classifier as it is now.
+
+        Args:
+            model: The classifier.
+            probes: Images (N,C,H,W), on any device.
+            layer: The explained layer.
+            step: Number of optimizer steps that the model has made.
+            context: Context to run it in.
+
+        Returns:
+            The finding.
+
+        Raises:
+            ValueError: If the probes or the reference do not fit the model, as `inspect_model` and `Fingerprint` say.
+        """
+        inspection = inspect_model(
+            model,
+            for_model(model, probes),
+            layer=layer,
+            image_level=self.image_level,
+            threshold=self.threshold,
+            context=context,
+        )
+        if self.reference is None:
+            return Finding(step, inspection)
+        self._fingerprint = self._fingerprint or self._trusted(probes, inspection.layer, context)
+        return Finding(step, inspection, self._fingerprint.compare(model, probes, layer=layer, context=context))
+
+    def traced_back(
+        self, model: nn.Module, probes: Tensor, finding: Finding, context: ForwardContext
+    ) -> tuple[Finding, Tensor]:
+        """Where the shift of a flagged model comes from.
+
+        Args:
+            model: The classifier.
+            probes: Images (N,C,H,W), on any device.
+            finding: What flagged it.
+            context: Context to run it in.
+
+        Returns:
+            The finding with the origin, and a few probes to draw, (n,C,H,W), as the model takes them.
+        """
+        images = for_model(model, probes)
+        if self._origin is None:
+            self._origin = origin_of_shift(model, images, finding, context)
+        origin, rows = self._origin
+        return replace(finding, origin=origin), images[rows[:DRAWN]]
+
+    def _trusted(self, probes: Tensor, layer: str, context: ForwardContext) -> Fingerprint:
+        if isinstance(self.reference, Fingerprint):
+            return self.reference
+        if not isinstance(self.reference, nn.Module):
+            return Fingerprint.load(self.reference)  # type: ignore[arg-type]  # a path: there is a reference
+        named = layer in dict(self.reference.named_modules())
+        return Fingerprint.of(self.reference, probes, layer=layer if named else None, context=context)

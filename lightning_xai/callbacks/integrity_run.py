@@ -1,0 +1,93 @@
+"""What `ModelIntegrity` knows of the run that is under way: one state, one outcome."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from lightning_xai.callbacks.integrity_check import IntegrityCheck
+from lightning_xai.callbacks.integrity_finding import Finding
+from lightning_xai.callbacks.probes import Probes
+from lightning_xai.trace import plain_tensors
+
+
+class Phase(Enum):
+    """Where the validation that is under way stands."""
+
+    NOT_DUE = auto()
+    DUE = auto()
+    CHECKED = auto()
+
+
+@dataclass
+class Outcome:
+    """What all ranks are told of a check that rank zero made.
+
+    Attributes:
+        figures: What is logged.
+        alarm: What is said of a flagged model.
+        trouble: Why the check could not be made.
+    """
+
+    figures: dict[str, float] = field(default_factory=dict)
+    alarm: str | None = None
+    trouble: str | None = None
+
+
+@dataclass
+class IntegrityRun:
+    """The state of one run.
+
+    Attributes:
+        probes: The images that are judged.
+        check: What judges them.
+        phase: Where the validation that is under way stands.
+        validations: How many there were, the sanity check aside.
+        started: Whether the weights that training starts from were checked.
+        checked_at: The step of the last check.
+        flagged: Whether the model was flagged at least once.
+        outcome: Of the last check.
+
+    Example:
+        >>> run = IntegrityRun(Probes(8), IntegrityCheck())
+        >>> run.validation_begins(rehearsal=False, every=2)
+        >>> run.phase.name
+        'NOT_DUE'
+    """
+
+    probes: Probes
+    check: IntegrityCheck
+    phase: Phase = Phase.NOT_DUE
+    validations: int = 0
+    started: bool = False
+    checked_at: int | None = None
+    flagged: bool = False
+    outcome: Outcome = field(default_factory=Outcome)
+
+    def validation_begins(self, *, rehearsal: bool, every: int) -> None:
+        """Decide whether a validation is one of those that are checked.
+
+        Args:
+            rehearsal: Whether it is the sanity check.
+            every: Of how many validations one is checked.
+        """
+        self.probes.restart()
+        self.validations += not rehearsal
+        self.phase = Phase.NOT_DUE if rehearsal or self.validations % every else Phase.DUE
+
+
+def attempt(work: Callable[[], Finding]) -> tuple[Finding | None, Exception | None]:
+    """What the work gives, or why it could not be done: no check, whatever hinders it, is worth the end of a run.
+
+    Args:
+        work: Makes or completes a finding, without gradients and outside inference mode.
+
+    Returns:
+        The finding or the error.
+    """
+    try:
+        with plain_tensors():
+            return work(), None
+    except Exception as error:
+        return None, error

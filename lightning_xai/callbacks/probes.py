@@ -1,0 +1,60 @@
+"""Keeping the first images of a run, so that all its epochs are judged by the same ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass
+class Probes:
+    """The first images that a classifier got, on the CPU.
+
+    Attributes:
+        wanted: How many.
+        images: Images (n,C,H,W) of each batch that gave some.
+        labels: Their labels, where there are any.
+        complete: Whether no more will be taken.
+
+    Example:
+        >>> import torch
+        >>> probes = Probes(wanted=3)
+        >>> for batch in torch.arange(4.0).view(2, 2, 1, 1, 1):
+        ...     probes.take(batch)
+        >>> probes.count, probes.complete, [image.item() for image in torch.cat(probes.images)]
+        (3, True, [0.0, 1.0, 2.0])
+    """
+
+    wanted: int
+    images: list[Tensor] = field(default_factory=list)
+    labels: list[Tensor] = field(default_factory=list)
+    complete: bool = False
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return sum(map(len, self.images))
+
+    def take(self, images: Tensor, labels: Tensor | None = None) -> None:
+        """Take of a batch what is missing.
+
+        Args:
+            images: Images (N,C,H,W).
+            labels: Their labels.
+        """
+        missing = self.wanted - self.count
+        self.images.append(images[:missing].to("cpu", copy=True))  # a view would keep the batch
+        if labels is not None:
+            self.labels.append(labels[:missing].to("cpu", copy=True))
+        self.complete = self.count >= self.wanted
+
+    def restart(self) -> None:
+        """Forget the images of an epoch that was not finished."""
+        if not self.complete:
+            self.images.clear()
+            self.labels.clear()
+
+    def finish(self) -> None:
+        """Take no more: the epoch had no more images."""
+        self.complete = self.complete or bool(self.images)
