@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_xai.attribution.base import ScoredAttribution
 from lightning_xai.scores import at_least_float32
-from lightning_xai.trace import Trace
+from lightning_xai.trace import Rectifiers, Trace, check_rectifiers
 
 
 def channel_sum(gradients: Tensor) -> Tensor:
@@ -116,10 +116,18 @@ class GuidedGradient(ScoredAttribution):
     draws edges well and depends little on the class (Adebayo et al., "Sanity Checks for Saliency Maps", 2018). One
     backward pass through the whole network.
 
+    ``rectifiers="all"`` goes beyond the papers, which know ReLU alone: the same rule at every unbounded one-sided
+    activation, as EfficientNet, ConvNeXt, MobileNetV3 and transformers have them.
+
     Attributes:
         score: The number that is explained. The rule is not linear in the score: its maps for a score and for
             another scale of it agree, those for a score and its negative are unrelated.
         reduce: How colour channels become one map: `channel_sum` (signed) or `channel_max`.
+        rectifiers: Where the gradient is clamped: ``"relu"``, the papers' (ReLU, ReLU6, clamps at zero), or ``"all"``,
+            GELU, SiLU, ELU, LeakyReLU and their like as well. Gates are none.
+
+    Raises:
+        ValueError: If ``rectifiers`` is something else.
 
     Example:
         >>> import torch
@@ -133,8 +141,12 @@ class GuidedGradient(ScoredAttribution):
     """
 
     reduce: Callable[[Tensor], Tensor] = channel_sum
+    rectifiers: Rectifiers = "relu"
     needs_image_gradient = True
+
+    def __post_init__(self) -> None:
+        check_rectifiers(self.rectifiers)
 
     def __call__(self, trace: Trace, targets: Tensor) -> Tensor:
         """Compute the maps (N,H,W), signed where ``reduce`` is."""
-        return self.reduce(trace.image_gradient(self.score, targets, guided_rule=True))
+        return self.reduce(trace.image_gradient(self.score, targets, rectifiers=self.rectifiers))

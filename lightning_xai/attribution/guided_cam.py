@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_xai.attribution.cam import GradCAM
 from lightning_xai.attribution.gradient import channel_sum
-from lightning_xai.trace import Trace
+from lightning_xai.trace import Rectifiers, Trace, check_rectifiers
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,12 @@ class GuidedGradCAM(GradCAM):
     Attributes:
         layer: As for `GradCAM`.
         score: The number that is explained, by both factors.
-        reduce: How colour channels of the guided gradient become one map:
-            `channel_sum` (signed) or
-            `channel_max`.
+        reduce: How colour channels of the guided gradient become one map: `channel_sum` (signed) or `channel_max`.
         relu: Whether to keep the positive part of Grad-CAM only, as the paper does.
+        rectifiers: As for `GuidedGradient`.
+
+    Raises:
+        ValueError: If ``rectifiers`` is neither ``"relu"`` nor ``"all"``.
 
     Example:
         >>> import torch
@@ -38,9 +40,14 @@ class GuidedGradCAM(GradCAM):
     """
 
     reduce: Callable[[Tensor], Tensor] = channel_sum
+    rectifiers: Rectifiers = "relu"
     needs_image_gradient = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_rectifiers(self.rectifiers)
 
     def __call__(self, trace: Trace, targets: Tensor) -> Tensor:
         """Compute the maps (N,H,W), signed where ``reduce`` is."""
-        guided = self.reduce(trace.image_gradient(self.score, targets, guided_rule=True))
+        guided = self.reduce(trace.image_gradient(self.score, targets, rectifiers=self.rectifiers))
         return super().__call__(trace, targets) * guided

@@ -198,7 +198,7 @@ class Faithfulness(ExplainingCallback):
             return attribute(trace.rerun(others), classes, {name: self.attributions[name]})[name]
 
         def gradient(guided_rule: bool) -> Tensor:
-            return trace.image_gradient(centered, images.targets, guided_rule=guided_rule)[rows]
+            return trace.image_gradient(centered, images.targets, rectifiers="relu" if guided_rule else None)[rows]
 
         first, *_ = maps
         common = Sample(

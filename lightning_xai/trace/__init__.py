@@ -19,6 +19,7 @@ from lightning_xai.trace.modes import (
     plain_tensors,
 )
 from lightning_xai.trace.points import pass_from_image, pass_from_layer, require_rectifiers_after
+from lightning_xai.trace.rectifiers import Rectifiers, check_rectifiers
 from lightning_xai.trace.trace import Capture, Trace, predict, run
 
 __all__ = [
@@ -30,8 +31,10 @@ __all__ = [
     "Interception",
     "Listener",
     "Observer",
+    "Rectifiers",
     "Trace",
     "batch_norm_evaluation",
+    "check_rectifiers",
     "current_autocast",
     "differentiable_attention",
     "evaluation_mode",

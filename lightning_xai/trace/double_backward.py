@@ -19,7 +19,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
-from lightning_xai.trace.guided import _graph
+from lightning_xai.trace.rectifiers import graph_of
 
 
 class DoubleBackward(TorchFunctionMode):
@@ -122,7 +122,7 @@ def require_differentiable_backward(outputs: Tensor) -> None:
     Example:
         >>> require_differentiable_backward(torch.ones(1, requires_grad=True).relu())
     """
-    for node in _graph(outputs):
+    for node in graph_of(outputs):
         if node.name().startswith(("FlashAttn", "_fMHA")):
             raise RuntimeError(
                 f"The double backward expected attention that can be differentiated twice, got {node.name()}. Use "

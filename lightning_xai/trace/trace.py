@@ -16,6 +16,7 @@ from lightning_xai.trace.hooks import forward_hooks, hookable, hooks_apart, is_i
 from lightning_xai.trace.interception import Interception
 from lightning_xai.trace.layers import name_of
 from lightning_xai.trace.modes import differentiable_attention, eager, evaluation_mode, lent, own_pass, plain_tensors
+from lightning_xai.trace.rectifiers import Rectifiers
 from lightning_xai.trace.tokens import Shapes, arranged_as_given
 from lightning_xai.types import ForwardContext, OneLayer, Score, Tokens
 
@@ -145,15 +146,15 @@ class Trace:
         Raises:
             ValueError: If the score does not give one number per image or does not depend on the layer.
         """
-        return self._arranged(of, self._gradient(score, targets, self._source(of), guided_rule=False))
+        return self._arranged(of, self._gradient(score, targets, self._source(of)))
 
-    def image_gradient(self, score: Score, targets: Tensor, *, guided_rule: bool = False) -> Tensor:
+    def image_gradient(self, score: Score, targets: Tensor, *, rectifiers: Rectifiers | None = None) -> Tensor:
         """The gradient of each image's score with respect to the image, computed once.
 
         Args:
             score: The number per image that is explained.
             targets: Class to explain for each image, (N,).
-            guided_rule: Clamp the gradient that enters each rectifier at zero (`guided`).
+            rectifiers: Clamp the gradient that enters each of these at zero (`guided`); None for the plain gradient.
 
         Returns:
             Gradients (N,C,H,W).
@@ -168,7 +169,7 @@ class Trace:
                 "`image_gradient` expected a trace whose graph starts at the image. "
                 "Set `needs_image_gradient = True` in the attribution that calls it."
             )
-        return self._gradient(score, targets, self._images, guided_rule)
+        return self._gradient(score, targets, self._images, rectifiers)
 
     def propagate(self, seeds: Tensor) -> Tensor:
         """What the pass makes of seeds at the logits: propagated back to the image, each image's own.
@@ -268,13 +269,13 @@ class Trace:
             return arranged_as_given(values, layer)
         return self._shapes.arranged(values, name_of(self._model, self._capture.layers[layer]))
 
-    def _gradient(self, score: Score, targets: Tensor, source: Tensor, guided_rule: bool) -> Tensor:
-        key = (score, id(targets), id(source), guided_rule)
+    def _gradient(self, score: Score, targets: Tensor, source: Tensor, rectifiers: Rectifiers | None = None) -> Tensor:
+        key = (score, id(targets), id(source), rectifiers)
         if key not in self._gradients:
             with torch.inference_mode(False), torch.enable_grad():
                 scores = score(self._logits, targets)
                 _check_scores(scores, targets)
-                with guided(self._logits) if guided_rule else nullcontext():
+                with guided(self._logits, rectifiers) if rectifiers else nullcontext():
                     gradient = self._backward(scores, source)
             self._gradients[key] = gradient, targets  # the targets are kept so that their id stays theirs
         return self._gradients[key][0]

@@ -253,9 +253,9 @@ def test_guided_gradients_of_a_trained_network_are_smoother_than_gradients():
     load_weights(network, data / "weights" / "cifar10_resnet20.safetensors")
     trace = run(network.eval(), cifar10(data, "test", 100)[0], Capture(image_gradient=True))
     targets = trace.logits.argmax(1)
-    plain, guided = (trace.image_gradient(log_softmax, targets, guided_rule=rule) for rule in (False, True))
+    plain, guided = (trace.image_gradient(log_softmax, targets, rectifiers=rule) for rule in (None, "relu"))
     assert gradient_roughness(plain).mean() == pytest.approx(1.14, abs=0.03)
     assert gradient_roughness(guided).mean() == pytest.approx(0.59, abs=0.03)
     assert gradient_alignment(plain, guided).mean() == pytest.approx(0.03, abs=0.02)
-    against = trace.image_gradient(lambda z, t: -log_softmax(z, t), targets, guided_rule=True)  # the loss's
+    against = trace.image_gradient(lambda z, t: -log_softmax(z, t), targets, rectifiers="relu")  # the loss's
     assert gradient_alignment(against, guided).mean() == pytest.approx(0.90, abs=0.03)  # the guided rule is not odd
