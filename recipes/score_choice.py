@@ -58,6 +58,8 @@ from typing import Any
 # Threads that wait by spinning, torch's default on CPUs, are several times slower beside another busy process.
 os.environ["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
 
+import numpy as np
+import pandas as pd
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -79,7 +81,7 @@ from papers.score_choice.examples import (
     shift_paradox,
     two_trainings,
 )
-from papers.score_choice.maps import SCORES, Chunk, Subject, Values, baseline_probabilities, joined, measured
+from papers.score_choice.maps import SCORES, Chunk, Subject, baseline_probabilities, measured
 from papers.score_choice.report import (
     agreement_table,
     baseline_table,
@@ -88,6 +90,7 @@ from papers.score_choice.report import (
     draw_saturation,
     equality_table,
     magnitude_table,
+    numbers,
     pointing_table,
     rounding_table,
     saturation_table,
@@ -180,29 +183,40 @@ def _subject(args: argparse.Namespace, model: nn.Module, layer: str | None, stan
     return Subject(model.to(args.device), layer, standard, args.steps, args.batch_size)
 
 
-def values_of(run: Run, subject: Subject, sets: dict[str, list[Chunk]], names: list[str], n_drawn: int) -> Values:
+def values_of(run: Run, subject: Subject, sets: dict[str, list[Chunk]], names: list[str], n_drawn: int) -> pd.DataFrame:
     """All that is measured of all images, chunk by chunk; maps of the first images are drawn where they are made."""
-    parts: list[Values] = []
+    frames: list[pd.DataFrame] = []
     first = next(iter(sets.values()))[0]
-    baseline = run.part("baseline", lambda: baseline_probabilities(subject, first.images))
+    baseline = np.array(run.part("baseline", lambda: baseline_probabilities(subject, first.images)))
 
-    def computed(chunk: Chunk) -> Values:
+    def computed(chunk: Chunk) -> dict[str, list[Any]]:
         values, maps = measured(subject, chunk)
-        if chunk is first:
-            for i in range(min(n_drawn, chunk.n_path)):
-                of_one = {method: {score: one[i] for score, one in by.items()} for method, by in maps.items()}
-                title = f"{names[int(values['class'][i] or 0)]}, probability {values['p'][i]:.3f}"
-                draw_maps(chunk.images[i], of_one, title, subject.standard, run.folder / f"maps_{i}.png")
-        return values
+        classes, p = numbers(values, "class").astype(int), numbers(values, "p")
+        for i in range(min(n_drawn, chunk.n_path) if chunk is first else 0):
+            title = f"{names[classes[i]]}, probability {p[i]:.3f}"
+            of_one = {key: one[i : i + 1] for key, one in maps.items()}
+            draw_maps(chunk.images[i], of_one, title, subject.standard, run.folder / f"maps_{i}.png")
+        return listed(values)
 
+    n = 0
     for name, some in sets.items():
         for chunk, part in zip(some, run.parts(name, some, computed), strict=True):
-            classes = part["class"][: chunk.n_path]
-            parts.append(part | {"p at the baseline": [baseline[int(one)] for one in classes]})
-    return joined(parts)
+            frame = pd.DataFrame(part)
+            paths = frame[(frame["quantity"] == "class") & (frame["image"] < chunk.n_path)]
+            starts = paths.assign(quantity="p at the baseline", value=baseline[paths["value"].astype(int)])
+            frames += [one.assign(image=one["image"] + n) for one in (frame, starts)]
+            n += len(chunk.images)
+    return pd.concat(frames, ignore_index=True)
 
 
-def reported(args: argparse.Namespace, run: Run, values: Values, trainings: dict[str, float], summary: str) -> Results:
+def listed(values: pd.DataFrame) -> dict[str, list[Any]]:
+    """Columns in a form that JSON takes: None where there is no value."""
+    return {**values.to_dict("list"), "value": [None if one != one else one for one in values["value"]]}
+
+
+def reported(
+    args: argparse.Namespace, run: Run, values: pd.DataFrame, trainings: dict[str, float], summary: str
+) -> Results:
     """Tables, figures and ``results.json``."""
     tables: list[Table] = [
         shift_paradox(),
@@ -218,7 +232,7 @@ def reported(args: argparse.Namespace, run: Run, values: Values, trainings: dict
         agreement_table(values, "peak moved", "Images whose peak moves, %", args.seed, scale=100, digits=1),
         equality_table(values),
     ]
-    if "hit | Grad-CAM | centred" in values:
+    if (values["quantity"] == "hit").any():
         tables.append(pointing_table(values, args.seed))
     pictures = [
         Picture(path.name, "Figure 2 of the paper: maps of one image by method and score, each on its own scale.")
@@ -227,7 +241,7 @@ def reported(args: argparse.Namespace, run: Run, values: Values, trainings: dict
     pictures.append(draw_saturation(values, run.folder / "saturation.png"))
     pictures.append(draw_agreement(values, run.folder / "agreement.png"))
     title = "Pre- or post-softmax scores"
-    return run.finish(title, summary, tables, pictures, {"images": values, "two trainings": trainings})
+    return run.finish(title, summary, tables, pictures, {"images": listed(values), "two trainings": trainings})
 
 
 def main(argv: Sequence[str] | None = None) -> Results:

@@ -5,6 +5,8 @@ import json
 import math
 import shutil
 
+import numpy as np
+import pandas as pd
 import pytest
 import score_choice
 import torch
@@ -24,7 +26,6 @@ from papers.score_choice.maps import (
     Chunk,
     GradientNorm,
     Subject,
-    joined,
     measured,
     peak_moved,
 )
@@ -43,6 +44,11 @@ def finished(tmp_path_factory):
 def cells(table):
     """Numbers of a table's rows by the name of the row."""
     return {row[0]: row[1:] for row in table.rows}
+
+
+def of(values, *names):
+    """The numbers of one quantity, method and scores."""
+    return score_report.numbers(values, *names).tolist()
 
 
 def pooled(weights):
@@ -150,20 +156,20 @@ def test_lengths_are_those_of_theory_where_the_softmax_saturates():
     values, _ = measured(subject_of([[0.5, 0.25, 0.25], [-0.5, 0.25, -0.75]]), chunk_of(images))
     margins = [2.0 * x for x in (1.0, 4.0, 16.0, 40.0)]
     left = [math.exp(-m) / (1 + math.exp(-m)) for m in margins]
-    assert values["1 - p"] == pytest.approx(left, rel=1e-9)
+    assert of(values, "1 - p") == pytest.approx(left, rel=1e-9)
     length = math.sqrt(1 + 1) / 2  # of d(z_0 - z_1), whose weights (1, 0, 1) are spread over four pixels
-    assert values["norm | log-softmax"] == pytest.approx([length * one for one in left], rel=1e-9)
-    assert values["norm | post-softmax"] == pytest.approx([length * one * (1 - one) for one in left], rel=1e-9)
-    assert values["norm | centred"] == pytest.approx([length / 2] * 4, rel=1e-9)
-    assert values["p == 1 | float32"] == [0, 0, 1, 1]
-    assert values["p == 1 | bfloat16"] == [0, 1, 1, 1]
+    assert of(values, "norm", "", "log-softmax") == pytest.approx([length * one for one in left], rel=1e-9)
+    assert of(values, "norm", "", "post-softmax") == pytest.approx([length * one * (1 - one) for one in left], rel=1e-9)
+    assert of(values, "norm", "", "centred") == pytest.approx([length / 2] * 4, rel=1e-9)
+    assert of(values, "p == 1", "float32") == [0, 0, 1, 1]
+    assert of(values, "p == 1", "bfloat16") == [0, 1, 1, 1]
 
 
 def test_the_librarys_scores_keep_gradients_in_float32_that_torch_softmax_loses():
     """Where p is rounded to 1: half of the gradient is gone, in length, for two classes."""
     images = torch.full((1, 3, 2, 2), 16.0)
     values, _ = measured(subject_of([[0.5, 0.25, 0.25], [-0.5, 0.25, -0.75]]), chunk_of(images))
-    errors = {name: values[f"error | {name}"][0] for name in ROUNDED}
+    errors = {name: of(values, "error", "", name)[0] for name in ROUNDED}
     assert errors["post-softmax, torch, float32"] > 0.4
     assert errors["log-softmax, torch, float32"] > 0.4
     assert max(errors[f"{name}, library, float32"] for name in ("post-softmax", "log-softmax", "centred")) < 1e-5
@@ -177,9 +183,9 @@ def test_maps_of_the_log_are_those_of_the_probability_for_methods_that_scale_wit
         subject_of([[4.0, 1.0, 0.0], [-4.0, 0.0, 1.0], [-5.0, 0.5, 1.0]]), chunk_of(images, n_path=2)
     )
     for method in ("Grad-CAM", "Grad-CAM+"):
-        assert maps[method]["post-softmax"].abs().max() < 1e-8
-        assert values[f"cosine | {method} | post-softmax | log-softmax"] == pytest.approx([1.0] * 3, abs=1e-12)
-    assert len(values["cosine | RSI Grad-CAM | post-softmax | log-softmax"]) == 2
+        assert maps[method, "post-softmax"].abs().max() < 1e-8
+        assert of(values, "cosine", method, "post-softmax", "log-softmax") == pytest.approx([1.0] * 3, abs=1e-12)
+    assert len(of(values, "cosine", "RSI Grad-CAM", "post-softmax", "log-softmax")) == 2
 
 
 def test_empty_maps_have_no_rank_correlation():
@@ -187,19 +193,19 @@ def test_empty_maps_have_no_rank_correlation():
     values, _ = measured(
         subject_of([[-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]]), chunk_of(torch.rand(2, 3, 4, 4), lambda z, y: 0 * y)
     )
-    assert values["rank correlation | Grad-CAM+ | pre-softmax | centred"] == [None, None]
-    assert values["cosine | Grad-CAM+ | pre-softmax | centred"] == [None, None]
-    json.dumps(values, allow_nan=False)
+    assert math.isnan(sum(of(values, "rank correlation", "Grad-CAM+", "pre-softmax", "centred")))
+    assert math.isnan(sum(of(values, "cosine", "Grad-CAM+", "pre-softmax", "centred")))
+    json.dumps(score_choice.listed(values), allow_nan=False)
 
 
 def test_paths_that_begin_in_the_class_are_told_apart():
     """Two images whose class is that of the black image: small maps, one peak of two at the object."""
-    values = {"p at the baseline": [0.9, 0.1, 0.6]}
+    rows = [score_maps._rows(torch.tensor([0.9, 0.1, 0.6]), "p at the baseline")]
     for method in score_maps.PATH_METHODS:
         for score in SCORES:
-            values[f"magnitude | {method} | {score}"] = [1e-4, 1.0, 3e-4]
-            values[f"hit | {method} | {score}"] = [1.0, 1.0, 0.0]
-    table = score_report.baseline_table(values)
+            rows.append(score_maps._rows(torch.tensor([1e-4, 1.0, 3e-4]), "magnitude", method, score))
+            rows.append(score_maps._rows(torch.tensor([1.0, 1.0, 0.0]), "hit", method, score))
+    table = score_report.baseline_table(pd.concat(rows))
     assert table.columns[1:] == [
         "size, p below 0.5 (1)",
         "peaks, %, p below 0.5 (1)",
@@ -234,20 +240,9 @@ def test_hits_are_counted_for_every_method_score_and_control():
     masks[0, 5:8, 5:8] = True
     subject = subject_of([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
     values, _ = measured(subject, chunk_of(images, masks=masks, n_path=1))
-    hits = {name: found for name, found in values.items() if name.startswith("hit")}
-    assert len(hits) == len(METHODS) * len(SCORES) + 2
-    assert hits["hit | Grad-CAM | centred"] == hits["hit | Integrated Gradients | post-softmax"] == [1.0]
-    assert hits["hit | centred Gaussian"] == [0.0]
-
-
-def test_parts_without_path_methods_join_those_with():
-    """Their values are fewer."""
-    torch.manual_seed(0)
-    chunks = [chunk_of(torch.rand(2, 3, 4, 4), n_path=n) for n in (1, 0)]
-    subject = subject_of([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
-    values = joined([measured(subject, chunk)[0] for chunk in chunks])
-    assert len(values["p"]) == 4
-    assert len(values["magnitude | RSI Grad-CAM | centred"]) == 1
+    assert (values["quantity"] == "hit").sum() == len(METHODS) * len(SCORES) + 2
+    assert of(values, "hit", "Grad-CAM", "centred") == of(values, "hit", "Integrated Gradients", "post-softmax") == [1]
+    assert of(values, "hit", "centred Gaussian") == [0]
 
 
 def test_a_run_leaves_results_and_figures(finished):
@@ -259,7 +254,7 @@ def test_a_run_leaves_results_and_figures(finished):
     assert stored.values == json.loads(json.dumps(results.values))
     assert {one.file for one in stored.pictures} == {"maps_0.png", "saturation.png", "agreement.png"}
     assert len(stored.tables) == 13
-    assert len(stored.values["images"]["p"]) == 10
+    assert len(of(pd.DataFrame(stored.values["images"]), "p")) == 10
 
 
 def test_every_method_and_score_is_in_the_tables(finished):
@@ -278,7 +273,7 @@ def test_ranges_of_the_probability_hold_every_image_once(finished):
     """Also those whose probability is rounded to 1."""
     table = next(one for one in finished[1].tables if one.title.startswith("Length of the gradient"))
     assert sum(row[1] for row in table.rows) == 10
-    ranges = score_report._ranges(score_report.numbers({"x": [1.0, 0.6, 0.3, 0.05, 0.005, 1e-5, 1e-30, 0.0]}, "x"))
+    ranges = score_report._ranges(np.array([1.0, 0.6, 0.3, 0.05, 0.005, 1e-5, 1e-30, 0.0]))
     assert [int(chosen.sum()) for _, chosen in ranges] == [2, 1, 1, 1, 3]
 
 
@@ -302,9 +297,8 @@ def test_an_interrupted_run_goes_on_to_the_same_results_whatever_the_batch_size(
     assert not (tmp_path / "run" / "results.json").exists()
     found = main([*options, "--batch-size", "1"])
     assert found.values["two trainings"] == whole.values["two trainings"]
-    assert found.values["images"].keys() == whole.values["images"].keys()
-    for name, values in whole.values["images"].items():
-        assert found.values["images"][name] == pytest.approx(values, rel=1e-4, abs=1e-6), name
+    again, before = (pd.DataFrame(one.values["images"]).fillna({"value": -1.0}) for one in (found, whole))
+    pd.testing.assert_frame_equal(again, before, rtol=1e-4, atol=1e-6, check_dtype=False)
 
 
 def test_a_finished_run_is_never_written_over(finished):
@@ -330,10 +324,10 @@ def test_photographs_with_and_without_boxes(tmp_path):
         first = main([*options, "--run", str(tmp_path / "first")])
         second = main([*options, "--boxed", str(boxed), "--run", str(tmp_path / "second")])
     assert len(first.tables) + 1 == len(second.tables) == 13
-    assert len(first.values["images"]["p"]) == 4
-    assert len(second.values["images"]["p"]) == 5
-    assert set(second.values["images"]["class"][4:]) <= {0, 1}
-    assert len(second.values["images"]["hit | Grad-CAM | centred"]) == 1
+    without, with_boxes = (pd.DataFrame(one.values["images"]) for one in (first, second))
+    assert [len(of(one, "p")) for one in (without, with_boxes)] == [4, 5]
+    assert set(of(with_boxes, "class")[4:]) <= {0, 1}
+    assert len(of(with_boxes, "hit", "Grad-CAM", "centred")) == 1
 
 
 @pytest.mark.parametrize(

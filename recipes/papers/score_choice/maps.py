@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import combinations, product
 from typing import Any, TypeAlias
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -18,11 +19,14 @@ from lightning_xai.ranks import rank_correlation
 from lightning_xai.types import OneLayer, Score, TargetRule
 from papers.score_choice.examples import in_dtype, torch_log_softmax, torch_softmax
 
-Maps: TypeAlias = dict[str, dict[str, Tensor]]
+Key: TypeAlias = tuple[str, str]
+"""Method and score."""
+
+Maps: TypeAlias = dict[Key, Tensor]
 """Maps (N,H,W) by method and score."""
 
-Values: TypeAlias = dict[str, list[float | None]]
-"""A value for each image by what is measured, parts of the name separated by ``" | "``; None where there is none."""
+COLUMNS = ("image", "quantity", "method", "score", "against", "value")
+"""What is measured, in long form: a row for each image and quantity, empty where a column says nothing of it."""
 
 SCORES: dict[str, Score] = {
     "pre-softmax": xai.scores.pre_softmax,
@@ -93,15 +97,13 @@ class Subject:
     def __post_init__(self) -> None:
         object.__setattr__(self, "exact", copy.deepcopy(self.model).double())
 
-    def path_methods(self) -> dict[str, Attribution]:
+    def path_methods(self) -> dict[Key, Attribution]:
         """RSI Grad-CAM and Integrated Gradients with each score."""
         options: dict[str, Any] = {**self.standard, "n_steps": self.n_steps, "batch_size": self.batch_size}
-        methods: dict[str, Attribution] = {}
+        methods: dict[Key, Attribution] = {}
         for name, score in SCORES.items():
-            methods[f"RSI Grad-CAM | {name}"] = xai.attribution.RSIGradCAM(
-                self.layer, score=score, relu=False, **options
-            )
-            methods[f"Integrated Gradients | {name}"] = xai.IntegratedGradients(score=score, **options)
+            methods["RSI Grad-CAM", name] = xai.attribution.RSIGradCAM(self.layer, score=score, relu=False, **options)
+            methods["Integrated Gradients", name] = xai.IntegratedGradients(score=score, **options)
         return methods
 
 
@@ -124,7 +126,7 @@ class Chunk:
     n_path: int
 
 
-def measured(subject: Subject, chunk: Chunk) -> tuple[Values, Maps]:
+def measured(subject: Subject, chunk: Chunk) -> tuple[pd.DataFrame, Maps]:
     """All that is measured of some images, and their maps before any ReLU.
 
     Gradients and the maps of one gradient are computed in float64, since what is said of them is equality; path methods
@@ -135,21 +137,23 @@ def measured(subject: Subject, chunk: Chunk) -> tuple[Values, Maps]:
         chunk: The images.
 
     Returns:
-        Values and maps.
+        A frame of `COLUMNS`, images counted from 0, and maps.
     """
     targets, logits = _targets(subject, chunk)
-    norms, methods = _norms(subject.layer), _at_one_point(subject.layer)
-    found = _explained(subject, subject.exact, chunk.images.double(), targets, norms | methods)
-    values = _confidence(logits, targets) | _lengths({name: found.pop(name) for name in norms})
+    exact = chunk.images.double()
+    tables = [
+        _confidence(logits, targets),
+        *_lengths(_explained(subject, subject.exact, exact, targets, _norms(subject.layer))),
+    ]
+    maps = _explained(subject, subject.exact, exact, targets, _at_one_point(subject.layer))
     if chunk.n_path:
         few, theirs = chunk.images[: chunk.n_path], targets[: chunk.n_path]
-        found |= _explained(subject, subject.model, few, theirs, subject.path_methods())
-    maps = _nested(found)
-    values |= _magnitudes(maps) | _agreement(maps)
+        maps |= _explained(subject, subject.model, few, theirs, subject.path_methods())
+    tables += [*_magnitudes(maps), *_agreement(maps)]
     if chunk.masks is not None:
-        controls = _explained(subject, subject.model, chunk.images, targets, CONTROLS)
-        values |= _hits(found | controls, chunk.masks)
-    return values, maps
+        controls = {(name, ""): method for name, method in CONTROLS.items()}
+        tables += _hits(maps | _explained(subject, subject.model, chunk.images, targets, controls), chunk.masks)
+    return pd.concat(tables, ignore_index=True), maps
 
 
 def baseline_probabilities(subject: Subject, images: Tensor) -> list[float]:
@@ -169,17 +173,6 @@ def baseline_probabilities(subject: Subject, images: Tensor) -> list[float]:
         return subject.exact(black).softmax(1)[0].tolist()
 
 
-def joined(parts: Sequence[Values]) -> Values:
-    """The values of all parts.
-
-    Example:
-        >>> joined([{"p": [0.5]}, {"p": [0.1], "q": [1.0]}])
-        {'p': [0.5, 0.1], 'q': [1.0]}
-    """
-    names = dict.fromkeys(name for part in parts for name in part)
-    return {name: [value for part in parts for value in part.get(name, [])] for name in names}
-
-
 def tolerance(side: int) -> int:
     """How far a peak may lie beside: 15 of 224 pixels, as in the pointing game.
 
@@ -191,12 +184,13 @@ def tolerance(side: int) -> int:
 
 
 def _explained(
-    subject: Subject, model: nn.Module, images: Tensor, targets: Tensor, methods: Mapping[str, Attribution]
-) -> dict[str, Tensor]:
+    subject: Subject, model: nn.Module, images: Tensor, targets: Tensor, methods: Mapping[Key, Attribution]
+) -> dict[Key, Tensor]:
     batches = zip(images.split(subject.batch_size), targets.split(subject.batch_size), strict=True)
     device = next(model.parameters()).device
-    found = [xai.explain(model, some.to(device), of.to(device), attributions=methods) for some, of in batches]
-    return {name: torch.cat([one[name] for one in found]).cpu() for name in methods}
+    named = {" ".join(key): method for key, method in methods.items()}
+    found = [xai.explain(model, some.to(device), of.to(device), attributions=named) for some, of in batches]
+    return {key: torch.cat([one[" ".join(key)] for one in found]).cpu() for key in methods}
 
 
 def _targets(subject: Subject, chunk: Chunk) -> tuple[Tensor, Tensor]:
@@ -208,40 +202,51 @@ def _targets(subject: Subject, chunk: Chunk) -> tuple[Tensor, Tensor]:
     return chunk.targets(logits, chunk.labels), logits
 
 
-def _confidence(logits: Tensor, targets: Tensor) -> Values:
+def _rows(values: Tensor, quantity: str, method: str = "", score: str = "", against: str = "") -> pd.DataFrame:
+    """One value (N,) for each image."""
+    numbers = values.double().numpy()
+    return pd.DataFrame(
+        dict(zip(COLUMNS, (range(len(numbers)), quantity, method, score, against, numbers), strict=True))
+    )
+
+
+def _confidence(logits: Tensor, targets: Tensor) -> pd.DataFrame:
     """Probability of the class, what is left to 1, and whether nothing is left in narrower floats."""
     left = -torch.expm1(xai.scores.log_softmax(logits, targets))
     narrow = {dtype: torch_softmax(logits.to(dtype), targets) == 1 for dtype in (torch.float32, torch.bfloat16)}
+    return pd.concat(
+        [
+            _rows(targets, "class"),
+            _rows(1 - left, "p"),
+            _rows(left, "1 - p"),
+            *(_rows(ones, "p == 1", str(dtype).removeprefix("torch.")) for dtype, ones in narrow.items()),
+        ]
+    )
+
+
+def _at_one_point(layer: str | None) -> dict[Key, Attribution]:
+    """Methods of one gradient with each score."""
     return {
-        "class": _plain(targets),
-        "p": _plain(1 - left),
-        "1 - p": _plain(left),
-        **{f"p == 1 | {str(dtype).removeprefix('torch.')}": _plain(ones) for dtype, ones in narrow.items()},
+        (name, score): GRADIENT_METHODS[name](layer, SCORES[score]) for name, score in product(GRADIENT_METHODS, SCORES)
     }
 
 
-def _at_one_point(layer: str | None) -> dict[str, Attribution]:
-    """Methods of one gradient with each score."""
-    pairs = product(GRADIENT_METHODS, SCORES)
-    return {f"{name} | {score}": GRADIENT_METHODS[name](layer, SCORES[score]) for name, score in pairs}
-
-
-def _norms(layer: str | None) -> dict[str, Attribution]:
+def _norms(layer: str | None) -> dict[Key, Attribution]:
     """Lengths of the gradient of each score, and of the error of its gradient where the score is rounded."""
-    norms: dict[str, Attribution] = {f"norm | {name}": GradientNorm(layer, score) for name, score in SCORES.items()}
+    norms: dict[Key, Attribution] = {("norm", name): GradientNorm(layer, score) for name, score in SCORES.items()}
     errors = {
-        f"error | {name}": GradientNorm(layer, _difference(rounded, SCORES[exact]))
+        ("error", name): GradientNorm(layer, _difference(rounded, SCORES[exact]))
         for name, (exact, rounded) in ROUNDED.items()
     }
     return norms | errors
 
 
-def _lengths(found: Mapping[str, Tensor]) -> Values:
+def _lengths(found: Mapping[Key, Tensor]) -> Iterator[pd.DataFrame]:
     """One number from each map of `GradientNorm`; errors relative to the gradient."""
-    lengths = {name: maps[:, 0, 0] for name, maps in found.items()}
-    for name, (exact, _) in ROUNDED.items():
-        lengths[f"error | {name}"] /= lengths[f"norm | {exact}"]
-    return {name: _plain(values) for name, values in lengths.items()}
+    lengths = {key: maps[:, 0, 0] for key, maps in found.items()}
+    for (quantity, score), values in lengths.items():
+        whole = lengths["norm", ROUNDED[score][0]] if quantity == "error" else 1
+        yield _rows(values / whole, quantity, score=score)
 
 
 def _difference(first: Score, second: Score) -> Score:
@@ -249,34 +254,18 @@ def _difference(first: Score, second: Score) -> Score:
     return lambda logits, targets: first(logits, targets).double() - second(logits, targets)
 
 
-def _nested(found: Mapping[str, Tensor]) -> Maps:
-    maps: Maps = {}
-    for name, values in found.items():
-        method, score = name.split(" | ")
-        maps.setdefault(method, {})[score] = values
-    return maps
-
-
-def _magnitudes(maps: Maps) -> Values:
+def _magnitudes(maps: Maps) -> Iterator[pd.DataFrame]:
     """The largest value of each map in magnitude."""
-    return {
-        f"magnitude | {method} | {score}": _plain(values.abs().amax((1, 2)))
-        for method, by_score in maps.items()
-        for score, values in by_score.items()
-    }
+    return (_rows(values.abs().amax((1, 2)), "magnitude", *key) for key, values in maps.items())
 
 
-def _agreement(maps: Maps) -> Values:
+def _agreement(maps: Maps) -> Iterator[pd.DataFrame]:
     """How far maps of two scores agree: rank correlation, cosine, and whether the peak moved."""
-    values: Values = {}
-    for method, by_score in maps.items():
-        for pair in PAIRS:
-            first, second = (by_score[score] for score in pair)
-            name = " | ".join((method, *pair))
-            values[f"rank correlation | {name}"] = _plain(rank_correlation(first, second))
-            values[f"cosine | {name}"] = _plain((_unit(first) * _unit(second)).sum(1))
-            values[f"peak moved | {name}"] = _plain(peak_moved(first, second))
-    return values
+    for method, pair in product(dict.fromkeys(method for method, _ in maps), PAIRS):
+        first, second = (maps[method, score] for score in pair)
+        yield _rows(rank_correlation(first, second), "rank correlation", method, *pair)
+        yield _rows((_unit(first) * _unit(second)).sum(1), "cosine", method, *pair)
+        yield _rows(peak_moved(first, second), "peak moved", method, *pair)
 
 
 def _unit(maps: Tensor) -> Tensor:
@@ -305,13 +294,7 @@ def peak_moved(first: Tensor, second: Tensor) -> Tensor:
     return rows.square() + columns.square() > tolerance(width) ** 2
 
 
-def _hits(maps: Mapping[str, Tensor], masks: Tensor) -> Values:
+def _hits(maps: Maps, masks: Tensor) -> Iterator[pd.DataFrame]:
     """The pointing game of each map; maps may be fewer than masks."""
-    return {
-        f"hit | {name}": _plain(pointing_game(one, masks[: len(one)], tolerance=tolerance(one.shape[2])))
-        for name, one in maps.items()
-    }
-
-
-def _plain(values: Tensor) -> list[float | None]:
-    return [None if value != value else value for value in values.double().tolist()]
+    for key, one in maps.items():
+        yield _rows(pointing_game(one, masks[: len(one)], tolerance=tolerance(one.shape[2])), "hit", *key)

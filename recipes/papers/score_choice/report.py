@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -16,7 +17,7 @@ from common.run import Picture, Table, interval
 from lightning_xai.baselines import to_pixels
 from lightning_xai.report import Cell
 from lightning_xai.visualization import Panel, overlay
-from papers.score_choice.maps import CONTROLS, METHODS, PAIRS, PATH_METHODS, ROUNDED, SCORES, Maps, Values
+from papers.score_choice.maps import CONTROLS, METHODS, PAIRS, PATH_METHODS, ROUNDED, SCORES, Maps
 
 EDGES = (0.0, 0.5, 0.9, 0.99, 0.9999)
 """Where ranges of the probability begin."""
@@ -26,14 +27,16 @@ DRAWN_PAIRS = [("pre-softmax", "post-softmax"), ("pre-softmax", "centred"), ("po
 WRONG = 0.01  # relative error of a gradient
 
 
-def numbers(values: Values, name: str) -> np.ndarray:
-    """What was measured, NaN where there is no value."""
-    return np.array([np.nan if one is None else one for one in values.get(name, [])], dtype=float)
+def numbers(values: pd.DataFrame, quantity: str, method: str = "", score: str = "", against: str = "") -> np.ndarray:
+    """What was measured, a number for each image that got the method, NaN where there is no value."""
+    columns = {"quantity": quantity, "method": method, "score": score, "against": against}
+    wanted = np.logical_and.reduce([values[column] == one for column, one in columns.items()])
+    return values["value"].to_numpy(float)[wanted]
 
 
-def defined(values: Values, name: str) -> np.ndarray:
+def defined(values: pd.DataFrame, *names: str) -> np.ndarray:
     """What was measured, without the images that have no value."""
-    found = numbers(values, name)
+    found = numbers(values, *names)
     return found[~np.isnan(found)]
 
 
@@ -52,24 +55,24 @@ def two_trainings_table(found: Mapping[str, float]) -> Table:
     return Table(title, ["score", "least of all images"], rows, caption, digits=6)
 
 
-def saturation_table(values: Values) -> Table:
+def saturation_table(values: pd.DataFrame) -> Table:
     """Lengths of gradients by the probability of the class."""
     left = numbers(values, "1 - p")
     rows: list[list[Cell]] = []
     for name, chosen in _ranges(left):
-        ones = [float(numbers(values, f"p == 1 | {dtype}")[chosen].sum()) for dtype in ("float32", "bfloat16")]
-        norms = [_median(numbers(values, f"norm | {score}")[chosen]) for score in SCORES]
+        ones = [float(numbers(values, "p == 1", dtype)[chosen].sum()) for dtype in ("float32", "bfloat16")]
+        norms = [_median(numbers(values, "norm", "", score)[chosen]) for score in SCORES]
         rows.append([name, int(chosen.sum()), *(f"{one:.0f}" for one in ones), *norms])
     caption = f"{len(left)} images, medians, float64; p == 1: images whose probability is rounded to 1."
     columns = ["p", "images", "p == 1 in float32", "in bfloat16", *SCORES]
     return Table("Length of the gradient at the layer, by the probability of the class", columns, rows, caption)
 
 
-def rounding_table(values: Values) -> Table:
+def rounding_table(values: pd.DataFrame) -> Table:
     """What narrower floats make of the gradient of each score."""
     rows: list[list[Cell]] = []
     for name in ROUNDED:
-        errors = defined(values, f"error | {name}")
+        errors = defined(values, "error", "", name)
         if len(errors):
             rows.append([name, 100 * float((errors > WRONG).mean()), f"{np.median(errors):.1e}", f"{errors.max():.1e}"])
     title = "Gradients of scores that are computed in narrower floats, against float64"
@@ -78,22 +81,24 @@ def rounding_table(values: Values) -> Table:
     return Table(title, columns, rows, caption)
 
 
-def agreement_table(values: Values, measure: str, title: str, seed: int, scale: float = 1, digits: int = 2) -> Table:
+def agreement_table(
+    values: pd.DataFrame, measure: str, title: str, seed: int, scale: float = 1, digits: int = 2
+) -> Table:
     """A measure of agreement for every method and pair of scores."""
     rows: list[list[Cell]] = []
     for method in METHODS:
-        found = [scale * numbers(values, " | ".join((measure, method, *pair))) for pair in PAIRS]
+        found = [scale * numbers(values, measure, method, *pair) for pair in PAIRS]
         if len(found[0]):
             rows.append([method, len(found[0]), *(mean_of(one, seed) for one in found)])
     columns = ["", "images", *(" / ".join(_short(score) for score in pair) for pair in PAIRS)]
     return Table(title, columns, rows, "Mean and bootstrap 95 % interval over images.", digits)
 
 
-def equality_table(values: Values) -> Table:
+def equality_table(values: pd.DataFrame) -> Table:
     """How nearly post- and log-softmax give one map."""
     rows: list[list[Cell]] = []
     for method in METHODS:
-        found = defined(values, f"cosine | {method} | post-softmax | log-softmax")
+        found = defined(values, "cosine", method, "post-softmax", "log-softmax")
         if len(found):
             rows.append([method, len(found), float(found.min()), float(np.median(found))])
     caption = "Before the ReLU; maps of one gradient in float64, of paths in float32."
@@ -101,13 +106,13 @@ def equality_table(values: Values) -> Table:
     return Table("Maps of the post-softmax score against those of the log-softmax score", columns, rows, caption, 10)
 
 
-def magnitude_table(values: Values) -> Table:
+def magnitude_table(values: pd.DataFrame) -> Table:
     """The largest value of a map by the probability of the class."""
     left = numbers(values, "1 - p")
     ranges, rows = _ranges(left), []
     for method in METHODS:
         for score in SCORES:
-            found = numbers(values, f"magnitude | {method} | {score}")
+            found = numbers(values, "magnitude", method, score)
             if len(found) == len(left):
                 rows.append([f"{method}, {score}", *(_median(found[chosen]) for _, chosen in ranges)])
     columns = ["", *(f"p in {name} ({chosen.sum()})" for name, chosen in ranges)]
@@ -115,14 +120,14 @@ def magnitude_table(values: Values) -> Table:
     return Table("Largest value of a map in magnitude, by the probability of the class", columns, rows, caption)
 
 
-def baseline_table(values: Values) -> Table:
+def baseline_table(values: pd.DataFrame) -> Table:
     """Path methods where the path begins at an image of the class already, and where it does not."""
     at_baseline = numbers(values, "p at the baseline")
     sides = {"below 0.5": at_baseline < 0.5, "above": at_baseline >= 0.5}
     rows: list[list[Cell]] = []
     for method in PATH_METHODS:
         for score in SCORES:
-            sizes, hits = (numbers(values, f"{one} | {method} | {score}") for one in ("magnitude", "hit"))
+            sizes, hits = (numbers(values, one, method, score) for one in ("magnitude", "hit"))
             pointed = hits if len(hits) == len(sizes) else np.full(len(sizes), np.nan)
             row = [(_median(sizes[chosen]), _percent(pointed[chosen])) for chosen in sides.values()]
             rows.append([f"{method}, {score}", *(cell for pair in row for cell in pair)])
@@ -134,16 +139,16 @@ def baseline_table(values: Values) -> Table:
     return Table("Path methods, by the probability of the class where the path begins", ["", *heads], rows, caption)
 
 
-def pointing_table(values: Values, seed: int) -> Table:
+def pointing_table(values: pd.DataFrame, seed: int) -> Table:
     """The pointing game of every method and score, with paired differences of scores."""
     rows: list[list[Cell]] = []
     for method in METHODS:
-        hits = {score: 100 * numbers(values, f"hit | {method} | {score}") for score in SCORES}
+        hits = {score: 100 * numbers(values, "hit", method, score) for score in SCORES}
         if len(hits["centred"]):
             against = [mean_of(hits[one] - hits["pre-softmax"], seed) for one in ("post-softmax", "centred")]
             rows.append([method, len(hits["centred"]), *(mean_of(one, seed) for one in hits.values()), *against])
     for name in CONTROLS:
-        found = 100 * numbers(values, f"hit | {name}")
+        found = 100 * numbers(values, "hit", name)
         rows.append([f"{name} (control)", len(found), mean_of(found, seed), *[None] * 5])
     caption = "Mean and bootstrap 95 % interval over images; differences are paired. The controls know no score."
     columns = ["", "images", *SCORES, "post - pre", "centred - pre"]
@@ -179,29 +184,31 @@ def draw_maps(image: Tensor, maps: Maps, title: str, standard: Mapping[str, Sequ
 
     Args:
         image: The image (C,H,W), standardised.
-        maps: Its maps (H,W) by method and score, before the ReLU.
+        maps: Its maps (1,H,W) by method and score, before the ReLU.
         title: What is explained.
         standard: Mean and standard deviation by which the image was standardised.
         path: The file.
     """
     pixels = to_pixels(image[None], **standard)
-    rows = []
-    for method, by_score in maps.items():
-        shown = torch.stack(list(by_score.values())).double()
-        rows.append(overlay(pixels.expand(len(shown), -1, -1, -1), shown if method == SIGNED else shown.relu()))
-    overlays = {score: torch.stack([row[i] for row in rows]) for i, score in enumerate(SCORES)}
-    facts = {"": [f"{method}\n(red for, blue against)" if method == SIGNED else method for method in maps]}
-    Panel(pixels.expand(len(rows), -1, -1, -1), overlays, facts).figure(title).savefig(path)
+    names = list(dict.fromkeys(method for method, _ in maps))
+
+    def drawn(method: str, score: str) -> Tensor:
+        shown = maps[method, score].double()
+        return overlay(pixels, shown if method == SIGNED else shown.relu())
+
+    overlays = {score: torch.cat([drawn(method, score) for method in names]) for score in SCORES}
+    facts = {"": [f"{method}\n(red for, blue against)" if method == SIGNED else method for method in names]}
+    Panel(pixels.expand(len(names), -1, -1, -1), overlays, facts).figure(title).savefig(path)
 
 
-def draw_saturation(values: Values, path: Path) -> Picture:
+def draw_saturation(values: pd.DataFrame, path: Path) -> Picture:
     """Lengths of gradients, and of maps of the post-softmax score, against what the probability leaves to 1."""
     figure, (gradients, maps) = _figure(11, 4.5)
     left = numbers(values, "1 - p")
     for score in SCORES:
-        _points(gradients, left, numbers(values, f"norm | {score}"), score)
+        _points(gradients, left, numbers(values, "norm", "", score), score)
     for method in METHODS:
-        found = numbers(values, f"magnitude | {method} | post-softmax")
+        found = numbers(values, "magnitude", method, "post-softmax")
         if len(found) == len(left):
             _points(maps, left, found / np.nanmax(found), method)
     gradients.set(title="Gradient at the layer", ylabel="length")
@@ -220,11 +227,11 @@ def draw_saturation(values: Values, path: Path) -> Picture:
     )
 
 
-def draw_agreement(values: Values, path: Path) -> Picture:
+def draw_agreement(values: pd.DataFrame, path: Path) -> Picture:
     """Boxes of the rank correlation between maps of two scores, by method."""
     figure, panels = _figure(12, 4, len(DRAWN_PAIRS))
     for axes, pair in zip(panels, DRAWN_PAIRS, strict=True):
-        found = {name: defined(values, " | ".join(("rank correlation", name, *pair))) for name in METHODS}
+        found = {name: defined(values, "rank correlation", name, *pair) for name in METHODS}
         found = {name: one for name, one in found.items() if len(one)}
         axes.boxplot(list(found.values()), whis=(0, 100), medianprops={"color": "C3"})
         names = [f"{name} ({len(one)})" for name, one in found.items()]
