@@ -14,9 +14,10 @@ Output: the table on the screen, with the machine. What to expect is in the READ
 
 from __future__ import annotations
 
+import common.threads  # noqa: F401
+
 import argparse
 import copy
-import os
 import platform
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -24,9 +25,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-# Threads that wait by spinning, torch's default on CPUs, are several times slower beside another busy process.
-os.environ["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 from rich.box import SIMPLE_HEAD

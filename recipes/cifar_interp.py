@@ -37,8 +37,9 @@ more images and other networks may tell another story.
 
 from __future__ import annotations
 
+import common.threads  # noqa: F401
+
 import argparse
-import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, replace
@@ -46,13 +47,11 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-# Threads that wait by spinning, torch's default on CPUs, are several times slower beside another busy process.
-os.environ["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
-
 import torch
 from rich.progress import track
 
-from common.run import Run, add_run_options
+from common.options import RunOptions, add_options, built
+from common.run import Run
 from lightning_xai.report import Picture, Results
 from papers.interpretable_gradients.report import (
     advantage,
@@ -89,7 +88,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--explained", type=int, default=500, help="images for the confidence metrics")
     parser.add_argument("--masked", type=int, default=64, help="images for Score-CAM, insertion and deletion")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at the same time, with one thread each")
-    add_run_options(parser, "cifar_interp")
+    add_options(parser, RunOptions(Path("runs/cifar_interp")))
     args = parser.parse_args(argv)
     args.n, args.n_validation = None, 5000
     if args.fast_dev_run:
@@ -164,7 +163,7 @@ def _name(stage: str, setting: Setting, seed: int | None = None) -> str:
 def main(argv: Sequence[str] | None = None) -> Results:
     """Run the experiment."""
     args = parse(argv)
-    run = Run(args, free=("jobs", "seeds", "other_seeds"))
+    run = Run(built(RunOptions, args), vars(args), free=("jobs", "seeds", "other_seeds"))
     broad = searched(run, args)
     *best, norm = chosen(broad)
     cheaper = [replace(best[0], every_n_steps=4), replace(best[0], fraction=0.25)]

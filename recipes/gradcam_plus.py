@@ -44,27 +44,26 @@ ones, and Grad-CAM+ and Grad-CAM++ show nothing: their maps are below 0 nearly e
 
 from __future__ import annotations
 
+import common.threads  # noqa: F401
+
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-# Threads that wait by spinning, torch's default on CPUs, are several times slower beside another busy process.
-os.environ["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from common.data.images import add_classifier_options, image_data
+from common.data.images import image_data
 from common.data.planted import CLASSES, planted_evidence
 from common.networks import create_classifier, load_weights, model_options
+from common.options import DataOptions, ModelOptions, RunOptions, add_options, built
 from common.planted_network import STANDARD, small_network, standardized, trained
-from common.run import Run, add_run_options
+from common.run import Run, in_chunks, joined
 from lightning_xai.report import Results
 from papers.gradcam_plus.figures import draw
-from papers.gradcam_plus.measures import CONFIDENT, Subject, joined, measured_chunk
+from papers.gradcam_plus.measures import CONFIDENT, Subject, measured_chunk
 from papers.gradcam_plus.tables import tables
 
 CHUNK = 25
@@ -74,13 +73,11 @@ CHUNK = 25
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", help="folder with val/<class>/*; nothing: images generated here")
-    add_classifier_options(parser)
+    add_options(parser, DataOptions(batch_size=25), ModelOptions())
     parser.add_argument("--n-images", type=int, default=500, help="images, taken evenly from the folder")
     parser.add_argument("--n-drawn", type=int, default=5, help="images in the figure of heat maps")
-    parser.add_argument("--batch-size", type=int, default=25, help="images in a pass, at most 25")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to compute")
-    add_run_options(parser, "gradcam_plus")
+    add_options(parser, RunOptions(Path("runs/gradcam_plus")))
     args = parser.parse_args(argv)
     if args.data is not None and not (args.model and args.layer):
         parser.error("--data expected --model and --layer beside it.")
@@ -108,7 +105,7 @@ def drawn_here(args: argparse.Namespace, folder: Path) -> Subject:
 
 def photographs(args: argparse.Namespace) -> Subject:
     """The photographs of a folder and a classifier."""
-    data = image_data(args)
+    data = image_data(built(DataOptions, args), built(ModelOptions, args), seed=args.seed)
     options = {"pretrained": args.pretrained, "weights": args.weights, **model_options(args.model_options)}
     model = create_classifier(args.model, len(data.classes), **options)
     return _subject(args, model, data.val, data.classes, (data.mean, data.std))
@@ -128,10 +125,10 @@ def chosen(subject: Subject, n: int) -> list[int]:
 def main(argv: Sequence[str] | None = None) -> Results:
     """Run the experiment."""
     args = parse(argv)
-    run = Run(args, free=("batch_size", "device"))
+    run = Run(built(RunOptions, args), vars(args), free=("batch_size", "device"))
     subject = photographs(args) if args.data else drawn_here(args, run.folder)
     indices = chosen(subject, args.n_images)
-    chunks = [indices[i : i + CHUNK] for i in range(0, len(indices), CHUNK)]
+    chunks = list(in_chunks(indices, CHUNK))
     found = joined(run.parts("images", chunks, lambda chunk: measured_chunk(subject, chunk)))
     pictures = draw(subject, found, indices, args.n_drawn, run.folder)
     histogram_free = {name: value for name, value in found.items() if name != "histograms"}

@@ -12,18 +12,16 @@ checkpoints and logs. ``--help`` explains the options; what to expect is in the 
 
 from __future__ import annotations
 
+import common.threads  # noqa: F401
+
 import argparse
 import copy
 import csv
 import json
-import os
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
-
-# Threads that wait by spinning, torch's default on CPUs, are several times slower beside another busy process.
-os.environ["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import pytorch_lightning as pl
@@ -42,7 +40,9 @@ import lightning_xai as xai
 from common.data.images import Batch, ImageData, image_data
 from common.explained_images import examples
 from common.networks import create_classifier, load_weights, model_options
-from common.run import Run, first_batches, interval
+from common.options import DataOptions, ModelOptions, RunOptions, built
+from common.run import Run, first_images, is_first_process
+from common.tables import interval
 from lightning_xai.baselines import to_pixels
 from lightning_xai.report import Cell, Example, Picture, Table
 from lightning_xai.visualization import Panel, overlay
@@ -286,11 +286,6 @@ def try_term(args: argparse.Namespace, data: ImageData, network: nn.Module) -> N
     term_of(args, args.lambda_)(copy.deepcopy(network).eval(), images, labels, F.cross_entropy, 0)
 
 
-def is_first_process() -> bool:
-    """Whether this process writes and speaks for all; known before the Trainer starts the others."""
-    return getattr(rank_zero_only, "rank", 0) == 0
-
-
 @rank_zero_only
 def say(text: str) -> None:
     """Print, once for all processes."""
@@ -450,7 +445,7 @@ def draw_maps(
     path: Path,
 ) -> str:
     """The same images under every network, side by side; returns the title."""
-    images, labels = _first_images(data.test_dataloader(), args.n_followed)
+    images, labels = first_images(data.test_dataloader(), args.n_followed)
     pixels = to_pixels(images, data.mean, data.std)
     overlays, facts = {}, {"label": [data.classes[label] for label in labels.tolist()]}
     for name, network in networks.items():
@@ -464,12 +459,6 @@ def draw_maps(
     title = "Maps of the predicted class" + ("; generated images" if data.generated else "")
     Panel(pixels, ordered, facts).figure(title).savefig(path)
     return title
-
-
-def _first_images(loader: Any, n: int) -> tuple[Tensor, Tensor]:
-    found = [(images, labels) for images, labels, _ in first_batches(loader, n)]
-    images, labels = (torch.cat(parts)[:n] for parts in zip(*found, strict=True))
-    return images, labels
 
 
 CURVES = {
@@ -527,7 +516,9 @@ BAD_COMMAND_LINE = (ValueError, TypeError, LookupError, AttributeError, OSError,
 def prepared(args: argparse.Namespace) -> tuple[ImageData, nn.Module, dict[str, xai.Attribution]]:
     """Data, the initial network and the methods, so that a bad command line fails before anything is written."""
     try:
-        data = image_data(args)
+        steps = args.max_steps if args.epochs else 0
+        asked = built(DataOptions, args), built(ModelOptions, args)
+        data = image_data(*asked, seed=args.seed, small=args.fast_dev_run, steps=steps)
         if not data.trainable and args.epochs:
             say("There are no training images: the network is evaluated only.")
             args.epochs = 0
@@ -547,7 +538,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Run the experiment; returns the values of ``results.json`` (nothing on ranks other than zero)."""
     args = parse(argv)
     data, start, methods = prepared(args)
-    run = Run(args, free=_FREE) if is_first_process() else None
+    run = Run(built(RunOptions, args), vars(args), free=_FREE) if is_first_process() else None
     weights = {"plain": 0.0, "guided": args.lambda_} if args.compare else {"guided": args.lambda_}
     if not args.epochs:
         weights = {"given": 0.0}

@@ -50,7 +50,8 @@ from torchvision.transforms.v2.functional import center_crop, normalize, pil_to_
 from common.data.cifar import CifarResNet, cifar10
 from common.data.generated import GeneratedImages
 from common.networks import create_classifier, load_weights
-from common.run import Run, add_run_options
+from common.options import RunOptions, add_options, built
+from common.run import Run
 from lightning_xai.integrity import (
     Attack,
     Fingerprint,
@@ -334,14 +335,14 @@ def main(arguments: Sequence[str] | None = None) -> Results:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder with weights and images; without it, networks trained here")
     parser.add_argument("--only", choices=["small", "tuned", "real", "photos"], help="one group of models")
-    add_run_options(parser, "integrity_roc")
+    add_options(parser, RunOptions(Path("runs/integrity_roc")))
     args = parser.parse_args(arguments)
     groups: dict[str, Iterator[Subject]] = {"small": small(args.data, 20 if args.fast_dev_run else STEPS["small"])}
     if args.data is not None:
         groups |= {"tuned": tuned(args.data), "real": real(args.data), "photos": photos(args.data)}
     elif args.only not in (None, "small"):
         parser.error(f"--only {args.only} expected --data")
-    run = Run(args, free=("only",))
+    run = Run(built(RunOptions, args), vars(args), free=("only",))
     few = 1 if args.fast_dev_run else None
     for name, subjects in groups.items():
         if args.only in (None, name):

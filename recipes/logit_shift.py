@@ -40,24 +40,23 @@ ReLU follows them.
 
 from __future__ import annotations
 
+import common.threads  # noqa: F401
+
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-# Threads that wait by spinning, torch's default on CPUs, are several times slower beside another busy process.
-os.environ["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 from torch import Tensor
 
 import lightning_xai as xai
-from common.data.images import add_classifier_options, image_data
+from common.data.images import image_data
 from common.data.planted import CLASSES, planted_evidence
 from common.networks import create_classifier, model_options
+from common.options import DataOptions, ModelOptions, RunOptions, add_options, built
 from common.planted_network import STANDARD, Standard, standardized, trained
-from common.run import Run, add_run_options, first_batches
+from common.run import Run, first_images
 from lightning_xai.baselines import to_pixels
 from lightning_xai.integrity import PositionShift
 from lightning_xai.report import Cell, Picture, Results, Table
@@ -70,16 +69,14 @@ from papers.logit_shift.maps import verdicts as verdicts_of
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", help="folder with val/<class>/*; nothing: images generated here")
-    add_classifier_options(parser)
+    add_options(parser, DataOptions(batch_size=16), ModelOptions())
     parser.add_argument("--position", type=int, nargs=2, default=(0, 0), help="row and column that t is taken from")
     parser.add_argument("--strength", type=float, default=10.0, help="K; 10 in the paper")
     parser.add_argument("--n-images", type=int, default=100, help="images for the paper's numbers")
     parser.add_argument("--n-compared", type=int, default=16, help="images for the table of methods")
     parser.add_argument("--n-drawn", type=int, default=6, help="images in the figures")
-    parser.add_argument("--batch-size", type=int, default=16, help="images in a pass")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to compute")
-    add_run_options(parser, "logit_shift")
+    add_options(parser, RunOptions(Path("runs/logit_shift")))
     args = parser.parse_args(argv)
     if args.data is not None and not (args.model and args.layer):
         parser.error("--data expected --model and --layer beside it.")
@@ -100,10 +97,9 @@ def prepared(args: argparse.Namespace) -> tuple[Subject, list[str], Standard]:
     else:
         options = model_options(args.model_options)
         model = create_classifier(args.model, pretrained=args.pretrained, weights=args.weights, **options).eval()
-        data, layer = image_data(args), args.layer
+        data, layer = image_data(built(DataOptions, args), built(ModelOptions, args), seed=args.seed), args.layer
         names, standard = data.classes, (data.mean, data.std)
-        batches = first_batches(data.test_dataloader(), args.n_images)
-        images = torch.cat([batch[0] for batch in batches])[: args.n_images]
+        (images,) = first_images(data.test_dataloader(), args.n_images, 1)
     # Real arithmetic is what proofs are about: in float32 a shift of some thousands costs four digits.
     return (
         Subject(model.double().to(args.device), images.double().to(args.device), layer, args.batch_size),
@@ -203,7 +199,7 @@ def verdicts_table(rows: Sequence[dict[str, Any]]) -> Table:
 def main(argv: Sequence[str] | None = None) -> Results:
     """Run the experiment."""
     args = parse(argv)
-    run = Run(args, free=("batch_size", "device"))
+    run = Run(built(RunOptions, args), vars(args), free=("batch_size", "device"))
     subject, names, standard = prepared(args)
     position = tuple(args.position)
     few = Subject(subject.model, subject.images[: args.n_compared], subject.layer, args.batch_size)

@@ -30,9 +30,10 @@ bn_eps=1e-3 --mean 0.5 0.5 0.5 --std 0.5 0.5 0.5 --weights FILE``.
 
 from __future__ import annotations
 
+import common.threads  # noqa: F401
+
 import argparse
 import logging
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -40,9 +41,6 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
-
-# Threads that wait by spinning, torch's default on CPUs, are several times slower beside another busy process.
-os.environ["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytorch_lightning as pl
 import torch
@@ -52,12 +50,13 @@ from torchmetrics import Metric
 
 import lightning_xai as xai
 from common.data.boxed import BoxedImages, most_probable_of
-from common.data.images import add_classifier_options, eval_transform, image_data
+from common.data.images import eval_transform, image_data
 from common.data.planted import CLASSES, planted_evidence
 from common.method_report import Found, draw, drawable, summary, tables
 from common.networks import create_classifier, model_options
+from common.options import DataOptions, ModelOptions, RunOptions, add_options, built
 from common.planted_network import fitted
-from common.run import Run, add_run_options
+from common.run import Run
 from lightning_xai import attribution, metrics
 from lightning_xai.report import Results
 
@@ -188,7 +187,7 @@ def trained(images: Tensor, labels: Tensor) -> nn.Module:
 
 def photographs(args: argparse.Namespace) -> Subject:
     """A classifier and the photographs of folders."""
-    data = image_data(args)
+    data = image_data(built(DataOptions, args), built(ModelOptions, args), seed=args.seed)
     options = model_options(args.model_options)
     weights = {"pretrained": args.pretrained, "weights": args.weights}
     network = create_classifier(args.model, len(data.classes), **weights, **options).eval()
@@ -272,12 +271,8 @@ def blocks(network: nn.Module) -> list[str]:
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", help="folder with val/<class>/*; nothing: planted evidence")
     parser.add_argument("--boxed", type=Path, help="folder with boxes.csv and label_to_imagenet.csv")
-    parser.add_argument("--batch-size", type=int, default=8, help="images in a batch, and so in reach of a mosaic")
-    parser.add_argument("--workers", type=int, default=0, help="processes that load images")
-    add_classifier_options(parser)
-    parser.set_defaults(model="resnet50")
+    add_options(parser, DataOptions(batch_size=8), ModelOptions("resnet50"))
     usual = [name for name in METHODS if name not in DEAR]
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=usual, help="default: all but the dearest two")
     parser.add_argument("--passes", type=int, default=5, help="of the methods that average over passes")
@@ -287,7 +282,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.add_argument(f"--{group}-images", type=int, help=f"images for the metrics of {group}; 0: leave out")
     parser.add_argument("--accelerator", default="auto", help="as of the Trainer")
     parser.add_argument("--progress", action="store_true", help="show the Trainer's progress")
-    add_run_options(parser, "method_table")
+    add_options(parser, RunOptions(Path("runs/method_table")))
     args = parser.parse_args(argv)
     args.counts = counts_of(args)
     return args
@@ -332,7 +327,7 @@ def group_of(
 def main(argv: Sequence[str] | None = None) -> Results:
     """Run the experiment."""
     args = parse(argv)
-    run = Run(args, free=ANYTIME)
+    run = Run(built(RunOptions, args), vars(args), free=ANYTIME)
     subject = photographs(args) if args.data else planted(args)
     methods = {name: METHODS[name](args.layer, subject.standard, args.passes) for name in args.methods}
     controls = {**CONTROLS, SHUFFLED: attribution.Shuffled(next(iter(methods.values())))}

@@ -49,14 +49,12 @@ maps of the post-softmax score shrink a thousandfold, and their peaks leave the 
 
 from __future__ import annotations
 
+import common.threads  # noqa: F401
+
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-# Threads that wait by spinning, torch's default on CPUs, are several times slower beside another busy process.
-os.environ["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import pandas as pd
@@ -67,12 +65,13 @@ from torch.utils.data import DataLoader
 
 import lightning_xai as xai
 from common.data.boxed import BoxedImages, most_probable_of
-from common.data.images import add_classifier_options, eval_transform, image_data
+from common.data.images import eval_transform, image_data
 from common.data.planted import CLASSES, planted_evidence
-from common.networks import create_classifier, load_weights, model_options
+from common.networks import classifier_of, load_weights
+from common.options import DataOptions, ModelOptions, RunOptions, add_options, built
 from common.planted_network import STANDARD, small_network, standardized, trained
-from common.run import Picture, Run, Table, add_run_options, first_batches
-from lightning_xai.report import Results
+from common.run import Run, first_images
+from lightning_xai.report import Picture, Results, Table
 from lightning_xai.types import TargetRule
 from papers.score_choice.examples import (
     equal_influence_paradox,
@@ -107,18 +106,15 @@ ANYTIME = ("batch_size", "device", "workers")
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", help="folder with val/<class>/*; nothing: images drawn here")
     parser.add_argument("--boxed", type=Path, help="folder with boxes.csv and label_to_imagenet.csv, with --data")
-    add_classifier_options(parser)
+    add_options(parser, DataOptions(batch_size=8), ModelOptions())
     parser.add_argument("--steps", type=int, default=50, help="of the path methods")
     parser.add_argument("--n-images", type=int, default=100, help="images of --data, or images drawn here")
     parser.add_argument("--n-boxed", type=int, default=100, help="images of --boxed")
     parser.add_argument("--n-path", type=int, help="of them for path methods, of each; default: all drawn here, else 4")
     parser.add_argument("--n-drawn", type=int, default=3, help="images that are drawn, one figure each; at most 8")
-    parser.add_argument("--batch-size", type=int, default=8, help="images in a pass, at most 8 but on paths")
-    parser.add_argument("--workers", type=int, default=0, help="processes that load images")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to compute")
-    add_run_options(parser, "score_choice")
+    add_options(parser, RunOptions(Path("runs/score_choice")))
     args = parser.parse_args(argv)
     if args.data is not None and not args.model:
         parser.error("--data expected --model beside it.")
@@ -159,24 +155,17 @@ def drawn_here(args: argparse.Namespace, run: Run) -> tuple[Subject, dict[str, l
 
 def photographs(args: argparse.Namespace) -> tuple[Subject, dict[str, list[Chunk]], list[str]]:
     """A classifier and the photographs of folders."""
-    data, options = image_data(args), model_options(args.model_options)
-    options |= {"pretrained": args.pretrained, "weights": args.weights}
-    model = create_classifier(args.model, len(data.classes), **options).eval()
-    images, labels = gathered(data.val_dataloader(), args.n_images)
+    data = image_data(built(DataOptions, args), built(ModelOptions, args), seed=args.seed)
+    model = classifier_of(built(ModelOptions, args), len(data.classes)).eval()
+    images, labels = first_images(data.val_dataloader(), args.n_images)
     sets = {"photographs": chunks(images, labels, None, xai.scores.predicted, args.n_path)}
     if args.boxed is not None:
         boxed = BoxedImages(args.boxed, eval_transform(args.image_size, data.mean, data.std))
         loader = DataLoader(boxed, batch_size=args.batch_size, num_workers=args.workers)
         rule = most_probable_of(boxed.classes)
-        images, labels, masks = gathered(loader, args.n_boxed, 3)
+        images, labels, masks = first_images(loader, args.n_boxed, 3)
         sets["boxed"] = chunks(images, labels, masks, rule, args.n_path)
     return _subject(args, model, args.layer, {"mean": data.mean, "std": data.std}), sets, data.classes
-
-
-def gathered(loader: Any, n: int, parts: int = 2) -> list[Tensor]:
-    """The first n images of a loader and what comes with each."""
-    batches = list(first_batches(loader, n))
-    return [torch.cat([batch[i] for batch in batches])[:n] for i in range(parts)]
 
 
 def _subject(args: argparse.Namespace, model: nn.Module, layer: str | None, standard: dict[str, Any]) -> Subject:
@@ -247,7 +236,7 @@ def reported(
 def main(argv: Sequence[str] | None = None) -> Results:
     """Run the experiment."""
     args = parse(argv)
-    run = Run(args, free=ANYTIME)
+    run = Run(built(RunOptions, args), vars(args), free=ANYTIME)
     subject, sets, names = photographs(args) if args.data else drawn_here(args, run)
     n_trained = 32 if args.fast_dev_run else 128
     trainings = run.part("two_trainings", lambda: two_trainings(args.seed, n_trained, SCORES))

@@ -51,22 +51,21 @@ it, 2.5 for MobileNet, 40 s for CIFAR-10; up to 4 GB of memory, less with a smal
 
 from __future__ import annotations
 
+import common.threads  # noqa: F401
+
 import argparse
-import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-# Threads that wait by spinning, torch's default on CPUs, are several times slower beside another busy process.
-os.environ["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
-
 import torch
 from torch import Tensor
 
-from common.run import Run, add_run_options
+from common.options import DataOptions, ModelOptions, RunOptions, add_options, built
+from common.run import Run, joined
 from lightning_xai import metrics
-from papers.sglrp.measures import Values, joined, mosaics, patches, pointing
+from papers.sglrp.measures import Values, mosaics, patches, pointing
 from papers.sglrp.networks import Subject, loaded, photographs, planted
 from papers.sglrp.pictures import pictures
 from papers.sglrp.report import published, tables
@@ -150,13 +149,7 @@ def classifier_options() -> argparse.ArgumentParser:
     """The options that describe one classifier."""
     parser = argparse.ArgumentParser(prog="--beside", add_help=False)
     parser.add_argument("--name", help="in tables; default: that of the model")
-    parser.add_argument("--model", help="name in timm or torchvision, or package.module:function, with --data")
-    parser.add_argument("--model-options", nargs="*", default=[], metavar="NAME=VALUE", help="for the constructor")
-    parser.add_argument("--weights", type=Path, help="safetensors file or checkpoint; pickled code is not executed")
-    parser.add_argument("--pretrained", action="store_true", help="download the library's weights")
-    parser.add_argument("--layer", help="dotted name of the layer for Guided Grad-CAM; default: the last spatial one")
-    parser.add_argument("--mean", type=float, nargs=3, help="mean of the channels; default: the model's")
-    parser.add_argument("--std", type=float, nargs=3, help="standard deviation of the channels; default: the model's")
+    add_options(parser, ModelOptions())
     return parser
 
 
@@ -165,17 +158,14 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, parents=[classifier_options()]
     )
-    parser.add_argument("--data", help="folder with val/<class>/* or cifar10_test.npz; nothing: planted evidence")
     parser.add_argument("--boxed", type=Path, help="folder with boxes.csv and label_to_imagenet.csv")
     parser.add_argument("--beside", nargs="*", default=[], metavar="OPTIONS", help="further classifiers, for figure 8")
-    parser.add_argument("--image-size", type=int, default=224, help="side of the photographs in pixels")
     parser.add_argument("--n-images", type=int, default=80, help="images for figure 11")
     parser.add_argument("--n-boxed", type=int, default=100, help="images for figures 9 and 13")
     parser.add_argument("--n-mosaics", type=int, default=30, help="pairs of images for figures 6 and 8")
     parser.add_argument("--confidence", type=float, default=0.5, help="least probability of the labels of a pair")
-    parser.add_argument("--batch-size", type=int, default=8, help="images in a pass; results do not depend on it")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to compute")
-    add_run_options(parser, "sglrp")
+    add_options(parser, DataOptions(), RunOptions(Path("runs/sglrp")))
     args = parser.parse_args(argv)
     if args.data is not None and args.model is None:
         parser.error("--data expected --model beside it.")
@@ -197,10 +187,8 @@ def subjects(args: argparse.Namespace) -> list[Subject]:
     """The classifier, and those beside it."""
     if args.data is None:
         return planted(args)
-    # what `image_data` asks of a recipe that trains, too
-    rest = {"val_data": None, "workers": 0, "epochs": 0, "max_steps": -1}
     others = [classifier_options().parse_args(shlex.split(text)) for text in args.beside]
-    found = [photographs(argparse.Namespace(**vars(args) | rest | vars(one))) for one in (args, *others)]
+    found = [photographs(argparse.Namespace(**vars(args) | vars(one))) for one in (args, *others)]
     names = [subject.name for subject in found]
     if len(set(names)) < len(names):
         raise SystemExit(f"--name expected another name for each classifier, got {names}.")
@@ -210,7 +198,7 @@ def subjects(args: argparse.Namespace) -> list[Subject]:
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Run the experiment; returns what was measured, image by image."""
     args = parse(argv)
-    run = Run(args, free=("batch_size", "device"))
+    run = Run(built(RunOptions, args), vars(args), free=("batch_size", "device"))
     experiment = Experiment(args, run, subjects(args))
     found: Values = {"patches": experiment.patches(), "pointing": experiment.pointing()}
     pairs = experiment.pairs(found["patches"])

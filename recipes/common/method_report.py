@@ -14,9 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torchmetrics import Metric
 
-from common.run import Picture, Table, interval
+from common.tables import interval
 from lightning_xai.metrics import compare
-from lightning_xai.report import Cell
+from lightning_xai.report import Cell, Picture, Table
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -109,7 +109,7 @@ def summary(found: Mapping[str, Found], controls: Sequence[str], seed: int) -> l
 def _judged(column: Column, values: dict[str, Array], controls: Sequence[str], seed: int) -> dict[str, Any]:
     methods = {
         name: {
-            **_known_interval(one, seed),
+            **(interval(one, seed) or dict.fromkeys(("mean", "low", "high"))),
             "undefined": int(np.isnan(one).sum()),
             "values": [None if np.isnan(value) else value for value in one.tolist()],
         }
@@ -130,12 +130,6 @@ def _judged(column: Column, values: dict[str, Array], controls: Sequence[str], s
         "won_by_control": any(name in controls for name in best),
         "difference": _difference(values, method + control),
     }
-
-
-def _known_interval(values: Array, seed: int) -> dict[str, float | None]:
-    """Mean and interval of the images that have a value; None where none has."""
-    known = values[~np.isnan(values)]
-    return {**interval(known, seed)} if len(known) else dict.fromkeys(("mean", "low", "high"))
 
 
 def _best(column: Column, methods: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import torch
 import torchvision
 from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from common.options import ModelOptions
 
 
 def create_classifier(
@@ -52,6 +55,15 @@ def create_classifier(
     if weights is not None:
         load_weights(model, weights)
     return model
+
+
+def classifier_of(options: ModelOptions, num_classes: int | None = None) -> nn.Module:
+    """The classifier that a command line asks for."""
+    if options.model is None:
+        raise ValueError("`--model` expected the name of a classifier, got none.")
+    arguments = model_options(options.model_options)
+    given = {"pretrained": options.pretrained, "weights": options.weights}
+    return create_classifier(options.model, num_classes, **given, **arguments)  # type: ignore[arg-type]
 
 
 def _torchvision_model(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
@@ -114,7 +126,7 @@ def _shortened(keys: list[str], most: int = 5) -> str:
     return ", ".join(keys[:most]) + (f", ... ({len(keys) - most} more)" if len(keys) > most else "")
 
 
-def model_options(texts: list[str]) -> dict[str, Any]:
+def model_options(texts: Sequence[str]) -> dict[str, Any]:
     """Arguments of a constructor from the command line.
 
     Args:

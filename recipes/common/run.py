@@ -1,27 +1,20 @@
-"""The form that recipes share: a folder for each run, finished parts that are kept, tables, results and intervals."""
+"""A folder for each run: settings, finished parts that a resumed run keeps, and in the end results and a report."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import platform
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-import pytorch_lightning as pl
-import timm
 import torch
-import torchmetrics
-import torchvision
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table as Printed
-from scipy.stats import bootstrap
+from lightning_utilities.core.rank_zero import rank_zero_only
+from torch import Tensor
 
+from common.options import RunOptions, settings_of
 from lightning_xai.report import Example, Picture, Results, Table, write_report
 
 Item = TypeVar("Item")
@@ -29,10 +22,11 @@ NOT_SETTINGS = ("resume", "run")
 
 
 class Run:
-    """A run folder: its settings, the parts that are done, and in the end its results.
+    """A run folder: its settings, the parts that are done, and in the end its results; the first process writes.
 
     Args:
-        args: The command line, with ``run`` and ``resume``.
+        options: The folder, and whether to go on with the run in it.
+        settings: All options: a dataclass, or by name.
         free: Options that may change when the run is resumed: they must not change results.
 
     Raises:
@@ -41,47 +35,60 @@ class Run:
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     run = Run(argparse.Namespace(run=Path(folder), resume=False, seed=0))
+        ...     run = Run(RunOptions(Path(folder)))
         ...     first = run.part("squares", lambda: [1, 4])
         ...     again = run.part("squares", lambda: [0, 0])
         >>> again
         [1, 4]
     """
 
-    def __init__(self, args: argparse.Namespace, *, free: Collection[str] = ()) -> None:
-        self.folder, self.started = args.run, time.monotonic()
-        plain = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
-        self.settings = json.loads(json.dumps({k: v for k, v in plain.items() if k not in NOT_SETTINGS}))
+    def __init__(self, options: RunOptions, settings: Any = None, *, free: Collection[str] = ()) -> None:
+        self.folder, self.started, self.resumed = options.run, time.monotonic(), options.resume
+        named = settings_of(options if settings is None else settings)
+        self.settings = {name: value for name, value in named.items() if name not in NOT_SETTINGS}
+        if is_first_process():
+            self._begin(free)
+
+    def _begin(self, free: Collection[str]) -> None:
         path = self.folder / "settings.json"
         if path.exists():
-            self._check(json.loads(path.read_text()), args.resume, free)
-        elif args.resume:
+            self._check(_read(path), free)
+        elif self.resumed:
             raise SystemExit(f"--resume expected a run in {self.folder}, found none.")
         (self.folder / "parts").mkdir(parents=True, exist_ok=True)
-        _write(path, self.settings)
+        write_whole(path, json.dumps(self.settings))
 
-    def _check(self, earlier: dict[str, Any], resume: bool, free: Collection[str]) -> None:
-        if not resume:
+    def _check(self, earlier: dict[str, Any], free: Collection[str]) -> None:
+        if not self.resumed:
             raise SystemExit(f"{self.folder} already holds a run. Go on with it: --resume; or another folder: --run.")
-        changed = {key for key, value in self.settings.items() if key not in free and value != earlier.get(key)}
+        settings = json.loads(json.dumps(self.settings))
+        changed = {key for key, value in settings.items() if key not in free and value != earlier.get(key)}
         if changed:
             raise SystemExit(f"--resume expected the settings of {self.folder}; these differ: {sorted(changed)}.")
 
     def has(self, name: str) -> bool:
         """Whether a part is finished."""
-        return (self.folder / "parts" / f"{name}.json").exists()
+        return self._path(name).exists()
 
     def part(self, name: str, compute: Callable[[], Any]) -> Any:
         """A part of the results in a form that JSON takes: read where an earlier attempt finished it, else computed."""
-        path = self.folder / "parts" / f"{name}.json"
-        if not path.exists():
-            _write(path, compute())
-        return json.loads(path.read_text())
+        path = self._path(name)
+        if path.exists():
+            return _read(path)
+        text = json.dumps(compute())
+        if is_first_process():
+            write_whole(path, text)
+        return json.loads(text)
 
     def parts(self, name: str, items: Sequence[Item], compute: Callable[[Item], Any]) -> list[Any]:
         """A part for each item, with progress on the screen."""
+        from rich.progress import track  # here, so that runs without tables need no extra
+
         numbered = track(list(enumerate(items)), description=name)
         return [self.part(f"{name}_{i:04d}", lambda item=item: compute(item)) for i, item in numbered]  # type: ignore[misc]
+
+    def _path(self, name: str) -> Path:
+        return self.folder / "parts" / f"{name}.json"
 
     def finish(
         self,
@@ -115,23 +122,32 @@ class Run:
         return results
 
 
-def _write(path: Path, value: Any) -> None:
-    """Whole or not at all, whenever the process is killed."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(value))
+def is_first_process() -> bool:
+    """Whether this process writes and speaks for all; known before a Trainer starts the others."""
+    return getattr(rank_zero_only, "rank", 0) in (0, None)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file at once: a process that is killed leaves the earlier one or none, never half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
     partial.replace(path)
 
 
-def add_run_options(parser: argparse.ArgumentParser, name: str) -> None:
-    """The options of `Run` and of trials, for a recipe of the given name."""
-    parser.add_argument("--run", type=Path, default=Path("runs") / name, help="folder of the results")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in that folder")
-    parser.add_argument("--seed", type=int, default=0, help="of whatever is drawn")
-    parser.add_argument("--fast-dev-run", action="store_true", help="a few images, to try the script")
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SystemExit(f"--resume expected JSON in {path}, which is damaged: {error}. Remove it.") from error
 
 
 def show(table: Table) -> None:
     """Print a table."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table as Printed
+
     printed = Printed(
         *table.columns, title=table.title, caption=table.caption, title_justify="left", box=SIMPLE_HEAD, pad_edge=False
     )
@@ -140,26 +156,42 @@ def show(table: Table) -> None:
     Console().print(printed, highlight=False)
 
 
-def first_batches(loader: Any, n: int) -> Iterator[Any]:
-    """Batches of a loader until they hold n images."""
+def first_images(loader: Any, n: int, parts: int = 2) -> list[Tensor]:
+    """The first n images of a loader, and the first of what comes with each: labels, masks."""
+    batches, left = [], n
     for batch in loader:
-        yield batch
-        n -= len(batch[0])
-        if n <= 0:
-            return
+        batches.append(batch[:parts])
+        left -= len(batch[0])
+        if left <= 0:
+            break
+    return [torch.cat(one)[:n] for one in zip(*batches, strict=True)]
 
 
-def interval(values: np.ndarray, seed: int) -> dict[str, float]:
-    """Mean and bootstrap 95 % interval over images."""
-    mean = float(values.mean())
-    if len(values) < 2 or np.ptp(values) == 0:
-        return {"mean": mean, "low": mean, "high": mean}
-    found = bootstrap((values,), np.mean, method="percentile", n_resamples=2000, rng=np.random.default_rng(seed))
-    return {"mean": mean, "low": float(found.confidence_interval.low), "high": float(found.confidence_interval.high)}
+def in_chunks(items: Any, size: int) -> Iterator[Any]:
+    """Slices of a sequence or tensor, the last one perhaps shorter.
+
+    Example:
+        >>> list(in_chunks(range(10), 4))
+        [range(0, 4), range(4, 8), range(8, 10)]
+    """
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def joined(parts: Sequence[Any]) -> Any:
+    """Lists end to end, also in nested dicts; what a part lacks adds nothing.
+
+    Example:
+        >>> joined([{"a": [1], "b": {"c": [2]}}, {"a": [3]}])
+        {'a': [1, 3], 'b': {'c': [2]}}
+    """
+    if isinstance(parts[0], dict):
+        names = dict.fromkeys(name for part in parts for name in part)
+        return {name: joined([part[name] for part in parts if name in part]) for name in names}
+    return [value for part in parts for value in part]
 
 
 def versions() -> dict[str, str]:
     """What the numbers were made with."""
-    modules = (torch, torchvision, timm, pl, torchmetrics)
-    found = {module.__name__: str(module.__version__) for module in modules}
+    names = ("torch", "torchvision", "timm", "pytorch_lightning", "torchmetrics")
+    found = {name: version(name) for name in names}
     return found | {"python": platform.python_version(), "machine": platform.machine()}

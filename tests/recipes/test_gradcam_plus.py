@@ -11,10 +11,11 @@ from recipes.image_files import HEN, TENCH, write_images
 from torch import nn
 
 import lightning_xai as xai
+from common.run import joined
 from lightning_xai.report import Results
 from papers.gradcam_plus.alphas import BINS, Witness, box, facts_of_images, histograms, quantiles
 from papers.gradcam_plus.equations import equation_checks
-from papers.gradcam_plus.measures import AllGradients, joined
+from papers.gradcam_plus.measures import AllGradients
 from papers.gradcam_plus.tables import OTHERS, PAPER, performance
 
 FAST = ["--fast-dev-run", "--device", "cpu"]

@@ -1,6 +1,5 @@
 """What the command line's --data can be."""
 
-import argparse
 import pickle
 
 import numpy as np
@@ -11,30 +10,18 @@ from recipes.image_files import HEN, TENCH, write_images, write_shard
 
 from common.data.generated import CLASSES
 from common.data.images import datasets, eval_transform, image_data, train_transform
+from common.options import DataOptions, ModelOptions
 
 
-def arguments(**options):
-    """A parsed command line."""
-    settings = {
-        "data": None,
-        "val_data": None,
-        "image_size": 32,
-        "mean": None,
-        "std": None,
-        "batch_size": 4,
-        "workers": 0,
-        "seed": 0,
-        "fast_dev_run": True,
-        "model": "resnet18",
-        "epochs": 1,
-        "max_steps": -1,
-    }
-    return argparse.Namespace(**(settings | options))
+def data_of(folder=None, *, name="resnet18", mean=None, val_data=None, **options):
+    """The data of a command line."""
+    data = DataOptions(None if folder is None else str(folder), val_data, image_size=32, batch_size=4)
+    return image_data(data, ModelOptions(name, mean=mean), small=True, **options)
 
 
 def test_generated_images_are_the_default():
     """They say that they are generated."""
-    data = image_data(arguments())
+    data = data_of()
     images, labels, skipped = next(iter(data.val_dataloader()))
     assert data.generated
     assert data.classes == list(CLASSES)
@@ -50,7 +37,7 @@ def test_a_folder_of_imagenets_layout(tmp_path):
     for split in ("train", "val"):
         write_images(tmp_path / split, {TENCH: 3, HEN: 2})
         (tmp_path / split / HEN / "broken.JPEG").write_bytes(b"")
-    data = image_data(arguments(data=str(tmp_path)))
+    data = data_of(tmp_path)
     assert data.steps_per_epoch == 2
     for loader in (data.train_dataloader(), data.val_dataloader()):
         batches = list(loader)
@@ -61,7 +48,7 @@ def test_a_folder_of_imagenets_layout(tmp_path):
 def test_a_folder_with_val_only_can_be_evaluated(tmp_path):
     """Nothing to train on."""
     write_images(tmp_path / "val", {TENCH: 1})
-    data = image_data(arguments(data=str(tmp_path)))
+    data = data_of(tmp_path)
     assert not data.trainable
     assert not data.generated
     assert data.steps_per_epoch is None
@@ -85,7 +72,7 @@ def test_cifar10_comes_from_torchvision(tmp_path, monkeypatch):
     monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda path, md5=None: path.exists())
     monkeypatch.setattr("torchvision.datasets.cifar.os.path.join", lambda *parts: tmp_path.joinpath(*parts))
     write_cifar10(tmp_path / "data" / "cifar-10-batches-py")
-    data = image_data(arguments(data="cifar10"))
+    data = data_of("cifar10")
     assert len(data.train) == 20
     assert len(data.val) == 4
     assert data.classes[9] == "truck"
@@ -98,7 +85,7 @@ def test_imagenette_keeps_imagenets_index(tmp_path, monkeypatch):
     for split in ("train", "val"):
         write_images(tmp_path / "data" / "imagenette2-320" / split, {TENCH: 1})
     assert datasets.Imagenette("data", size="320px").classes == [("tench", "Tinca tinca")]
-    data = image_data(arguments(data="imagenette"))
+    data = data_of("imagenette")
     assert len(data.classes) == 1000
     assert len(data.train) == len(data.val) == 1
 
@@ -108,16 +95,16 @@ def test_shards_need_validation_shards_and_a_length(tmp_path):
     write_shard(tmp_path / "a.tar", range(8))
     shards = str(tmp_path / "a.tar")
     with pytest.raises(ValueError, match="`--val-data` expected validation shards"):
-        image_data(arguments(data=shards))
+        data_of(shards, steps=-1)
     with pytest.raises(ValueError, match="`--max-steps` expected the length of training"):
-        image_data(arguments(data=shards, val_data=shards))
+        data_of(shards, val_data=shards, steps=-1)
 
 
 def test_shards_train_for_the_steps_asked_for(tmp_path):
     """Though they hold fewer images; validation sees each image once."""
     write_shard(tmp_path / "a.tar", range(8))
     shards = str(tmp_path / "a.tar")
-    data = image_data(arguments(data=shards, val_data=shards, max_steps=5))
+    data = data_of(shards, val_data=shards, steps=5)
     assert data.steps_per_epoch == 5
     assert [len(images) for images, *_ in data.train_dataloader()] == [4] * 5
     assert sorted(label for _, labels, _ in data.val_dataloader() for label in labels.tolist()) == list(range(8))
@@ -127,7 +114,7 @@ def test_shards_train_for_the_steps_asked_for(tmp_path):
 def test_shards_alone_can_be_evaluated(tmp_path):
     """With no epochs of training."""
     write_shard(tmp_path / "a.tar", range(8))
-    data = image_data(arguments(data=str(tmp_path / "a.tar"), epochs=0))
+    data = data_of(tmp_path / "a.tar")
     assert not data.trainable
     assert sum(len(images) for images, *_ in data.val_dataloader()) == 8
 
@@ -135,16 +122,16 @@ def test_shards_alone_can_be_evaluated(tmp_path):
 @pytest.mark.parametrize(
     ("options", "mean"),
     [
-        ({"model": "resnet18"}, (0.485, 0.456, 0.406)),
-        ({"model": "torchvision:resnet18"}, (0.485, 0.456, 0.406)),
-        ({"model": "timm:mobilenetv1_100"}, (0.5, 0.5, 0.5)),
-        ({"model": "resnet18", "mean": [0.1, 0.2, 0.3]}, (0.1, 0.2, 0.3)),
+        ({"name": "resnet18"}, (0.485, 0.456, 0.406)),
+        ({"name": "torchvision:resnet18"}, (0.485, 0.456, 0.406)),
+        ({"name": "timm:mobilenetv1_100"}, (0.5, 0.5, 0.5)),
+        ({"name": "resnet18", "mean": [0.1, 0.2, 0.3]}, (0.1, 0.2, 0.3)),
     ],
 )
 def test_mean_and_deviation_are_the_models_unless_given(options, mean, tmp_path):
     """As timm says; torchvision's networks were trained with ImageNet's."""
     write_images(tmp_path / "val", {TENCH: 1})
-    assert image_data(arguments(data=str(tmp_path), **options)).mean == mean
+    assert data_of(tmp_path, **options).mean == mean
 
 
 @pytest.mark.parametrize("size", [32, 64, 96])

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from common.run import interval, versions
+from common.run import versions
+from common.tables import interval
 
 
 def test_interval_is_that_of_the_mean():

@@ -16,6 +16,7 @@ from sglrp import Experiment, main, parse
 from torch import nn
 
 import lightning_xai as xai
+from common.options import RunOptions, built
 from common.run import Run
 from lightning_xai import attribution
 from lightning_xai.attribution.lrp.methods import softmax_gradient
@@ -78,7 +79,7 @@ def args_of(folder, *options):
 
 def measured(args, subject):
     """Everything that is measured."""
-    experiment = Experiment(args, Run(args, free=("batch_size",)), [subject])
+    experiment = Experiment(args, Run(built(RunOptions, args), vars(args), free=("batch_size",)), [subject])
     found = {"patches": experiment.patches(), "pointing": experiment.pointing()}
     pairs = experiment.pairs(found["patches"])
     return found | {"mosaics": experiment.mosaics(pairs)}
@@ -160,7 +161,7 @@ def test_an_interrupted_run_gives_what_an_uninterrupted_one_gives(tmp_path, subj
     assert [path.name for path in (folder / "parts").iterdir()] == ["patches_0000.json"]
     args = args_of(folder, "--resume")
     rest = replace(subject, images=Unreachable(subject.images, [0, 1]))
-    assert Experiment(args, Run(args), [rest]).patches() == whole["patches"]
+    assert Experiment(args, Run(built(RunOptions, args), vars(args)), [rest]).patches() == whole["patches"]
     assert measured(args, subject) == whole
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,8 +17,9 @@ from common.data.folders import imagenet_names, images_in_folders
 from common.data.generated import CLASSES, MEAN, STD, GeneratedImages
 from common.data.loading import Batch, ImageData
 from common.data.shards import ImagesInShards
+from common.options import DataOptions, ModelOptions
 
-__all__ = ["Batch", "ImageData", "add_classifier_options", "eval_transform", "image_data", "train_transform"]
+__all__ = ["Batch", "ImageData", "eval_transform", "image_data", "train_transform"]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SMALL = 64
@@ -28,25 +28,17 @@ DOWNLOADS = Path("data")
 """Where torchvision puts what it downloads."""
 
 
-def add_classifier_options(parser: argparse.ArgumentParser) -> None:
-    """The options of recipes that explain a given classifier on photographs; what only training needs gets defaults."""
-    parser.add_argument("--image-size", type=int, default=224, help="side of the photographs in pixels")
-    parser.add_argument("--mean", type=float, nargs=3, help="mean of the channels; default: the model's")
-    parser.add_argument("--std", type=float, nargs=3, help="standard deviation of the channels; default: the model's")
-    parser.add_argument("--model", help="name in timm or torchvision, or package.module:function, with --data")
-    parser.add_argument("--model-options", nargs="*", default=[], metavar="NAME=VALUE", help="for the constructor")
-    parser.add_argument("--weights", type=Path, help="safetensors file or checkpoint; pickled code is not executed")
-    parser.add_argument("--pretrained", action="store_true", help="download the library's weights")
-    parser.add_argument("--layer", help="dotted name of the explained layer; default, where there is one: the last")
-    parser.set_defaults(val_data=None, workers=0, epochs=0, max_steps=-1)
-
-
-def image_data(args: argparse.Namespace) -> ImageData:
+def image_data(
+    options: DataOptions, model: ModelOptions, *, seed: int = 0, small: bool = False, steps: int = 0
+) -> ImageData:
     """The images that a command line asks for.
 
     Args:
-        args: With ``data``, ``val_data``, ``image_size``, ``mean``, ``std``, ``batch_size``, ``workers``, ``seed``,
-            ``fast_dev_run``, ``model``, ``epochs`` and ``max_steps``.
+        options: Where they are, how large and how many at once.
+        model: The classifier, which says by what images are standardised where ``mean`` and ``std`` do not.
+        seed: Of the order of the training images, and of generated ones.
+        small: Whether to generate few images, to try a script.
+        steps: Length of training where the images are shards; 0: no training; below 0: as long as the epochs.
 
     Returns:
         The data.
@@ -55,20 +47,18 @@ def image_data(args: argparse.Namespace) -> ImageData:
         FileNotFoundError: If a folder or shard does not exist, or holds no images.
         ValueError: If class folders are unknown, shards lack what they need, or mean and deviation are those of bytes.
     """
-    if max(*(args.mean or [0]), *(args.std or [0])) > 1:
+    if max(*(model.mean or [0]), *(model.std or [0])) > 1:
         raise ValueError("`--mean` and `--std` expected values of pixels in [0, 1], got larger ones: divide by 255.")
-    make = partial(
-        ImageData, image_size=args.image_size, batch_size=args.batch_size, workers=args.workers, seed=args.seed
-    )
-    if args.data is None:
-        mean, std = args.mean or MEAN, args.std or STD
-        return make(*_generated(args, _standardized(mean, std)), mean=mean, std=std, generated=True)
-    mean, std = _statistics_of_model(args.model)
-    mean, std = args.mean or mean, args.std or std
-    transforms = train_transform(args.image_size, mean, std), eval_transform(args.image_size, mean, std)
-    if ".tar" in args.data:
-        return make(*_shards(args, *transforms), mean=mean, std=std, steps=args.max_steps)
-    return make(*_at_hand(args.data, *transforms), mean=mean, std=std)
+    size = options.image_size
+    make = partial(ImageData, image_size=size, batch_size=options.batch_size, workers=options.workers, seed=seed)
+    usual = (MEAN, STD) if options.data is None else _statistics_of_model(str(model.model))
+    mean, std = list(model.mean or usual[0]), list(model.std or usual[1])
+    if options.data is None:
+        return make(*_generated(size, seed, small, _standardized(mean, std)), mean=mean, std=std, generated=True)
+    transforms = train_transform(size, mean, std), eval_transform(size, mean, std)
+    if ".tar" in options.data:
+        return make(*_shards(options, seed, steps, *transforms), mean=mean, std=std, steps=steps or None)
+    return make(*_at_hand(options.data, *transforms), mean=mean, std=std)
 
 
 def train_transform(size: int, mean: Sequence[float], std: Sequence[float]) -> Callable[[Any], Tensor]:
@@ -96,9 +86,11 @@ def _statistics_of_model(name: str) -> tuple[Sequence[float], Sequence[float]]:
     return (config.mean, config.std) if config else (IMAGENET_MEAN, IMAGENET_STD)
 
 
-def _generated(args: argparse.Namespace, standardized: Callable[[Any], Tensor]) -> tuple[Any, Any, tuple[str, ...]]:
-    n_train, n_val = (128, 128) if args.fast_dev_run else (3072, 512)
-    make = partial(GeneratedImages, seed=args.seed, size=args.image_size)
+def _generated(
+    size: int, seed: int, small: bool, standardized: Callable[[Any], Tensor]
+) -> tuple[Any, Any, tuple[str, ...]]:
+    n_train, n_val = (128, 128) if small else (3072, 512)
+    make = partial(GeneratedImages, seed=seed, size=size)
     flipped = v2.Compose([v2.RandomHorizontalFlip(), standardized])
     return make(n_train, transform=flipped), make(n_val, split="val", transform=standardized), CLASSES
 
@@ -114,13 +106,14 @@ def _at_hand(name: str, train_t: Any, eval_t: Any) -> tuple[Any, Any, list[str]]
     return images_in_folders(Path(name), train_t, eval_t)
 
 
-def _shards(args: argparse.Namespace, train_t: Any, eval_t: Any) -> tuple[Any, Any, list[str]]:
+def _shards(options: DataOptions, seed: int, steps: int, train_t: Any, eval_t: Any) -> tuple[Any, Any, list[str]]:
     """Shards with the class index of ImageNet."""
-    if not args.epochs:
-        return None, ImagesInShards(args.val_data or args.data, eval_t), imagenet_names()
-    if not args.val_data:
+    shards = str(options.data)
+    if not steps:
+        return None, ImagesInShards(options.val_data or shards, eval_t), imagenet_names()
+    if not options.val_data:
         raise ValueError("`--val-data` expected validation shards beside the training shards of `--data`.")
-    if args.max_steps < 0:
+    if steps < 0:
         raise ValueError("`--max-steps` expected the length of training: the number of images in shards is not known.")
-    train = ImagesInShards(args.data, train_t, endless=True, seed=args.seed)
-    return train, ImagesInShards(args.val_data, eval_t), imagenet_names()
+    train = ImagesInShards(shards, train_t, endless=True, seed=seed)
+    return train, ImagesInShards(options.val_data, eval_t), imagenet_names()

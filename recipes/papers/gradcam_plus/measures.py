@@ -12,6 +12,7 @@ from torch.utils.data import Dataset, Subset
 
 import lightning_xai as xai
 from common.data.loading import ReadableLoader
+from common.run import joined
 from lightning_xai.attribution import Attribution, literal_alphas, weighted_sum
 from lightning_xai.metrics import masked_scores, normalized_masks
 from lightning_xai.ranks import rank_correlation
@@ -147,18 +148,6 @@ def _left(subject: Subject, images: Tensor, maps: Tensor, labels: Tensor) -> lis
     if not len(images):
         return []
     return masked_scores(subject.model, images, maps, labels, baseline=subject.black(images)).tolist()
-
-
-def joined(parts: Sequence[Any]) -> Any:
-    """Nested dicts of lists, end to end.
-
-    Example:
-        >>> joined([{"a": [1]}, {"a": [2, 3]}])
-        {'a': [1, 2, 3]}
-    """
-    if isinstance(parts[0], dict):
-        return {name: joined([part[name] for part in parts]) for name in parts[0]}
-    return [value for part in parts for value in part]
 
 
 def measured_chunk(subject: Subject, indices: Sequence[int]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from common.run import interval
+from common.tables import interval
 from lightning_xai.metrics import RelativePerformance
 from lightning_xai.report import Cell, Table
 from papers.gradcam_plus.alphas import SIGNS, Array, quantiles
@@ -80,20 +80,8 @@ def _values(metric: RelativePerformance, pair: tuple[str, str]) -> Array:
     return metric.values[:, row, column].numpy()  # type: ignore[index]
 
 
-def mean(values: Any, seed: int) -> Cell:
-    """Mean and interval over the images that have a value; None where none has.
-
-    Example:
-        >>> mean([1.0, None, 1.0], seed=0), mean([None], seed=0)
-        ({'mean': 1.0, 'low': 1.0, 'high': 1.0}, None)
-    """
-    numbers = np.array(values, dtype=float)
-    known = numbers[~np.isnan(numbers)]
-    return interval(known, seed) if len(known) else None
-
-
 def _geometric(values: Array, seed: int) -> Cell:
-    found = mean(values, seed)
+    found = interval(values, seed)
     return {name: float(np.exp(one)) for name, one in found.items()} if isinstance(found, dict) else None
 
 
@@ -119,8 +107,10 @@ def _logs(metrics: dict[str, RelativePerformance], seed: int) -> Table:
         for pair, paper in PAPER.items():
             values, (_, paper_mean, paper_spread) = _values(metric, pair), paper[score]
             spread = float(values.std(ddof=1)) if len(values) > 1 else None
-            alike = mean(100 * (np.abs(values) < np.log(NEAR)), seed)
-            rows.append([f"{' vs '.join(pair)}, {score}", mean(values, seed), paper_mean, spread, paper_spread, alike])
+            alike = interval(100 * (np.abs(values) < np.log(NEAR)), seed)
+            rows.append(
+                [f"{' vs '.join(pair)}, {score}", interval(values, seed), paper_mean, spread, paper_spread, alike]
+            )
     caption = f"{_n(metrics)} images. Alike: images on which neither leaves {NEAR:g} times what the other leaves."
     heads = ["methods", "mean", "paper", "std", "paper", "alike, %"]
     return Table("Table 2: log relative performance", heads, rows, caption, 2)
@@ -136,7 +126,7 @@ def _n(metrics: dict[str, RelativePerformance]) -> int:
 
 def _shown(found: dict[str, Any], seed: int) -> Table:
     rows: list[list[Cell]] = [
-        [name, mean(100 * np.array(shares), seed), mean(found["masked_scores"][name], seed)]
+        [name, interval(100 * np.array(shares), seed), interval(found["masked_scores"][name], seed)]
         for name, shares in found["shown"].items()
     ]
     caption = "Mean of the min-max normalised map, and of the log probability of the class on what it leaves."
@@ -148,7 +138,7 @@ def _closeness(found: dict[str, Any], seed: int) -> Table:
     rows: list[list[Cell]] = []
     for pair in found["closeness"][scores[0]]:
         values = [found["closeness"][score][pair][kind] for kind in ("rank", "cosine") for score in scores]
-        rows.append([pair.replace(" | ", " and "), *(mean(one, seed) for one in values)])
+        rows.append([pair.replace(" | ", " and "), *(interval(one, seed) for one in values)])
     heads = [f"{kind}, {score}" for kind in ("rank", "cosine") for score in scores]
     caption = "Spearman's correlation and cosine of maps before the ReLU; means over the same images."
     return Table("How alike the maps are", ["maps", *heads], rows, caption, 3)
@@ -177,7 +167,12 @@ def _alphas(found: dict[str, Any]) -> Table:
 
 def _weighted(found: dict[str, Any], seed: int) -> Table:
     rows: list[list[Cell]] = [
-        [score, mean(facts["weighted"], seed), mean(facts["equation_6"], seed), float(np.median(facts["equation_6"]))]
+        [
+            score,
+            interval(facts["weighted"], seed),
+            interval(facts["equation_6"], seed),
+            float(np.median(facts["equation_6"])),
+        ]
         for score, facts in found["alphas"].items()
     ]
     heads = ["score", "alpha weighted by g sum A", "eq. 6, right / left, mean", "median"]

@@ -19,10 +19,9 @@ from torch import Tensor, nn
 import lightning_xai as xai
 from common.data.planted import CLASSES, planted_evidence
 from common.planted_network import fitted, small_network, standardized
-from common.run import Table
 from lightning_xai.attribution import Attribution
 from lightning_xai.ranks import rank_correlation
-from lightning_xai.report import Cell
+from lightning_xai.report import Cell, Table
 from lightning_xai.types import Score
 
 Weights: TypeAlias = Sequence[Sequence[float]]

@@ -13,9 +13,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from common.run import Picture, Table, interval
+from common.tables import interval
 from lightning_xai.baselines import to_pixels
-from lightning_xai.report import Cell
+from lightning_xai.report import Cell, Picture, Table
 from lightning_xai.visualization import Panel, overlay
 from papers.score_choice.maps import CONTROLS, METHODS, PAIRS, PATH_METHODS, ROUNDED, SCORES, Maps
 
@@ -38,12 +38,6 @@ def defined(values: pd.DataFrame, *names: str) -> np.ndarray:
     """What was measured, without the images that have no value."""
     found = numbers(values, *names)
     return found[~np.isnan(found)]
-
-
-def mean_of(values: np.ndarray, seed: int) -> Cell:
-    """Mean and interval of the values there are; None if there are none."""
-    there = values[~np.isnan(values)]
-    return interval(there, seed) if len(there) else None
 
 
 def two_trainings_table(found: Mapping[str, float]) -> Table:
@@ -89,7 +83,7 @@ def agreement_table(
     for method in METHODS:
         found = [scale * numbers(values, measure, method, *pair) for pair in PAIRS]
         if len(found[0]):
-            rows.append([method, len(found[0]), *(mean_of(one, seed) for one in found)])
+            rows.append([method, len(found[0]), *(interval(one, seed) for one in found)])
     columns = ["", "images", *(" / ".join(_short(score) for score in pair) for pair in PAIRS)]
     return Table(title, columns, rows, "Mean and bootstrap 95 % interval over images.", digits)
 
@@ -145,11 +139,11 @@ def pointing_table(values: pd.DataFrame, seed: int) -> Table:
     for method in METHODS:
         hits = {score: 100 * numbers(values, "hit", method, score) for score in SCORES}
         if len(hits["centred"]):
-            against = [mean_of(hits[one] - hits["pre-softmax"], seed) for one in ("post-softmax", "centred")]
-            rows.append([method, len(hits["centred"]), *(mean_of(one, seed) for one in hits.values()), *against])
+            against = [interval(hits[one] - hits["pre-softmax"], seed) for one in ("post-softmax", "centred")]
+            rows.append([method, len(hits["centred"]), *(interval(one, seed) for one in hits.values()), *against])
     for name in CONTROLS:
         found = 100 * numbers(values, "hit", name)
-        rows.append([f"{name} (control)", len(found), mean_of(found, seed), *[None] * 5])
+        rows.append([f"{name} (control)", len(found), interval(found, seed), *[None] * 5])
     caption = "Mean and bootstrap 95 % interval over images; differences are paired. The controls know no score."
     columns = ["", "images", *SCORES, "post - pre", "centred - pre"]
     return Table("Pointing game, % of images whose peak is at the object (more is better)", columns, rows, caption)

@@ -112,15 +112,3 @@ def mosaics(subject: Subject, first: Sequence[Tensor], second: Sequence[Tensor])
         shown = {name: [None if v != v else v for v in metrics.complexity(one).tolist()] for name, one in maps.items()}
         found[side] = {"share": shares, "complexity": shown, **facts(logits, targets, maps)}
     return found
-
-
-def joined(parts: Sequence[Any]) -> Any:
-    """The values of parts, in lists or nested dicts of lists, one after the other.
-
-    Example:
-        >>> joined([{"a": [1], "b": {"c": [2]}}, {"a": [3], "b": {"c": [4]}}])
-        {'a': [1, 3], 'b': {'c': [2, 4]}}
-    """
-    if isinstance(parts[0], dict):
-        return {name: joined([part[name] for part in parts]) for name in parts[0]}
-    return [value for part in parts for value in part]

@@ -24,6 +24,7 @@ from common.data.cifar import CifarResNet, cifar10
 from common.data.images import IMAGENET_MEAN, eval_transform, image_data
 from common.data.planted import CLASSES, planted_evidence
 from common.networks import create_classifier, model_options
+from common.options import DataOptions, ModelOptions, built
 from common.planted_network import fitted
 from lightning_xai import attribution
 from lightning_xai.attribution import absolute_target_logit, negated_z_plus
@@ -127,7 +128,7 @@ def photographs(args: argparse.Namespace) -> Subject:
         classes, mean, std = list(CIFAR_CLASSES), CIFAR_MEAN, CIFAR_STD
         images = TensorDataset(*cifar10(Path(args.data), "test", args.n_images))
     else:
-        data = image_data(args)
+        data = image_data(built(DataOptions, args), built(ModelOptions, args), seed=args.seed)
         images, classes, mean, std = data.val, data.classes, data.mean, data.std
     weights = {"pretrained": args.pretrained, "weights": args.weights}
     network = create_classifier(args.model, len(classes), **weights, **model_options(args.model_options)).eval()

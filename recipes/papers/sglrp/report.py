@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from common.run import interval
+from common.tables import interval
 from lightning_xai.metrics import SIZES, compare
 from lightning_xai.report import Table
 from papers.sglrp.curves import Array, accuracies, areas, condition, overtaken_at, pooled
@@ -187,7 +187,7 @@ def _mosaic_tables(found: Values, seed: int) -> Iterator[Table]:
         by_network = {name: _of_pairs(values, kind) for name, values in found.items()}
         methods = list(next(iter(by_network.values())))
         rows: list[list[Any]] = [
-            [name, *(_interval(one[name], seed) for one in by_network.values())] for name in methods
+            [name, *(interval(one[name], seed) for one in by_network.values())] for name in methods
         ]
         n = len(next(iter(by_network.values()))[OURS])
         yield Table(title, ["", *by_network], rows, f"{n} pairs of images side by side, either explained")
@@ -242,12 +242,6 @@ def _reversed_maps(found: Values, seed: int) -> Iterator[Table]:
             ["", *heads],
             rows,
         )
-
-
-def _interval(values: Array, seed: int) -> Any:
-    """Of the values that there are; None without any."""
-    values = values[~np.isnan(values)]
-    return interval(values, seed) if len(values) else None
 
 
 def _difference(first: Array, second: Array) -> Any:
