@@ -120,6 +120,8 @@ def to_pixels(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
                 [0.2500, 0.5000, 1.0000],
                 [0.2500, 0.5000, 1.0000]])
     """
+    if images.ndim == 4 and images.shape[1] not in (1, 3):
+        raise ValueError(f"`images` expected shape (N, C, H, W) with C = 1 or 3, got shape {tuple(images.shape)}.")
     return _unstandardized(images, mean, std).clamp(0, 1).expand(-1, 3, -1, -1)
 
 
@@ -137,7 +139,7 @@ def check_standardized(images: Tensor, mean: Sequence[float], std: Sequence[floa
     on one image.
 
     Args:
-        images: Images (N,C,H,W) as the model gets them.
+        images: Images (N,C,H,W) as the model gets them, C any number.
         mean: Mean of each channel, C numbers.
         std: Standard deviation of each channel, C numbers.
 
@@ -165,9 +167,9 @@ def check_standardized(images: Tensor, mean: Sequence[float], std: Sequence[floa
 
 def _unstandardized(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     channels = images.shape[1] if images.ndim == 4 else None
-    if channels not in (1, 3) or len(mean) != channels or len(std) != channels:
+    if channels is None or len(mean) != channels or len(std) != channels:
         raise ValueError(
-            "`images` expected shape (N, C, H, W) with C = 1 or 3 and one `mean` and `std` for each channel, "
+            "`images` expected shape (N, C, H, W) and one `mean` and `std` for each channel, "
             f"got shape {tuple(images.shape)}, {len(mean)} means and {len(std)} deviations."
         )
     scale, shift = (torch.tensor(values, device=images.device).view(-1, 1, 1) for values in (std, mean))

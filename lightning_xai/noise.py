@@ -29,13 +29,16 @@ def generators(images: Tensor, seed: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(zlib.crc32(content, seed)) for content in contents]
 
 
-def noisy_copies(images: Tensor, noise_level: float, seed: int) -> Callable[[Tensor], Tensor]:
+def noisy_copies(
+    images: Tensor, noise_level: float, seed: int, source: Tensor | None = None
+) -> Callable[[Tensor], Tensor]:
     """What draws copies of images with Gaussian noise, each image's from a source of its own (`generators`).
 
     Args:
         images: Images (N,C,H,W).
         noise_level: Standard deviation as a share of each image's range, ``max x - min x``.
         seed: Any integer.
+        source: Images (N,C,H,W) whose content seeds the noise in the place of the images' own.
 
     Returns:
         A function ``numbers of images (M,) -> noisy copies (M,C,H,W)``; the noise of its calls goes on where that of
@@ -47,7 +50,7 @@ def noisy_copies(images: Tensor, noise_level: float, seed: int) -> Callable[[Ten
         tensor([[-0.2226,  1.9310],
                 [-0.5230,  2.3151]])
     """
-    sources = generators(images, seed)
+    sources = generators(images if source is None else source, seed)
     deviations = noise_level * (images.amax((1, 2, 3)) - images.amin((1, 2, 3)))
 
     def draw(of: Tensor) -> Tensor:

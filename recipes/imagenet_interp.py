@@ -320,7 +320,7 @@ def train_and_test(
         ]
         last = folder / "checkpoints" / "last.ckpt"
         trainer_of(args, loggers, watching).fit(module, data, ckpt_path=last if args.resume and last.exists() else None)
-    faithfulness = xai.Faithfulness(methods, metrics, n_images=args.n_explained, **standard)
+    faithfulness = xai.Faithfulness(methods, metrics, n_images=args.n_explained, control_images=None, **standard)
     # after training, the last validation has checked these weights already
     tested: list[Callback] = [faithfulness] if args.epochs else [faithfulness, integrity]
     trainer_of(args, loggers, tested).test(module, data, verbose=False)

@@ -98,7 +98,7 @@ CONTROLS: dict[str, xai.Attribution] = {
 SHUFFLED = "shuffled"
 """The map of the first method with its pixels in random order: the control of what its values alone win."""
 
-METRICS: dict[str, Callable[[Sequence[str], int], list[Metric]]] = {
+METRICS: dict[str, Callable[[Sequence[str], int], list[metrics.ExplanationMetric]]] = {
     "confidence": lambda names, side: [
         metrics.AverageDrop(keep_values=True),
         metrics.AverageIncrease(keep_values=True),
@@ -213,6 +213,7 @@ def measured(
         methods,
         METRICS[group]([*methods, *controls], subject.side),
         controls=controls,
+        control_images=None,
         n_images=n_images,
         targets=subject.boxed_targets if on_boxes else None,
         unpack=(lambda batch: batch[:3]) if on_boxes else (lambda batch: batch[:2]),

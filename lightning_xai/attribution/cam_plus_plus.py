@@ -295,7 +295,7 @@ class SmoothGradCAMPlusPlus(ScoredAttribution, LayerMaps):
         layers = self.layers()
         activations = [at_least_float32(trace.activation(layer)) for layer in layers]
         sums = [torch.zeros_like(one)[:, None].expand(-1, 3, -1, -1, -1) for one in activations]
-        for of, noisy in self._noisy_images(trace.images):
+        for of, noisy in self._noisy_images(trace):
             gradients = self._gradients(trace.rerun(noisy), targets[of])
             for i, g in enumerate(gradients):
                 sums[i] = sums[i].index_add(0, of, torch.stack([g, g**2, g**3], dim=1))
@@ -307,9 +307,10 @@ class SmoothGradCAMPlusPlus(ScoredAttribution, LayerMaps):
     def _gradients(self, trace: Trace, targets: Tensor) -> list[Tensor]:
         return [at_least_float32(trace.gradient(self.score, targets, of=layer)) for layer in self.layers()]
 
-    def _noisy_images(self, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    def _noisy_images(self, trace: Trace) -> Iterator[tuple[Tensor, Tensor]]:
         """Chunks: of which images (M,), and the noisy images (M,C,H,W)."""
-        n, noisy = len(images), noisy_copies(images, self.noise_level, self.seed)
+        images = trace.images
+        n, noisy = len(images), noisy_copies(images, self.noise_level, self.seed, trace.noise_source)
         for rows in torch.arange(self.n_samples * n, device=images.device).split(self.batch_size or n):
             of = rows % n
             yield of, noisy(of)

@@ -77,7 +77,8 @@ class Random(Attribution):
 
     Example:
         >>> from types import SimpleNamespace
-        >>> trace = SimpleNamespace(images=torch.zeros(1, 3, 1, 2))
+        >>> images = torch.zeros(1, 3, 1, 2)
+        >>> trace = SimpleNamespace(images=images, noise_source=images)
         >>> Random(seed=0)(trace, torch.tensor([0]))
         tensor([[[0.4098, 0.7763]]])
     """
@@ -87,7 +88,8 @@ class Random(Attribution):
     def __call__(self, trace: Trace, targets: Tensor) -> Tensor:
         """Maps (N,H,W) in [0, 1)."""
         images = trace.images.detach()
-        maps = [torch.rand(images.shape[2:], generator=source) for source in generators(images, self.seed)]
+        sources = generators(trace.noise_source, self.seed)
+        maps = [torch.rand(images.shape[2:], generator=source) for source in sources]
         return torch.stack(maps).to(images.device, at_least_float32(images).dtype)
 
 
@@ -202,5 +204,5 @@ class Shuffled(AroundAttribution):
         """Maps (N,H,W) with the values of the method's."""
         maps = self.attribution(trace, targets)
         n_blocks = maps[0].numel() // self.block**2
-        orders = [torch.randperm(n_blocks, generator=source) for source in generators(trace.images, self.seed)]
+        orders = [torch.randperm(n_blocks, generator=source) for source in generators(trace.noise_source, self.seed)]
         return permuted_blocks(maps, torch.stack(orders).to(maps.device), self.block)

@@ -147,7 +147,7 @@ class SmoothGrad(ScoredAttribution):
 
     def __call__(self, trace: Trace, targets: Tensor) -> Tensor:
         """Compute the maps (N,H,W), signed where ``reduce`` is."""
-        noisy = noisy_copies(trace.images, self.noise_level, self.seed)
+        noisy = noisy_copies(trace.images, self.noise_level, self.seed, trace.noise_source)
         weights = torch.full((self.n_samples,), 1 / self.n_samples)
         gradients = mean_gradient(trace, self.score, targets, lambda _, of: noisy(of), weights, self.batch_size)
         return self.reduce(gradients)

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities.rank_zero import rank_zero_warn
-from torch import Tensor
-from torchmetrics import MeanMetric, Metric
+from pytorch_lightning.trainer.states import TrainerFn
+from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from torch import Tensor, nn
 
 from lightning_xai.attribution import Attribution, CenteredGaussian, Edges, FakeCAM, Random, Shuffled
 from lightning_xai.baselines import Baseline, black, check_standardized
 from lightning_xai.callbacks.base import ExplainingCallback, Unpack, first_two, images_of_rank, loaders_of, stage_of
 from lightning_xai.callbacks.loggers import declare_metrics, log_key
+from lightning_xai.callbacks.tally import Tally
 from lightning_xai.explain import attribute, named_attributions
-from lightning_xai.metrics import Boxes, Sample, degenerate, measured, taken_by
+from lightning_xai.metrics import Batch, Boxes, ExplanationMetric, Setting
 from lightning_xai.scores import centered, log_softmax, resolve_targets
-from lightning_xai.trace import Capture, Trace, plain_tensors
-from lightning_xai.types import Score, Targets
+from lightning_xai.trace import Capture, Trace, plain_tensors, run
+from lightning_xai.types import ForwardContext, Score, Targets
 
-CONSTANT_MAPS = "ConstantMaps"
-"""Name in the log of the share of images, in percent, whose map shows nothing."""
+_DEAR = 1 / 3
+"""Share of the time of a validation from which on it is told."""
 
 
 class Faithfulness(ExplainingCallback):
@@ -39,16 +39,21 @@ class Faithfulness(ExplainingCallback):
     under its own name. What concerns several methods or the model rather than one map is logged once:
     ``val/xai/RelativePerformance/<later>_vs_<earlier>``, ``val/xai/model/GradientAlignment``.
 
+    Controls are measured on the first ``control_images`` only, and ``<metric>_over_controls`` is how much better a
+    method is than the best of them on those very images, in the metric's unit: below 0 a control wins.
+
     Args:
         attributions: Named methods.
-        metrics: Metrics such as ``[AverageDrop(), Insertion()]`` (named by their class), or a dict of them: any whose
-            ``update`` takes what a `Sample` has, or that has a method
-            ``measure(sample)``.
+        metrics: Metrics such as ``[AverageDrop(), Insertion()]`` (named by their class), or a dict of them: any
+            `ExplanationMetric`; wrap another metric of torchmetrics in `FromMetric`.
         mean: Mean by which images were standardised, one number per channel.
         std: Standard deviation by which images were standardised.
         n_images: Number of images of each dataloader, over all ranks; None for all.
         controls: Methods that know nothing of the model, to be beaten; an empty dict for none. None for
             `default_controls`.
+        control_images: Number of these images that controls are measured on; None for all of them.
+        every_n_epochs: Epochs of training from one measurement to the next, the first included; `validate` and `test`
+            always measure.
         baseline: What stands where the map hides the image: `black` (the papers'),
             `mean_color` or `blurred`.
         targets: Which class, fixed from the unmasked image; None for the predicted one.
@@ -58,7 +63,7 @@ class Faithfulness(ExplainingCallback):
 
     Raises:
         TypeError: If an argument has the wrong type.
-        ValueError: If there is nothing to compute, a name is used twice, or ``n_images`` is less than 1.
+        ValueError: If there is nothing to compute, a name is used twice, or a number is less than 1.
 
     Example:
         >>> from lightning_xai import AverageDrop, GradCAM
@@ -70,12 +75,14 @@ class Faithfulness(ExplainingCallback):
     def __init__(
         self,
         attributions: Mapping[str, Attribution],
-        metrics: Sequence[Metric] | Mapping[str, Metric],
+        metrics: Sequence[ExplanationMetric] | Mapping[str, ExplanationMetric],
         *,
         mean: Sequence[float],
         std: Sequence[float],
-        n_images: int | None = None,
+        n_images: int | None = 256,
         controls: Mapping[str, Attribution] | None = None,
+        control_images: int | None = 32,
+        every_n_epochs: int = 1,
         baseline: Baseline = black,
         targets: Targets = None,
         log_probability: Score = log_softmax,
@@ -88,20 +95,21 @@ class Faithfulness(ExplainingCallback):
         if twice:
             raise ValueError(f"`controls` expected other names than `attributions`, got {sorted(twice)} in both.")
         super().__init__({**attributions, **controls}, classifier=classifier, unpack=unpack)
-        if n_images is not None and n_images < 1:
-            raise ValueError(f"`n_images` expected 1 or more, or None for all, got {n_images}.")
+        for name, count in {"n_images": n_images, "control_images": control_images}.items():
+            if count is not None and count < 1:
+                raise ValueError(f"`{name}` expected 1 or more, or None for all, got {count}.")
+        if every_n_epochs < 1:
+            raise ValueError(f"`every_n_epochs` expected 1 or more, got {every_n_epochs}.")
         self.metrics = _named_metrics(metrics)
-        self._wanted = frozenset(name for metric in self.metrics.values() for name in taken_by(metric))
-        self.mean, self.std = tuple(mean), tuple(std)
-        self.n_images = n_images
-        self.baseline = baseline
+        self.controls = tuple(controls)
+        self.setting = Setting(tuple(mean), tuple(std), baseline, log_probability)
+        self.n_images, self.control_images, self.every_n_epochs = n_images, control_images, every_n_epochs
         self.targets = targets
-        self.log_probability = log_probability
-        self._states: list[dict[str, dict[str, Metric]]] = []
-        self._shared: list[dict[str, Metric]] = []
-        self._degenerate: list[dict[str, MeanMetric]] = []
-        self._left: list[int | None] = []
+        self._needs = frozenset().union(*(metric.needs for metric in self.metrics.values()))
+        self._tallies: list[Tally] = []
         self._checked: set[int] = set()
+        self._due = True
+        self._begun = self._spent = 0.0
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Begin anew: the data may be other ones."""
@@ -109,14 +117,14 @@ class Faithfulness(ExplainingCallback):
         self._checked = set()
 
     @property
-    def states(self) -> list[dict[str, dict[str, Metric]]]:
+    def states(self) -> list[dict[str, dict[str, ExplanationMetric]]]:
         """The metrics of the last epoch, by dataloader and attribution: per-image values where they were kept."""
-        return self._states
+        return [tally.metrics for tally in self._tallies]
 
     @property
-    def shared_states(self) -> list[dict[str, Metric]]:
+    def shared_states(self) -> list[dict[str, ExplanationMetric]]:
         """The metrics of the last epoch that concern several methods or the model, by dataloader."""
-        return self._shared
+        return [tally.shared for tally in self._tallies]
 
     def names(self) -> set[str]:
         """The names of the attributions and controls."""
@@ -124,116 +132,107 @@ class Faithfulness(ExplainingCallback):
 
     def wants(self, trainer: pl.Trainer, dataloader_idx: int) -> bool:
         """Whether this rank's share of the images is not yet complete."""
-        return self._left[dataloader_idx] != 0
+        return self._due and self._tallies[dataloader_idx].left != 0
 
     def capture(self) -> Capture:
         """What the forward must keep: for some metrics, the way to the image."""
-        return self.full_capture() | Capture(image_gradient="gradients" in self._wanted)
+        return self.full_capture() | Capture(image_gradient="image_gradient" in self._needs)
 
     def heard(
         self, trainer: pl.Trainer, trace: Trace, labels: Tensor | None, boxes: Boxes | None, dataloader_idx: int
     ) -> None:
         """Update every metric of every attribution with one batch."""
-        left = self._left[dataloader_idx]
+        tally = self._tallies[dataloader_idx]
+        finite = self._known(
+            trace.logits.isfinite().all(1)[: tally.left]
+        )  # waits for a GPU, so that the clock is right
+        begun = time.perf_counter()
         if dataloader_idx not in self._checked:  # once a run: a later batch may hold a single odd image
-            check_standardized(trace.images, self.mean, self.std)
+            check_standardized(trace.images, self.setting.mean, self.setting.std)
             self._checked.add(dataloader_idx)
-        targets = resolve_targets(self.targets, trace.logits, labels)
-        maps = attribute(trace, targets, self.attributions)
-        images = _Images(trace, targets, labels, boxes)
-        rows = self._known(trace.logits.isfinite().all(1)[:left]).nonzero()[:, 0]
-        samples = self._samples(images, maps, rows)
-        if self._wanted & {"masked_scores", "masked_scores_by_method"}:
-            known = self._known(~torch.stack([sample.masked_scores.isnan() for sample in samples.values()]).any(0))
-            if not known.all():  # the same images for all methods, so that their values can be paired
-                samples = self._samples(images, maps, rows[known])
-        for name, sample in samples.items():
-            self._degenerate[dataloader_idx][name].update(100.0 * degenerate(sample.maps))
-            self._update(self._states[dataloader_idx][name], sample)
-        first = next(iter(samples.values()))
-        self._update(self._shared[dataloader_idx], replace(first, methods=samples))
-        self._left[dataloader_idx] = None if left is None else left - len(trace.images[:left])
+        with_controls = tally.with_controls(len(finite)) if self.controls else len(finite)
+        names = [name for name in self.attributions if with_controls or name not in self.controls]
+        rows = finite.nonzero()[:, 0]
+        batch = self._batch(trace, labels, boxes, names, trainer.precision_plugin.forward_context)
+        self._measure(batch.take(rows[rows < with_controls]), tally)
+        if with_controls < len(finite):
+            tally.leave_controls(self.controls)
+            own = [name for name in self.attributions if name not in self.controls]
+            self._measure(batch.take(rows[rows >= with_controls], own), tally)
+        tally.count(len(finite))
+        self._spent += time.perf_counter() - begun
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin with empty metrics on the module's device."""
-        loaders = loaders_of(trainer)
-        alone = {name: metric for name, metric in self.metrics.items() if not _is_shared(metric)}
-        shared = {name: metric for name, metric in self.metrics.items() if _is_shared(metric)}
+        self._due = trainer.state.fn != TrainerFn.FITTING or trainer.current_epoch % self.every_n_epochs == 0
+        self._begun, self._spent = time.perf_counter(), 0.0
+        if not self._due:
+            return
         with plain_tensors():
-            device = pl_module.device
-            self._states = [{name: _copies(alone, device) for name in self.attributions} for _ in loaders]
-            self._shared = [_copies(shared, device) for _ in loaders]
-            self._degenerate = [{name: MeanMetric().to(device) for name in self.attributions} for _ in loaders]
-        self._left = [images_of_rank(trainer, loader, self.n_images) for loader in loaders]
+            self._tallies = [
+                Tally.begun(
+                    self.metrics,
+                    [*self.attributions],
+                    pl_module.device,
+                    images_of_rank(trainer, loader, self.n_images),
+                    images_of_rank(trainer, loader, self.control_images),
+                )
+                for loader in loaders_of(trainer)
+            ]
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Compute and log."""
+        if not self._due:
+            return
         values: dict[str, float] = {}
         directions: dict[str, bool | None] = {}
         with plain_tensors():
-            for i, states in enumerate(self._states):
-                for name, metrics in states.items():
-                    degenerate_maps: dict[str, Metric] = {CONSTANT_MAPS: self._degenerate[i][name]}
-                    for part, better, value in _results(metrics | degenerate_maps):
-                        values[self._key(trainer, name, part, i)] = value
-                        directions[self._key(trainer, name, part, i)] = better
-                for metric_name, metric in self._shared[i].items():
-                    for part, better, value in _results({metric_name: metric}):
-                        key = self._key(trainer, "model" if part == metric_name else metric_name, part, i)
-                        values[key], directions[key] = value, better
+            for i, tally in enumerate(self._tallies):
+                index = i if len(self._tallies) > 1 else None
+                for name, metric, better, value in tally.results(self.controls):
+                    key = log_key(stage_of(trainer), name, metric, dataloader_idx=index)
+                    values[key], directions[key] = value, better
         if trainer.is_global_zero and not trainer.sanity_checking:
             declare_metrics(trainer.loggers, directions)
         # The values are equal on every rank already; Lightning warns where it is not asked to see to that. What is
         # logged in the sanity check it throws away.
         pl_module.log_dict(values, sync_dist=trainer.world_size > 1, add_dataloader_idx=False)
+        self._tell_price(trainer)
 
     on_test_epoch_start = on_validation_epoch_start
     on_test_epoch_end = on_validation_epoch_end
 
-    def _samples(self, images: _Images, maps: dict[str, Tensor], rows: Tensor) -> dict[str, Sample]:
-        """What metrics are told of each method and of some of the images, which all methods share."""
-        trace = images.trace
+    def _batch(
+        self, trace: Trace, labels: Tensor | None, boxes: Boxes | None, names: Sequence[str], context: ForwardContext
+    ) -> Batch:
+        targets = resolve_targets(self.targets, trace.logits, labels)
+        maps = attribute(trace, targets, {name: self.attributions[name] for name in names})
+        classifier = _Asked(trace, self.capture(), context, self.attributions, targets)
+        rows = torch.arange(len(trace.images), device=trace.images.device)
+        return Batch(trace.images, trace.logits, targets, maps, classifier, self.setting, rows, labels, boxes)
 
-        def explain(name: str, others: Tensor, classes: Tensor) -> Tensor:
-            return attribute(trace.rerun(others), classes, {name: self.attributions[name]})[name]
-
-        def gradient(guided_rule: bool) -> Tensor:
-            return trace.image_gradient(centered, images.targets, rectifiers="relu" if guided_rule else None)[rows]
-
-        first, *_ = maps
-        common = Sample(
-            images=trace.images[rows],
-            maps=maps[first][rows],
-            targets=images.targets[rows],
-            logits=trace.logits[rows],
-            predict=trace.predict,
-            explain=partial(explain, first),
-            mean=self.mean,
-            std=self.std,
-            labels=None if images.labels is None else images.labels[rows],
-            boxes=images.boxes_of(rows),
-            baseline=self.baseline,
-            log_probability=self.log_probability,
-            wanted=self._wanted,
-            image_gradient=gradient,
-        )
-        return {
-            name: replace(common, maps=values[rows], explain=partial(explain, name)) for name, values in maps.items()
-        }
-
-    def _update(self, metrics: dict[str, Metric], sample: Sample) -> None:
-        if len(sample.images):
-            for metric in metrics.values():
-                if arguments := measured(metric, sample):
-                    metric.update(**arguments)
+    def _measure(self, batch: Batch, tally: Tally) -> None:
+        if "masked_scores" in self._needs and len(batch.images):
+            known = self._known(~torch.stack(list(batch.masked_scores.values())).isnan().any(0))
+            if not known.all():  # the same images for all methods, so that their values can be paired
+                batch = batch.take(known.nonzero()[:, 0])
+        if len(batch.images):
+            tally.measure(batch)
 
     def _known(self, known: Tensor) -> Tensor:
         if not known.all():
             self.say_once(rank_zero_warn, "images whose logits are NaN or infinite are left out of the metrics.")
         return known
 
-    def _key(self, trainer: pl.Trainer, name: str, metric: str, dataloader_idx: int) -> str:
-        return log_key(stage_of(trainer), name, metric, dataloader_idx=dataloader_idx if len(self._left) > 1 else None)
+    def _tell_price(self, trainer: pl.Trainer) -> None:
+        whole = time.perf_counter() - self._begun
+        if self._spent > _DEAR * whole and trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self.say_once(
+                rank_zero_info,
+                f"{self._spent / whole:.0%} of the validation ({self._spent:.1f} of {whole:.1f} s) went into "
+                f"{len(self.attributions)} methods and controls. `n_images`, `control_images`, `every_n_epochs` and "
+                "fewer steps of curves make it less.",
+            )
 
 
 def default_controls(attributions: Mapping[str, Attribution]) -> dict[str, Attribution]:
@@ -261,46 +260,61 @@ def default_controls(attributions: Mapping[str, Attribution]) -> dict[str, Attri
 
 
 @dataclass(frozen=True)
-class _Images:
-    """What is known of one batch."""
+class _Asked:
+    """The classifier and the methods behind one batch, as `metrics.sample.Classifier` describes them."""
 
     trace: Trace
+    capture: Capture
+    context: ForwardContext
+    methods: Mapping[str, Attribution]
     targets: Tensor
-    labels: Tensor | None
-    boxes: Boxes | None
 
-    def boxes_of(self, rows: Tensor) -> Boxes | None:
-        if self.boxes is None or isinstance(self.boxes, Tensor):
-            return None if self.boxes is None else self.boxes[rows]
-        return [self.boxes[row] for row in rows.tolist()]
+    @property
+    def model(self) -> nn.Module:
+        return self.trace.model
+
+    @property
+    def names(self) -> Sequence[str]:
+        return list(self.methods)
+
+    @property
+    def batch_size(self) -> int:
+        return len(self.trace.images)
+
+    def predict(self, images: Tensor) -> Tensor:
+        return self.trace.predict(images)
+
+    def explain(
+        self,
+        names: Sequence[str],
+        images: Tensor,
+        targets: Tensor,
+        *,
+        model: nn.Module | None = None,
+        noise_source: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        methods = {name: self.methods[name] for name in names}
+        if model is None:
+            return attribute(self.trace.rerun(images, noise_source=noise_source), targets, methods)
+        return attribute(run(model, images, self._capture_of(model), self.context), targets, methods)
+
+    def image_gradients(self, *, guided_rule: bool) -> Tensor:
+        return self.trace.image_gradient(centered, self.targets, rectifiers="relu" if guided_rule else None)
+
+    def _capture_of(self, copied: nn.Module) -> Capture:
+        """What a copy of the classifier must keep: the layers of the same names."""
+        names = {module: name for name, module in self.model.named_modules()}
+        layers = {layer: copied.get_submodule(names[module]) for layer, module in self.capture.layers.items()}
+        return replace(self.capture, layers=layers)
 
 
-def _is_shared(metric: Metric) -> bool:
-    """Whether a metric concerns the model or several methods, not one map."""
-    return bool({"gradients", "masked_scores_by_method"} & set(taken_by(metric)))
-
-
-def _copies(metrics: dict[str, Metric], device: torch.device) -> dict[str, Metric]:
-    return {name: metric.clone().to(device) for name, metric in metrics.items()}
-
-
-def _results(metrics: Mapping[str, Metric]) -> Iterator[tuple[str, bool | None, float]]:
-    """Name, direction and value of each number."""
-    for name, metric in metrics.items():
-        with warnings.catch_warnings():  # a rank without images has updated nothing
-            warnings.filterwarnings("ignore", message="The ``compute`` method of metric")
-            value = metric.compute()
-        better = False if name == CONSTANT_MAPS else metric.higher_is_better
-        parts = value if isinstance(value, Mapping) else {name: value}
-        own_name = name == type(metric).__name__
-        for part, number in parts.items():
-            yield part if own_name or part == name else f"{name}_{part}", better, float(number)
-
-
-def _named_metrics(metrics: Any) -> dict[str, Metric]:
+def _named_metrics(metrics: Any) -> dict[str, ExplanationMetric]:
     given = list(metrics.values()) if isinstance(metrics, Mapping) else metrics
-    if not isinstance(given, Sequence) or not given or not all(isinstance(metric, Metric) for metric in given):
-        raise TypeError(f"`metrics` expected a list or a dict of metrics such as [AverageDrop()], got {metrics!r}.")
+    if not isinstance(given, Sequence) or not given or not all(isinstance(one, ExplanationMetric) for one in given):
+        raise TypeError(
+            f"`metrics` expected a list or a dict of metrics such as [AverageDrop()], got {metrics!r}. "
+            "Wrap other metrics of torchmetrics: `FromMetric(metric, lambda sample: {...})`."
+        )
     named = dict(metrics) if isinstance(metrics, Mapping) else {type(metric).__name__: metric for metric in given}
     if len(named) < len(given):
         raise ValueError(

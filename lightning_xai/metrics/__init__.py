@@ -1,6 +1,9 @@
 """Faithfulness metrics: a pure function, then its torchmetrics class."""
 
+from lightning_xai.metrics.averages import ImageAverage
+from lightning_xai.metrics.base import ExplanationMetric, FromMetric, Number, number_of
 from lightning_xai.metrics.boxes import Boxes, box_masks
+from lightning_xai.metrics.class_sensitivity import ClassSensitivity, class_sensitivity, random_other_targets
 from lightning_xai.metrics.coherency import ADCC, Coherency, Complexity, adcc, coherency, complexity
 from lightning_xai.metrics.confidence import (
     AbsoluteDrop,
@@ -12,20 +15,9 @@ from lightning_xai.metrics.confidence import (
     average_drop,
     average_gain,
     average_increase,
-    masked_scores,
     relative_gain,
 )
-from lightning_xai.metrics.curves import (
-    Curve,
-    Deletion,
-    Insertion,
-    PerturbationCurves,
-    curve_area,
-    deletion_curve,
-    featureless,
-    insertion_curve,
-    perturbation_curves,
-)
+from lightning_xai.metrics.curves import Deletion, Insertion
 from lightning_xai.metrics.energy_levels import EnergyPointingAccuracy, energy_pointing
 from lightning_xai.metrics.gradients import (
     GradientAlignment,
@@ -37,8 +29,23 @@ from lightning_xai.metrics.gradients import (
 )
 from lightning_xai.metrics.grid_pointing import GridPointingGame, confident_groups, mosaics
 from lightning_xai.metrics.localization import EnergyInBox, PointingGame, energy_in_box, pointing_game
-from lightning_xai.metrics.masking import degenerate, masked_images, normalized_masks
+from lightning_xai.metrics.masking import degenerate, masked_images, masked_scores, normalized_masks
 from lightning_xai.metrics.patch_masking import SIZES, MaximalPatchMasking, patch_masked_scores
+from lightning_xai.metrics.perturbation import (
+    Curve,
+    PerturbationCurves,
+    curve_area,
+    deletion_curve,
+    featureless,
+    insertion_curve,
+    perturbation_curves,
+)
+from lightning_xai.metrics.randomization import (
+    ParameterRandomization,
+    Randomization,
+    parameter_randomization,
+    randomizable_layers,
+)
 from lightning_xai.metrics.relative import RelativePerformance, log_relative_performance
 from lightning_xai.metrics.road import ROAD, RoadScores, linear_imputation, noisy_linear_imputation, road_scores
 from lightning_xai.metrics.robustness import (
@@ -50,17 +57,8 @@ from lightning_xai.metrics.robustness import (
     max_sensitivity,
     square_perturbation,
 )
-from lightning_xai.metrics.sample import Sample, measured, taken_by
-from lightning_xai.metrics.sanity import (
-    ClassSensitivity,
-    ParameterRandomization,
-    Randomization,
-    class_sensitivity,
-    map_similarities,
-    parameter_randomization,
-    random_other_targets,
-    randomizable_layers,
-)
+from lightning_xai.metrics.sample import Batch, Sample, Setting
+from lightning_xai.metrics.similarity import map_similarities
 from lightning_xai.metrics.statistics import Comparison, compare
 
 __all__ = [
@@ -71,6 +69,7 @@ __all__ = [
     "AverageDrop",
     "AverageGain",
     "AverageIncrease",
+    "Batch",
     "Boxes",
     "ClassSensitivity",
     "Coherency",
@@ -80,14 +79,18 @@ __all__ = [
     "Deletion",
     "EnergyInBox",
     "EnergyPointingAccuracy",
+    "ExplanationMetric",
+    "FromMetric",
     "GradientAlignment",
     "GradientRoughness",
     "GradientVariation",
     "GridPointingGame",
+    "ImageAverage",
     "Infidelity",
     "Insertion",
     "MaxSensitivity",
     "MaximalPatchMasking",
+    "Number",
     "ParameterRandomization",
     "Perturbation",
     "PerturbationCurves",
@@ -97,6 +100,7 @@ __all__ = [
     "RelativePerformance",
     "RoadScores",
     "Sample",
+    "Setting",
     "absolute_drop",
     "adcc",
     "average_drop",
@@ -126,10 +130,10 @@ __all__ = [
     "masked_images",
     "masked_scores",
     "max_sensitivity",
-    "measured",
     "mosaics",
     "noisy_linear_imputation",
     "normalized_masks",
+    "number_of",
     "parameter_randomization",
     "patch_masked_scores",
     "perturbation_curves",
@@ -139,5 +143,4 @@ __all__ = [
     "relative_gain",
     "road_scores",
     "square_perturbation",
-    "taken_by",
 ]

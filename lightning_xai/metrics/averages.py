@@ -8,12 +8,13 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from torch import Tensor
-from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from lightning_xai.metrics.base import ExplanationMetric
 
-class ImageAverage(Metric):
-    """The average over images, in float64, of one number for each: a subclass hands them to ``_add`` in ``update``.
+
+class ImageAverage(ExplanationMetric):
+    """The average over images, in float64, of one number for each: a subclass hands them to `add` in ``update``.
 
     Images whose number is NaN have none: they are left out of the average, and counted.
 
@@ -30,8 +31,7 @@ class ImageAverage(Metric):
         n_undefined: After ``compute()``, the number of images without a value, over all processes.
     """
 
-    full_state_update = False
-    is_differentiable = False
+    unit = "%"
     plot_lower_bound = 0.0
     plot_upper_bound: float | None = 100.0
 
@@ -78,7 +78,12 @@ class ImageAverage(Metric):
         self._plot(val, ax)
         return ax.figure, ax
 
-    def _add(self, values: Tensor) -> None:
+    def add(self, values: Tensor) -> None:
+        """Add the number of each image of one batch.
+
+        Args:
+            values: Numbers (N,), float64; NaN for an image that has none.
+        """
         values = values.detach()
         # Not in place: a module's `.to(torch.bfloat16)` casts states too, and this brings them back to float64.
         setattr(self, self._sum, getattr(self, self._sum) + values.nansum())

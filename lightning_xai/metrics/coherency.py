@@ -7,11 +7,15 @@ percent here, as their tables and Average Drop are. All take maps as masks (ReLU
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from lightning_xai.metrics.averages import ImageAverage
+from lightning_xai.metrics.base import Need
 from lightning_xai.metrics.confidence import average_drop
 from lightning_xai.metrics.masking import degenerate, normalized_masks
+from lightning_xai.metrics.sample import Sample
 
 
 def coherency(maps: Tensor, masked_maps: Tensor) -> Tensor:
@@ -124,9 +128,13 @@ class Coherency(ImageAverage):
 
     higher_is_better = True
 
+    def measure(self, sample: Sample) -> None:
+        """Update with the maps of the images and of the masked images."""
+        self.update(sample.maps, sample.masked_maps)
+
     def update(self, maps: Tensor, masked_maps: Tensor) -> None:
         """Add maps (N,H,W) of one batch of images and of the masked images."""
-        self._add(coherency(maps, masked_maps))
+        self.add(coherency(maps, masked_maps))
 
 
 class Complexity(ImageAverage):
@@ -157,9 +165,13 @@ class Complexity(ImageAverage):
 
     higher_is_better = False
 
+    def measure(self, sample: Sample) -> None:
+        """Update with the maps."""
+        self.update(sample.maps)
+
     def update(self, maps: Tensor) -> None:
         """Add maps (N,H,W) of one batch of images."""
-        self._add(complexity(maps))
+        self.add(complexity(maps))
 
 
 class ADCC(ImageAverage):
@@ -190,11 +202,17 @@ class ADCC(ImageAverage):
         tensor(69.2308, dtype=torch.float64)
     """
 
+    title = "ADCC"
     higher_is_better = True
+    needs: ClassVar[frozenset[Need]] = frozenset({"masked_scores"})
+
+    def measure(self, sample: Sample) -> None:
+        """Update with scores and maps of the images and of the masked images."""
+        self.update(sample.scores, sample.masked_scores, sample.maps, sample.masked_maps)
 
     def update(self, scores: Tensor, masked_scores: Tensor, maps: Tensor, masked_maps: Tensor) -> None:
         """Add one batch: log-probabilities (N,) and maps (N,H,W) of the images and of the masked images."""
-        self._add(adcc(scores, masked_scores, maps, masked_maps))
+        self.add(adcc(scores, masked_scores, maps, masked_maps))
 
 
 def _centered(maps: Tensor) -> Tensor:

@@ -7,57 +7,14 @@ image. Controls belong beside every number: a map that hides one pixel (Fake-CAM
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from lightning_xai.metrics.averages import ImageAverage
-from lightning_xai.metrics.masking import masked_images
-from lightning_xai.scores import log_softmax
-from lightning_xai.types import Score
-
-
-def masked_scores(
-    predict: Callable[[Tensor], Tensor],
-    images: Tensor,
-    maps: Tensor,
-    targets: Tensor,
-    *,
-    baseline: Tensor,
-    score: Score = log_softmax,
-) -> Tensor:
-    """Log-probability of each image's class when only what the map shows is left: one forward for all metrics.
-
-    The scores of the unmasked images, with which metrics compare these, are ``score(logits.double(), targets)``.
-
-    Args:
-        predict: The classifier, images (N,C,H,W) to logits (N,K).
-        images: Images (N,C,H,W).
-        maps: Maps (N,H,W), turned into masks by `normalized_masks`.
-        targets: Class of each image, (N,), fixed from the unmasked image.
-        baseline: What stands where the map hides the image, as a `Baseline` returns it.
-        score: The log-probability; ``log_sigmoid`` for one-logit and multi-label heads.
-
-    Returns:
-        Log-probabilities (N,) in [-inf, 0], float64, computed from the logits in float64.
-
-    Raises:
-        ValueError: If maps, targets or logits do not belong to the images.
-
-    Example:
-        >>> images, maps = torch.ones(1, 1, 1, 2), torch.tensor([[[0.0, 1.0]]])
-        >>> classifier = lambda images: images.sum((1, 3)) * torch.tensor([1.0, 0.0])
-        >>> masked_scores(classifier, images, maps, torch.tensor([0]), baseline=torch.tensor(0.0)).exp()
-        tensor([0.7311], dtype=torch.float64)
-    """
-    if targets.shape != (len(images),):
-        raise ValueError(f"`targets` expected one class for each image, ({len(images)},), got {tuple(targets.shape)}.")
-    logits = predict(masked_images(images, maps, baseline))
-    if logits.ndim != 2 or len(logits) != len(images):
-        raise ValueError(f"`predict` expected to return logits ({len(images)}, K), got {tuple(logits.shape)}.")
-    return score(logits.double(), targets)
+from lightning_xai.metrics.base import Need
+from lightning_xai.metrics.sample import Sample
 
 
 def average_drop(scores: Tensor, masked_scores: Tensor) -> Tensor:
@@ -168,31 +125,39 @@ def relative_gain(scores: Tensor, masked_scores: Tensor) -> Tensor:
     return torch.where(after > before, 100.0 * torch.expm1(after - before), 0.0)
 
 
-class _ConfidenceMetric(ImageAverage):
-    formula: ClassVar[staticmethod[[Tensor, Tensor], Tensor]]
+class ConfidenceMetric(ImageAverage):
+    """What the five metrics below share: the mean of a formula in p and o, in percent of what it says.
 
-    def update(self, scores: Tensor, masked_scores: Tensor) -> None:
-        """Add one batch of log-probabilities (N,) of the images and of the masked images."""
-        self._add(self.formula(scores, masked_scores))
-
-
-class AverageDrop(_ConfidenceMetric):
-    """Average Drop, ``100/N sum_i max(0, p_i - o_i) / p_i``, in percent of each image's confidence; lower is better.
-
-    From Chattopadhay et al., "Grad-CAM++", WACV 2018; Torres Figueroa et al. 2024 eq. 15, which omits 1/N. Range [0,
-    100]. A map that
-    shows nothing (constant, all-zero or not finite) counts with the drop to the baseline alone, near 100. Alone it
-    rewards showing nearly everything; read it beside a Fake-CAM.
-
-    ``update(scores, masked_scores)`` takes log-probabilities (N,) as `masked_scores` returns them. Without
-    images the result is NaN.
+    A map that shows nothing (constant, all-zero or not finite) counts with what the baseline alone does. Without images
+    the result is NaN. ``update(scores, masked_scores)`` takes log-probabilities (N,) as `masked_scores` returns them.
 
     Args:
         keep_values: Whether to keep the value of each image, over all processes, for ``values``.
         kwargs: Options of `torchmetrics.Metric`.
 
     Attributes:
-        values: After ``compute()``, the value of each image, (N,), percent, float64; None unless kept.
+        formula: The pure function: value of each image (N,) from both log-probabilities.
+        values: After ``compute()``, the value of each image, (N,), float64; None unless kept.
+    """
+
+    needs: ClassVar[frozenset[Need]] = frozenset({"masked_scores"})
+    formula: ClassVar[staticmethod[[Tensor, Tensor], Tensor]]
+
+    def measure(self, sample: Sample) -> None:
+        """Update with the scores of the images and of the masked images."""
+        self.update(sample.scores, sample.masked_scores)
+
+    def update(self, scores: Tensor, masked_scores: Tensor) -> None:
+        """Add one batch of log-probabilities (N,) of the images and of the masked images."""
+        self.add(self.formula(scores, masked_scores))
+
+
+class AverageDrop(ConfidenceMetric):
+    """Average Drop, ``100/N sum_i max(0, p_i - o_i) / p_i``, in percent of each image's confidence; lower is better.
+
+    From Chattopadhay et al., "Grad-CAM++", WACV 2018; Torres Figueroa et al. 2024 eq. 15, which omits 1/N. Range [0,
+    100]; a map that shows nothing drops nearly 100. Alone it rewards showing nearly everything; read it beside a
+    Fake-CAM. Options and attributes are those of `ConfidenceMetric`.
 
     Example:
         >>> metric = AverageDrop()
@@ -205,22 +170,12 @@ class AverageDrop(_ConfidenceMetric):
     formula = staticmethod(average_drop)
 
 
-class AbsoluteDrop(_ConfidenceMetric):
+class AbsoluteDrop(ConfidenceMetric):
     """Absolute drop, ``100/N sum_i max(0, p_i - o_i)``, in percentage points; lower is better.
 
     The variant of `AverageDrop` in pytorch-grad-cam (``DropInConfidence``, there of whatever is explained).
-    Range [0, 100]. It weighs images by their confidence: uncertain ones have little to lose. A map that shows nothing
-    (constant, all-zero or not finite) counts with the drop to the baseline alone.
-
-    ``update(scores, masked_scores)`` takes log-probabilities (N,) as `masked_scores` returns them. Without
-    images the result is NaN.
-
-    Args:
-        keep_values: Whether to keep the value of each image, over all processes, for ``values``.
-        kwargs: Options of `torchmetrics.Metric`.
-
-    Attributes:
-        values: After ``compute()``, the value of each image, (N,), percentage points, float64; None unless kept.
+    Range [0, 100]. It weighs images by their confidence: uncertain ones have little to lose. Options and attributes are
+    those of `ConfidenceMetric`.
 
     Example:
         >>> metric = AbsoluteDrop()
@@ -229,27 +184,17 @@ class AbsoluteDrop(_ConfidenceMetric):
         tensor(30.0000, dtype=torch.float64)
     """
 
+    unit = "points"
     higher_is_better = False
     formula = staticmethod(absolute_drop)
 
 
-class AverageIncrease(_ConfidenceMetric):
+class AverageIncrease(ConfidenceMetric):
     """Average Increase, ``100/N sum_i [o_i > p_i]``, in percent of the images; higher is better.
 
     From Chattopadhay et al., "Grad-CAM++", WACV 2018, there "increase in confidence"; Torres Figueroa et al. 2024 eq.
-    16. Range [0, 100].
-    A map that shows nothing (constant, all-zero or not finite) counts with the baseline alone, which seldom increases
-    anything. It counts increases and does not weigh them; a Fake-CAM reached 52 % in a trial.
-
-    ``update(scores, masked_scores)`` takes log-probabilities (N,) as `masked_scores` returns them. Without
-    images the result is NaN.
-
-    Args:
-        keep_values: Whether to keep the value of each image, over all processes, for ``values``.
-        kwargs: Options of `torchmetrics.Metric`.
-
-    Attributes:
-        values: After ``compute()``, the value of each image, (N,), percent, float64; None unless kept.
+    16. Range [0, 100]. It counts increases and does not weigh them; a Fake-CAM reached 52 % in a trial. Options and
+    attributes are those of `ConfidenceMetric`.
 
     Example:
         >>> metric = AverageIncrease()
@@ -262,23 +207,12 @@ class AverageIncrease(_ConfidenceMetric):
     formula = staticmethod(average_increase)
 
 
-class AverageGain(_ConfidenceMetric):
+class AverageGain(ConfidenceMetric):
     """Average Gain, ``100/N sum_i max(0, o_i - p_i) / (1 - p_i)``, in percent of what was missing; higher is better.
 
     From Zhang et al., "Opti-CAM", CVIU 248:104101, 2024; Torres Figueroa et al. 2024 eq. 17 divides by p_i instead
-    (`RelativeGain`). Range [0, 100]. A map that shows nothing (constant, all-zero or not finite) counts with the
-    baseline alone, which seldom gains anything. Images with p = 1 gain 0; in log space that takes a margin of more than
-    700 between the logits.
-
-    ``update(scores, masked_scores)`` takes log-probabilities (N,) as `masked_scores` returns them. Without
-    images the result is NaN.
-
-    Args:
-        keep_values: Whether to keep the value of each image, over all processes, for ``values``.
-        kwargs: Options of `torchmetrics.Metric`.
-
-    Attributes:
-        values: After ``compute()``, the value of each image, (N,), percent, float64; None unless kept.
+    (`RelativeGain`). Range [0, 100]. Images with p = 1 gain 0; in log space that takes a margin of more than 700
+    between the logits. Options and attributes are those of `ConfidenceMetric`.
 
     Example:
         >>> metric = AverageGain()
@@ -291,23 +225,12 @@ class AverageGain(_ConfidenceMetric):
     formula = staticmethod(average_gain)
 
 
-class RelativeGain(_ConfidenceMetric):
+class RelativeGain(ConfidenceMetric):
     """Relative gain, ``100/N sum_i max(0, o_i - p_i) / p_i``, in percent of each image's confidence; higher is better.
 
     The variant of `AverageGain` that Torres Figueroa et al. 2024 prints (eq. 17, without its 1/N). Range [0, inf): an
-    image with a
-    small p outweighs all others, and p = 0 makes the average infinite. A map that shows nothing (constant, all-zero
-    or not finite) counts with the baseline alone, which seldom gains anything.
-
-    ``update(scores, masked_scores)`` takes log-probabilities (N,) as `masked_scores` returns them. Without
-    images the result is NaN.
-
-    Args:
-        keep_values: Whether to keep the value of each image, over all processes, for ``values``.
-        kwargs: Options of `torchmetrics.Metric`.
-
-    Attributes:
-        values: After ``compute()``, the value of each image, (N,), percent, float64; None unless kept.
+    image with a small p outweighs all others, and p = 0 makes the average infinite. Options and attributes are those of
+    `ConfidenceMetric`.
 
     Example:
         >>> metric = RelativeGain()

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from torch import Tensor
 
+from lightning_xai.metrics.base import Number
 from lightning_xai.metrics.boxes import Boxes, as_masks
 from lightning_xai.metrics.localization import LocalizationMetric
 from lightning_xai.metrics.masking import degenerate
+from lightning_xai.metrics.sample import Sample
 from lightning_xai.scores import at_least_float32
 
 LEVELS = tuple(range(0, 101, 5))
@@ -99,6 +101,12 @@ class EnergyPointingAccuracy(LocalizationMetric):
         tensor([1.0000, 0.5000, 0.6667], dtype=torch.float64)
     """
 
+    numbers: ClassVar[Mapping[str, Number]] = {
+        "energy_pointing_pooled": Number("Energy pointing, all points pooled", "", True),
+        "energy_pointing_mean": Number("Energy pointing, mean of images", "", True),
+        "energy_pointing_random": Number("Energy pointing, random level"),
+    }
+
     hits: Tensor
     points: Tensor
     accuracies: Tensor
@@ -114,6 +122,10 @@ class EnergyPointingAccuracy(LocalizationMetric):
         for name in ("hits", "points"):
             self.add_state(name, torch.zeros(len(levels), dtype=torch.long), dist_reduce_fx="sum")
         self.add_state("accuracies", torch.zeros(len(levels), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def measure(self, sample: Sample) -> None:
+        """Update with the maps and the boxes that ``unpack`` gives."""
+        self.update(sample.maps, sample.boxes)
 
     def update(self, maps: Tensor, boxes: Boxes) -> None:
         """Add one batch of maps (N,H,W) with masks (N,H,W) or the boxes (M,4) of each image."""

@@ -7,10 +7,14 @@ value is NaN, and the metrics leave it out and count it in ``n_undefined``.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
 from lightning_xai.metrics.averages import ImageAverage
+from lightning_xai.metrics.base import Need, Scope
+from lightning_xai.metrics.sample import Sample
 
 
 def gradient_alignment(gradients: Tensor, guided_gradients: Tensor) -> Tensor:
@@ -91,16 +95,10 @@ def gradient_roughness(gradients: Tensor) -> Tensor:
     return (first - second).square().sum(1) / (first.square() + second.square()).sum(1)
 
 
-class GradientAlignment(ImageAverage):
-    """Mean `gradient_alignment`, the cosine of gradient and guided gradient, in [-1, 1]; higher is better.
+class GradientMetric(ImageAverage):
+    """What the metrics of input gradients share: they speak of the model, and no map is read.
 
-    The aim of the interpretable-gradient loss (Torres Figueroa et al. 2024, eq. 14). Guided gradients resemble edges
-    and depend little on
-    the class, so that alignment alone shows smoother gradients and not better explanations: read it beside the
-    faithfulness of the maps.
-
-    ``update(gradients, guided_gradients)`` takes both (N,C,H,W), of the same score. Images for which one of them is
-    zero everywhere are left out and counted. Without images the result is NaN.
+    Images whose gradient is zero everywhere are left out and counted. Without images the result is NaN.
 
     Args:
         keep_values: Whether to keep the value of each image, over all processes, for ``values``.
@@ -109,6 +107,22 @@ class GradientAlignment(ImageAverage):
     Attributes:
         values: After ``compute()``, the value of each image, (N,), float64; None unless kept.
         n_undefined: After ``compute()``, the number of images that were left out.
+    """
+
+    unit = ""
+    scope: ClassVar[Scope] = "model"
+    needs: ClassVar[frozenset[Need]] = frozenset({"image_gradient"})
+
+
+class GradientAlignment(GradientMetric):
+    """Mean `gradient_alignment`, the cosine of gradient and guided gradient, in [-1, 1]; higher is better.
+
+    The aim of the interpretable-gradient loss (Torres Figueroa et al. 2024, eq. 14). Guided gradients resemble edges
+    and depend little on the class, so that alignment alone shows smoother gradients and not better explanations: read
+    it beside the faithfulness of the maps.
+
+    ``update(gradients, guided_gradients)`` takes both (N,C,H,W), of the same score. Options and attributes are those of
+    `GradientMetric`.
 
     Example:
         >>> metric = GradientAlignment()
@@ -122,24 +136,20 @@ class GradientAlignment(ImageAverage):
     plot_lower_bound = -1.0
     plot_upper_bound = 1.0
 
+    def measure(self, sample: Sample) -> None:
+        """Update with both gradients."""
+        self.update(sample.gradients, sample.guided_gradients)
+
     def update(self, gradients: Tensor, guided_gradients: Tensor) -> None:
         """Add gradients and guided gradients (N,C,H,W) of one batch of images."""
-        self._add(gradient_alignment(gradients, guided_gradients))
+        self.add(gradient_alignment(gradients, guided_gradients))
 
 
-class GradientVariation(ImageAverage):
+class GradientVariation(GradientMetric):
     """Mean `gradient_variation`, the total variation of input gradients, in [0, 1]; lower is smoother.
 
-    0 for constants, 0.71 for Gaussian noise. ``update(gradients)`` takes gradients (N,C,H,W). Those that are zero
-    everywhere are left out and counted. Without images the result is NaN.
-
-    Args:
-        keep_values: Whether to keep the value of each image, over all processes, for ``values``.
-        kwargs: Options of `torchmetrics.Metric`.
-
-    Attributes:
-        values: After ``compute()``, the value of each image, (N,), float64; None unless kept.
-        n_undefined: After ``compute()``, the number of images that were left out.
+    0 for constants, 0.71 for Gaussian noise. ``update(gradients)`` takes gradients (N,C,H,W). Options and attributes
+    are those of `GradientMetric`.
 
     Example:
         >>> metric = GradientVariation()
@@ -151,24 +161,20 @@ class GradientVariation(ImageAverage):
     higher_is_better = False
     plot_upper_bound = 1.0
 
+    def measure(self, sample: Sample) -> None:
+        """Update with the gradients."""
+        self.update(sample.gradients)
+
     def update(self, gradients: Tensor) -> None:
         """Add gradients (N,C,H,W) of one batch of images."""
-        self._add(gradient_variation(gradients))
+        self.add(gradient_variation(gradients))
 
 
-class GradientRoughness(ImageAverage):
+class GradientRoughness(GradientMetric):
     """Mean `gradient_roughness`, one minus the correlation of neighbours, in [0, 2]; lower is smoother.
 
-    0 for constants, 1 for noise. ``update(gradients)`` takes gradients (N,C,H,W). Those that are zero everywhere are
-    left out and counted. Without images the result is NaN.
-
-    Args:
-        keep_values: Whether to keep the value of each image, over all processes, for ``values``.
-        kwargs: Options of `torchmetrics.Metric`.
-
-    Attributes:
-        values: After ``compute()``, the value of each image, (N,), float64; None unless kept.
-        n_undefined: After ``compute()``, the number of images that were left out.
+    0 for constants, 1 for noise. ``update(gradients)`` takes gradients (N,C,H,W). Options and attributes are those of
+    `GradientMetric`.
 
     Example:
         >>> metric = GradientRoughness()
@@ -180,9 +186,13 @@ class GradientRoughness(ImageAverage):
     higher_is_better = False
     plot_upper_bound = 2.0
 
+    def measure(self, sample: Sample) -> None:
+        """Update with the gradients."""
+        self.update(sample.gradients)
+
     def update(self, gradients: Tensor) -> None:
         """Add gradients (N,C,H,W) of one batch of images."""
-        self._add(gradient_roughness(gradients))
+        self.add(gradient_roughness(gradients))
 
 
 def _neighbours(gradients: Tensor) -> tuple[Tensor, Tensor]:

@@ -114,14 +114,14 @@ class GridPointingGame(LocalizationMetric):
         self.n = n
         self.confidence = confidence
 
-    def measure(self, sample: Sample) -> dict[str, Tensor]:
-        """Arguments of ``update``: mosaics of the sample's confident images, none where there are too few of them."""
+    def measure(self, sample: Sample) -> None:
+        """Update with mosaics of the sample's confident images, if there are enough of them."""
         groups = confident_groups(sample.scores, sample.targets, size=self.n**2, confidence=self.confidence)
         if not len(groups):
-            return {}
+            return
         images, cells = mosaics(sample.images[groups])
         maps = [sample.explain(images, classes) for classes in sample.targets[groups].T]
-        return {"maps": torch.cat(maps), "cells": cells.repeat_interleave(len(groups), 0)}
+        self.update(torch.cat(maps), cells.repeat_interleave(len(groups), 0))
 
     def update(self, maps: Tensor, cells: Tensor) -> None:
         """Add one batch of maps (N,H,W) of mosaics, with the masks (N,H,W) of the cells that they explain."""

@@ -19,6 +19,7 @@ from torch import Tensor
 from lightning_xai.metrics.averages import ImageAverage
 from lightning_xai.metrics.boxes import Boxes, as_masks, dilated
 from lightning_xai.metrics.masking import degenerate
+from lightning_xai.metrics.sample import Sample
 
 
 def pointing_game(maps: Tensor, boxes: Boxes, *, tolerance: int = 15) -> Tensor:
@@ -83,6 +84,7 @@ class LocalizationMetric(ImageAverage):
         kwargs: Options of `torchmetrics.Metric`.
     """
 
+    unit = ""
     higher_is_better = True
     plot_upper_bound = 1.0
 
@@ -110,7 +112,7 @@ class LocalizationMetric(ImageAverage):
 
     def _add_images(self, maps: Tensor, masks: Tensor, values: Tensor) -> None:
         """Add one value for each image (N,), its map, and the mask (N,H,W) in which the map was to lie."""
-        self._add(values)
+        self.add(values)
         self.share = self.share + masks.double().mean((1, 2)).sum()
         self.degenerate_maps = self.degenerate_maps + degenerate(maps).sum()
         self.empty_masks = self.empty_masks + (~masks.flatten(1).any(1)).sum()
@@ -154,6 +156,10 @@ class PointingGame(LocalizationMetric):
             raise ValueError(f"`tolerance` expected 0 or more pixels, got {tolerance}.")
         self.tolerance = tolerance
 
+    def measure(self, sample: Sample) -> None:
+        """Update with the maps and the boxes that ``unpack`` gives."""
+        self.update(sample.maps, sample.boxes)
+
     def update(self, maps: Tensor, boxes: Boxes) -> None:
         """Add one batch of maps (N,H,W) with masks (N,H,W) or the boxes (M,4) of each image."""
         masks = as_masks(maps, boxes)
@@ -188,6 +194,10 @@ class EnergyInBox(LocalizationMetric):
 
     def __init__(self, *, keep_values: bool = False, **kwargs: Any) -> None:
         super().__init__(keep_values=keep_values, **kwargs)
+
+    def measure(self, sample: Sample) -> None:
+        """Update with the maps and the boxes that ``unpack`` gives."""
+        self.update(sample.maps, sample.boxes)
 
     def update(self, maps: Tensor, boxes: Boxes) -> None:
         """Add one batch of maps (N,H,W) with masks (N,H,W) or the boxes (M,4) of each image."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from lightning_xai.scores import at_least_float32
+from lightning_xai.metrics.forwards import check_maps, scores_of
+from lightning_xai.scores import at_least_float32, log_softmax
+from lightning_xai.types import Score
 
 _ROUNDING = 64.0
 """Ranges below this many spacings of floats are rounding: upsampling a constant map was seen to leave 21."""
@@ -84,6 +88,52 @@ def masked_images(images: Tensor, maps: Tensor, baseline: Tensor) -> Tensor:
         )
     masks = normalized_masks(maps)[:, None]
     return (images * masks + baseline * (1 - masks)).to(images.dtype)
+
+
+def masked_scores(
+    predict: Callable[[Tensor], Tensor],
+    images: Tensor,
+    maps: Tensor,
+    targets: Tensor,
+    *,
+    baseline: Tensor,
+    score: Score = log_softmax,
+    batch_size: int | None = None,
+) -> Tensor:
+    """Log-probability of each image's class when only what the map shows is left: one forward for all metrics.
+
+    The scores of the unmasked images, with which metrics compare these, are ``score(logits.double(), targets)``.
+
+    Args:
+        predict: The classifier, images (N,C,H,W) to logits (N,K).
+        images: Images (N,C,H,W).
+        maps: Maps (N,H,W), turned into masks by `normalized_masks`; or those of several methods, (M,N,H,W).
+        targets: Class of each image, (N,), fixed from the unmasked image.
+        baseline: What stands where the map hides the image, as a `Baseline` returns it.
+        score: The log-probability; ``log_sigmoid`` for one-logit and multi-label heads.
+        batch_size: Most images in one forward, of whatever method; None for all.
+
+    Returns:
+        Log-probabilities (N,) or (M,N) in [-inf, 0], float64, computed from the logits in float64.
+
+    Raises:
+        ValueError: If maps, targets or logits do not belong to the images.
+
+    Example:
+        >>> images, maps = torch.ones(1, 1, 1, 2), torch.tensor([[[0.0, 1.0]]])
+        >>> classifier = lambda images: images.sum((1, 3)) * torch.tensor([1.0, 0.0])
+        >>> masked_scores(classifier, images, maps, torch.tensor([0]), baseline=torch.tensor(0.0)).exp()
+        tensor([0.7311], dtype=torch.float64)
+    """
+    check_maps(images, maps, targets)
+    n, flat = len(images), maps.flatten(0, -3)
+    behind = baseline.expand_as(images)
+
+    def masked(some: Tensor) -> Tensor:
+        return masked_images(images[some % n], flat[some], behind[some % n])
+
+    of = targets.repeat(len(flat) // max(1, n))
+    return scores_of(predict, masked, of, score=score, batch_size=batch_size).view(maps.shape[:-2])
 
 
 def _rectified(maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:

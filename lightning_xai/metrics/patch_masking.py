@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from torch import Tensor
-from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from lightning_xai.baselines import mean_color
+from lightning_xai.metrics.base import ExplanationMetric, Number
 from lightning_xai.metrics.confidence import log_probabilities
-from lightning_xai.metrics.curves import check_maps, float64_logits
+from lightning_xai.metrics.forwards import check_maps, float64_logits
 from lightning_xai.metrics.masking import degenerate
 from lightning_xai.metrics.sample import Sample
 from lightning_xai.scores import log_softmax
@@ -100,7 +100,7 @@ def patch_masked_scores(
     return torch.stack([score(float64_logits(predict, one), targets) for one in masked], dim=1)
 
 
-class MaximalPatchMasking(Metric):
+class MaximalPatchMasking(ExplanationMetric):
     """Probability of a class after maximal patch masking, and its change, by size of the patch; lower is better.
 
     From Iwana et al., "Explaining Convolutional Neural Networks using Softmax Gradient Layer-wise Relevance
@@ -131,9 +131,11 @@ class MaximalPatchMasking(Metric):
         {'patch_probability_1': 0.6, 'patch_probability_3': 0.3, 'patch_change_1': -0.1, 'patch_change_3': -0.4}
     """
 
-    full_state_update = False
-    is_differentiable = False
     higher_is_better = False
+    numbers: ClassVar[Mapping[str, Number]] = {
+        "patch_probability": Number("Probability without the patch", "", False),
+        "patch_change": Number("Change of the probability without the patch", "", False),
+    }
 
     probabilities: Tensor
     changes: Tensor
@@ -176,8 +178,8 @@ class MaximalPatchMasking(Metric):
         if self.keep_values:
             self.kept.append(changes.flatten())  # flat, since a rank without images gives a flat empty tensor
 
-    def measure(self, sample: Sample) -> dict[str, Tensor]:
-        """Arguments of ``update``: the patch takes the mean colour."""
+    def measure(self, sample: Sample) -> None:
+        """Update; the patch takes the mean colour."""
         patch_scores = patch_masked_scores(
             sample.predict,
             sample.images,
@@ -187,7 +189,7 @@ class MaximalPatchMasking(Metric):
             sizes=self.sizes,
             score=sample.log_probability,
         )
-        return {"scores": sample.scores, "patch_scores": patch_scores}
+        self.update(sample.scores, patch_scores)
 
     def compute(self) -> dict[str, Tensor]:
         """Mean probability after masking and mean change for each size, float64."""

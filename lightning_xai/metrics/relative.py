@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from torch import Tensor
-from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from lightning_xai.metrics.base import ExplanationMetric, Need, Number, Scope
 from lightning_xai.metrics.confidence import log_probabilities
 from lightning_xai.metrics.sample import Sample
 
@@ -38,7 +38,7 @@ def log_relative_performance(masked_scores: Tensor) -> Tensor:
     return logs[:, :, None] - logs[:, None, :]
 
 
-class RelativePerformance(Metric):
+class RelativePerformance(ExplanationMetric):
     """Relative performance of methods, the geometric mean of ``o'/o`` between each two; above 1 the first is better.
 
     From Lerma and Lucas, "Grad-CAM++ is equivalent to Grad-CAM with positive gradients", 2022,
@@ -85,9 +85,14 @@ class RelativePerformance(Metric):
                 [2.0000, 1.0000]], dtype=torch.float64)
     """
 
-    full_state_update = False
-    is_differentiable = False
     higher_is_better = None
+    scope: ClassVar[Scope] = "methods"
+    needs: ClassVar[frozenset[Need]] = frozenset({"masked_scores"})
+    numbers: ClassVar[Mapping[str, Number]] = {
+        "n_used": Number("Images that count", "images"),
+        "n_below_threshold": Number("Images below the threshold", "images"),
+        "n_zero": Number("Images whose probability is 0 under a method", "images"),
+    }
 
     log_sum: Tensor
     square_sum: Tensor
@@ -146,13 +151,15 @@ class RelativePerformance(Metric):
         if self.keep_values:
             self.kept.append(masked[used].flatten())  # flat, since a rank without images gives a flat empty tensor
 
-    def measure(self, sample: Sample) -> dict[str, Any]:
-        """Arguments of ``update``, from the samples of all methods."""
-        missing = sorted(set(self.methods) - set(sample.methods))
+    def measure(self, sample: Sample) -> None:
+        """Update, from the samples of all methods."""
+        names = sample.batch.classifier.names
+        missing = sorted(set(self.methods) - set(names))
         if missing:
-            raise ValueError(f"`methods` expected names of attributions, {sorted(sample.methods)}, got {missing}.")
-        masked = {name: sample.methods[name].masked_scores for name in self.methods}
-        return {"scores": sample.scores, "masked_scores_by_method": masked}
+            raise ValueError(f"`methods` expected names of attributions, {sorted(names)}, got {missing}.")
+        if not set(self.methods) <= set(sample.methods):
+            return  # images that controls do not have
+        self.update(sample.scores, {name: sample.methods[name].masked_scores for name in self.methods})
 
     def compute(self) -> dict[str, Tensor]:
         """Each later method against each earlier one, and how many images that is, as in tables 1 and 2 of the paper.

@@ -6,8 +6,8 @@ of the map, and a classifier may read the class from it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,9 @@ from matplotlib.figure import Figure, SubFigure
 from torch import Tensor
 
 from lightning_xai.metrics.averages import ImageAverage
-from lightning_xai.metrics.curves import check_maps, float64_logits, relevance_ranks
+from lightning_xai.metrics.base import Number
+from lightning_xai.metrics.forwards import check_maps, float64_logits
+from lightning_xai.metrics.perturbation import relevance_ranks
 from lightning_xai.metrics.sample import Sample
 from lightning_xai.noise import generators
 from lightning_xai.scores import post_softmax, predicted
@@ -210,8 +212,17 @@ class ROAD(ImageAverage):
          'road_lerf_probability': 0.75, 'road_gap': 0.5}
     """
 
+    title = "ROAD"
+    unit = ""
     higher_is_better = None  # five numbers of both kinds
     plot_upper_bound = 1.0
+    numbers: ClassVar[Mapping[str, Number]] = {
+        "road_morf_accuracy": Number("ROAD accuracy, most relevant removed first", "", False),
+        "road_morf_probability": Number("ROAD probability, most relevant removed first", "", False),
+        "road_lerf_accuracy": Number("ROAD accuracy, least relevant removed first", "", True),
+        "road_lerf_probability": Number("ROAD probability, least relevant removed first", "", True),
+        "road_gap": Number("ROAD gap", "", True),
+    }
 
     road_sums: Tensor
 
@@ -236,12 +247,12 @@ class ROAD(ImageAverage):
         known = values.isfinite().all(2).all(1)
         self.road_sums = self.road_sums + values[known].sum(0)
         gaps = (values[:, 3] - values[:, 1]).mean(1)
-        self._add(gaps.where(known, torch.nan))
+        self.add(gaps.where(known, torch.nan))
 
-    def measure(self, sample: Sample) -> dict[str, Tensor]:
-        """Arguments of ``update``: accuracy is that of the sample's targets, labels where the paper is followed."""
+    def measure(self, sample: Sample) -> None:
+        """Update; accuracy is that of the sample's targets, labels where the paper is followed."""
         data = sample.predict, sample.images, sample.maps, sample.targets
-        return road_scores(*data, percentages=self.percentages, score=sample.probability)._asdict()
+        self.update(*road_scores(*data, percentages=self.percentages, score=sample.batch.probability))
 
     def compute(self) -> dict[str, Tensor]:  # type: ignore[override]  # several numbers
         """Accuracy and probability for both orders and the gap, means over images and percentages, float64."""

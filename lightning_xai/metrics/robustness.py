@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_xai.metrics.averages import ImageAverage
-from lightning_xai.metrics.curves import float64_logits
+from lightning_xai.metrics.forwards import float64_logits
 from lightning_xai.metrics.sample import Sample
 from lightning_xai.noise import generators
 from lightning_xai.scores import centered
@@ -192,6 +192,7 @@ class Infidelity(ImageAverage):
         (tensor(0.3750, dtype=torch.float64), 1)
     """
 
+    unit = ""
     higher_is_better = False
     plot_upper_bound = None
 
@@ -209,15 +210,15 @@ class Infidelity(ImageAverage):
         self.n_samples = n_samples
         self.normalize = normalize
 
-    def measure(self, sample: Sample) -> dict[str, Tensor]:
-        """Arguments of ``update``: infidelity to the centred logit."""
+    def measure(self, sample: Sample) -> None:
+        """Update with the infidelity to the centred logit."""
         options: dict[str, Any] = {"n_samples": self.n_samples, "normalize": self.normalize}
         data = sample.predict, sample.images, sample.maps, sample.targets
-        return {"infidelities": infidelity(*data, perturbation=self.perturbation, **options)}
+        self.update(infidelity(*data, perturbation=self.perturbation, **options))
 
     def update(self, infidelities: Tensor) -> None:
         """Add the infidelities (N,) of one batch."""
-        self._add(_one_each("infidelities", infidelities))
+        self.add(_one_each("infidelities", infidelities))
 
 
 class MaxSensitivity(ImageAverage):
@@ -245,6 +246,8 @@ class MaxSensitivity(ImageAverage):
         (tensor(0.3750, dtype=torch.float64), 1)
     """
 
+    title = "Max-sensitivity"
+    unit = ""
     higher_is_better = False
     plot_upper_bound = None
 
@@ -253,19 +256,13 @@ class MaxSensitivity(ImageAverage):
         self.radius = radius
         self.n_samples = n_samples
 
-    def measure(self, sample: Sample) -> dict[str, Tensor]:
-        """Arguments of ``update``; the classes stay those of the unperturbed images."""
-        sensitivities = max_sensitivity(
-            lambda images: sample.explain(images, sample.targets),
-            sample.images,
-            radius=self.radius,
-            n_samples=self.n_samples,
-        )
-        return {"sensitivities": sensitivities}
+    def measure(self, sample: Sample) -> None:
+        """Update; the classes stay those of the unperturbed images."""
+        self.update(max_sensitivity(sample.explain, sample.images, radius=self.radius, n_samples=self.n_samples))
 
     def update(self, sensitivities: Tensor) -> None:
         """Add the sensitivities (N,) of one batch."""
-        self._add(_one_each("sensitivities", sensitivities))
+        self.add(_one_each("sensitivities", sensitivities))
 
 
 def _check_infidelity(images: Tensor, attributions: Tensor, targets: Tensor, n_samples: int) -> None:

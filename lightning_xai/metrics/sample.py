@@ -1,186 +1,316 @@
-"""What metrics are computed from when a callback runs them: one batch of explained images."""
+"""What metrics are computed from when a callback runs them: a batch of images that several methods explained."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
-from torch import Tensor
-from torchmetrics import Metric
+import torch
+from torch import Tensor, nn
 
 from lightning_xai.baselines import Baseline, black
 from lightning_xai.metrics.boxes import Boxes
-from lightning_xai.metrics.confidence import masked_scores
-from lightning_xai.metrics.masking import masked_images
+from lightning_xai.metrics.masking import masked_images, masked_scores
 from lightning_xai.scores import log_softmax
 from lightning_xai.types import Score
 
+_P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True, eq=False)
-class Sample:
-    """Images, the maps of one method, and the means to ask the classifier about them.
+@dataclass(frozen=True)
+class Setting:
+    """How images are shown to the classifier again.
 
-    A metric's ``update`` takes arguments by name. Those that are attributes here are handed over; a metric that needs
-    more, such as a curve with a number of steps of its own, has a method ``measure(sample)`` that returns the arguments
-    of its ``update``. Forward passes that several metrics need are run once (`once`).
+    Attributes:
+        mean: Mean by which images were standardised.
+        std: Standard deviation by which they were.
+        baseline: What stands where a map hides the image.
+        log_probability: The confidence.
+
+    Example:
+        >>> Setting(mean=(0.5,), std=(0.25,)).log_probability.__name__
+        'log_softmax'
+    """
+
+    mean: Sequence[float]
+    std: Sequence[float]
+    baseline: Baseline = black
+    log_probability: Score = log_softmax
+
+
+class Classifier(Protocol):
+    """The classifier behind a batch and the methods that explained it, to be asked about other images."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The classifier itself, to be copied."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Names of all methods, also of those that have no map of the images of a batch."""
+
+    @property
+    def batch_size(self) -> int:
+        """Most images that are to be in one forward."""
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Images (N,C,H,W) to logits (N,K), without a graph."""
+
+    def explain(
+        self,
+        names: Sequence[str],
+        images: Tensor,
+        targets: Tensor,
+        *,
+        model: nn.Module | None = None,
+        noise_source: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """The maps (N,H,W) of some of the methods; ``model`` is a copy of the classifier that takes its place."""
+
+    def image_gradients(self, *, guided_rule: bool) -> Tensor:
+        """Gradients (N,C,H,W) of the centred logits at the images of the pass."""
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Images, their maps by every method, and whatever is computed from both, each thing once.
 
     Attributes:
         images: Images (N,C,H,W).
-        maps: Maps (N,H,W) of the method.
+        logits: Their logits (N,K).
         targets: Class of each image, (N,), fixed from the unmasked image.
-        logits: Logits (N,K) of the images.
-        predict: The classifier, images (N,C,H,W) to logits (N,K), without a graph.
-        explain: The method, images (N,C,H,W) and targets (N,) to maps (N,H,W).
-        mean: Mean by which images were standardised.
-        std: Standard deviation by which they were.
+        maps: Maps (N,H,W) by method.
+        classifier: Whom to ask about other images.
+        setting: How images are masked, and what the confidence is.
+        rows: Which images of the pass these are, (N,).
         labels: Labels (N,), or None.
         boxes: Where the objects are, as masks (N,H,W) or boxes (M,4) of each image, or None.
-        baseline: What stands where a map hides the image.
-        log_probability: The confidence.
-        wanted: Names of everything that the metrics of this sample take.
-        image_gradient: Whether by the guided rule -> gradients (N,C,H,W) of the centred logit at the images.
-        methods: The samples of all methods, by name, for what compares them.
     """
 
     images: Tensor
-    maps: Tensor
-    targets: Tensor
     logits: Tensor
-    predict: Callable[[Tensor], Tensor]
-    explain: Callable[[Tensor, Tensor], Tensor]
-    mean: Sequence[float]
-    std: Sequence[float]
+    targets: Tensor
+    maps: Mapping[str, Tensor]
+    classifier: Classifier
+    setting: Setting
+    rows: Tensor
     labels: Tensor | None = None
     boxes: Boxes | None = None
-    baseline: Baseline = black
-    log_probability: Score = log_softmax
-    wanted: frozenset[str] = frozenset()
-    image_gradient: Callable[[bool], Tensor] | None = None
-    methods: Mapping[str, Sample] = field(default_factory=dict)
-    _behind: dict[int, tuple[Baseline, Tensor]] = field(default_factory=dict, repr=False)  # of all methods' samples
     _known: dict[Any, Any] = field(init=False, default_factory=dict, repr=False)
 
-    def once(self, key: Any, compute: Callable[[], _T]) -> _T:
-        """What was computed before under this key, else what is computed now.
+    def take(self, rows: Tensor, names: Sequence[str] | None = None) -> Batch:
+        """Some of the images, of some of the methods.
 
         Args:
-            key: Anything hashable that tells computations apart.
-            compute: The computation.
+            rows: Their numbers (M,).
+            names: Names of the methods; None for all.
+
+        Returns:
+            A batch that has computed nothing yet.
+        """
+        boxes = self.boxes
+        if boxes is not None:
+            boxes = boxes[rows] if isinstance(boxes, Tensor) else [boxes[row] for row in rows.tolist()]
+        return replace(
+            self,
+            images=self.images[rows],
+            logits=self.logits[rows],
+            targets=self.targets[rows],
+            maps={name: self.maps[name][rows] for name in names or self.maps},
+            rows=self.rows[rows],
+            labels=None if self.labels is None else self.labels[rows],
+            boxes=boxes,
+        )
+
+    def once(self, function: Callable[Concatenate[Batch, _P], _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        """What a function makes of this batch: computed the first time, for whichever metric and method asks.
+
+        Args:
+            function: A function of the batch.
+            args: Its other arguments, hashable.
+            kwargs: The same, by name.
 
         Returns:
             Its result.
         """
+        key = (function, args, *kwargs.items())
         if key not in self._known:
-            self._known[key] = compute()
+            self._known[key] = function(self, *args, **kwargs)
         return self._known[key]
 
-    def behind(self, baseline: Baseline | None = None) -> Tensor:
-        """What stands behind the images where they are masked, standardised as they are; None for the sample's own."""
-        baseline = baseline or self.baseline
-        if id(baseline) not in self._behind:  # the baseline is kept so that its id stays its own
-            self._behind[id(baseline)] = baseline, baseline(self.images, self.mean, self.std)
-        return self._behind[id(baseline)][1]
+    def behind(self, baseline: Baseline) -> Tensor:
+        """What stands behind the images where they are masked, standardised as they are."""
+        return baseline(self.images, self.setting.mean, self.setting.std)
+
+    def probability(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The confidence as a probability: a score for curves."""
+        return self.setting.log_probability(logits, targets).exp()
+
+    @cached_property
+    def samples(self) -> dict[str, Sample]:
+        """What a metric is told of each method."""
+        return {name: Sample(self, name) for name in self.maps}
+
+    @cached_property
+    def scores(self) -> Tensor:
+        """Log-probabilities (N,) of the classes on the images, float64."""
+        return self.setting.log_probability(self.logits.double(), self.targets)
+
+    @cached_property
+    def stacked_maps(self) -> Tensor:
+        """The maps of all methods, (M,N,H,W)."""
+        return torch.stack(list(self.maps.values()))
+
+    @cached_property
+    def masked_scores(self) -> dict[str, Tensor]:
+        """Log-probabilities (N,) of the classes on the masked images by method, float64: a forward for each."""
+        found = masked_scores(
+            self.classifier.predict,
+            self.images,
+            self.stacked_maps,
+            self.targets,
+            baseline=self.once(Batch.behind, self.setting.baseline),
+            score=self.setting.log_probability,
+            batch_size=self.classifier.batch_size,
+        )
+        return dict(zip(self.maps, found, strict=True))
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """What a metric is told: images, the maps of one method, and whom to ask about more.
+
+    Whatever costs forward passes is computed when it is first asked for, and once for all metrics.
+
+    Attributes:
+        batch: What all methods share: ``batch.once(function, ...)`` computes something of one's own for all of them.
+        name: The method's name, as the user chose it.
+
+    Example:
+        >>> images, maps, targets = torch.ones(1, 3, 1, 2), torch.tensor([[[0.0, 1.0]]]), torch.tensor([0])
+        >>> class Mean:  # a classifier, in the place of the callback's own
+        ...     batch_size = 1
+        ...     def predict(self, images):
+        ...         return images.mean((2, 3))
+        >>> batch = Batch(images, images.mean((2, 3)), targets, {"cam": maps}, Mean(), Setting((0.5,) * 3, (0.5,) * 3),
+        ...     rows=torch.tensor([0]))
+        >>> batch.samples["cam"].masked_scores.exp()  # half of each channel is black, -1: their mean is 0
+        tensor([0.3333], dtype=torch.float64)
+    """
+
+    batch: Batch
+    name: str
+
+    @property
+    def images(self) -> Tensor:
+        """Images (N,C,H,W), standardised."""
+        return self.batch.images
+
+    @property
+    def maps(self) -> Tensor:
+        """Maps (N,H,W) of the method."""
+        return self.batch.maps[self.name]
+
+    @property
+    def targets(self) -> Tensor:
+        """Class of each image, (N,), fixed from the unmasked image."""
+        return self.batch.targets
+
+    @property
+    def logits(self) -> Tensor:
+        """Logits (N,K) of the images."""
+        return self.batch.logits
+
+    @property
+    def labels(self) -> Tensor:
+        """Labels (N,).
+
+        Raises:
+            ValueError: If ``unpack`` gives none.
+        """
+        if self.batch.labels is None:
+            raise ValueError(_MISSING.format("labels"))
+        return self.batch.labels
+
+    @property
+    def boxes(self) -> Boxes:
+        """Where the objects are, as masks (N,H,W) or boxes (M,4) of each image.
+
+        Raises:
+            ValueError: If ``unpack`` gives none.
+        """
+        if self.batch.boxes is None:
+            raise ValueError(_MISSING.format("boxes"))
+        return self.batch.boxes
+
+    @property
+    def methods(self) -> Mapping[str, Sample]:
+        """The samples of all methods, by name."""
+        return self.batch.samples
 
     @property
     def scores(self) -> Tensor:
         """Log-probabilities (N,) of the classes on the images, float64."""
-        return self.log_probability(self.logits.double(), self.targets)
+        return self.batch.scores
+
+    @property
+    def masked_scores(self) -> Tensor:
+        """Log-probabilities (N,) of the classes on the masked images, float64: one forward."""
+        return self.batch.masked_scores[self.name]
 
     @property
     def masked_images(self) -> Tensor:
         """What the maps show of the images, (N,C,H,W)."""
         return masked_images(self.images, self.maps, self.behind())
 
-    @property
-    def masked_scores(self) -> Tensor:
-        """Log-probabilities (N,) of the classes on the masked images, float64: one forward."""
-        return self.once("masked scores", self._masked_scores)
-
-    def _masked_scores(self) -> Tensor:
-        score, baseline = self.log_probability, self.behind()
-        return masked_scores(self.predict, self.images, self.maps, self.targets, baseline=baseline, score=score)
-
-    @property
+    @cached_property
     def masked_maps(self) -> Tensor:
         """Maps (N,H,W) of the masked images: one more explanation."""
-        return self.once("masked maps", lambda: self.explain(self.masked_images, self.targets))
+        # Noise is seeded by an image's content; that of a masked image holds the rounding of its map, which depends on
+        # the batch. Other noise than the image's own, or a map of noise alone would find itself.
+        return self.explain(self.masked_images, noise_source=self.images + 1)
 
     @property
-    def gradients(self) -> Tensor | None:
-        """Gradients (N,C,H,W) of the classes' scores at the images."""
-        return None if self.image_gradient is None else self.image_gradient(False)
+    def gradients(self) -> Tensor:
+        """Gradients (N,C,H,W) of the centred logits of the classes at the images."""
+        return self.batch.classifier.image_gradients(guided_rule=False)[self.batch.rows]
 
     @property
-    def guided_gradients(self) -> Tensor | None:
+    def guided_gradients(self) -> Tensor:
         """The same by guided backpropagation."""
-        return None if self.image_gradient is None else self.image_gradient(True)
+        return self.batch.classifier.image_gradients(guided_rule=True)[self.batch.rows]
 
-    def probability(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """The confidence as a probability: a score for curves."""
-        return self.log_probability(logits, targets).exp()
+    def behind(self, baseline: Baseline | None = None) -> Tensor:
+        """What stands behind the images where they are masked; None for the callback's own baseline."""
+        return self.batch.once(Batch.behind, baseline or self.batch.setting.baseline)
 
+    def predict(self, images: Tensor) -> Tensor:
+        """The classifier, images (N,C,H,W) to logits (N,K), without a graph."""
+        return self.batch.classifier.predict(images)
 
-def measured(metric: Metric, sample: Sample) -> Mapping[str, Any]:
-    """The arguments of a metric's ``update`` for one sample.
+    def explain(self, images: Tensor, targets: Tensor | None = None, *, noise_source: Tensor | None = None) -> Tensor:
+        """The method, images (N,C,H,W) to maps (N,H,W).
 
-    Args:
-        metric: Any metric whose ``update`` takes attributes of `Sample` by name, or that has a method
-            ``measure``.
-        sample: The sample.
+        Args:
+            images: The images.
+            targets: Their classes (N,); None for those of the sample.
+            noise_source: Images (N,C,H,W) whose content seeds the method's noise, if it draws any; None for these.
 
-    Returns:
-        Arguments by name; none where the sample holds nothing for this metric.
+        Returns:
+            The maps.
+        """
+        classes = self.targets if targets is None else targets
+        return self.batch.classifier.explain([self.name], images, classes, noise_source=noise_source)[self.name]
 
-    Raises:
-        TypeError: If ``update`` takes something else.
-        ValueError: If it takes boxes or labels and there are none.
-
-    Example:
-        >>> import torch
-        >>> from lightning_xai.metrics import Complexity
-        >>> images, maps, targets = torch.ones(1, 3, 1, 2), torch.tensor([[[0.0, 1.0]]]), torch.tensor([0])
-        >>> predict, explain = lambda images: images.sum((2, 3)), lambda images, targets: images[:, 0]
-        >>> sample = Sample(images, maps, targets, predict(images), predict, explain, mean=(0.5,) * 3, std=(0.5,) * 3)
-        >>> measured(Complexity(), sample)
-        {'maps': tensor([[[0., 1.]]])}
-    """
-    own = getattr(metric, "measure", None)
-    if own is not None:
-        return own(sample)
-    return {name: _value(metric, name, sample) for name in taken_by(metric)}
+    def log_probability(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The confidence (N,) of classes."""
+        return self.batch.setting.log_probability(logits, targets)
 
 
-def taken_by(metric: Metric) -> list[str]:
-    """The names of what a metric's ``update`` takes.
-
-    Args:
-        metric: The metric.
-
-    Returns:
-        The names.
-
-    Example:
-        >>> from lightning_xai.metrics import AverageDrop
-        >>> taken_by(AverageDrop())
-        ['scores', 'masked_scores']
-    """
-    return list(inspect.signature(metric.update).parameters)
-
-
-def _value(metric: Metric, name: str, sample: Sample) -> Any:
-    value = getattr(sample, name, None)
-    if value is None and name in ("boxes", "labels"):
-        raise ValueError(
-            f"`{type(metric).__name__}` expected {name}, got none. Let `unpack` take them from the batch: "
-            "`unpack=lambda batch: (images, labels, boxes)`."
-        )
-    if value is None or callable(value):
-        raise TypeError(
-            f"`{type(metric).__name__}` expected an `update` that takes what a Sample has (scores, masked_scores, "
-            f"maps, masked_maps, boxes, ...), or a method `measure(sample)`; its `update` takes {name!r}."
-        )
-    return value
+_MISSING = (
+    "A metric expected {0}, got none. Let `unpack` take them from the batch: "
+    "`unpack=lambda batch: (images, labels, boxes)`."
+)

@@ -85,6 +85,7 @@ class Trace:
         self._capture = capture
         self._context = context
         self._images = images
+        self._noise_source: Tensor | None = None
         self._shapes = Shapes(images)
         self._logits = images.new_empty(0)
         self._activations: dict[nn.Module, Tensor] = {}
@@ -100,6 +101,11 @@ class Trace:
     def images(self) -> Tensor:
         """What the model was given, (N,C,H,W)."""
         return self._plain(self._images)
+
+    @property
+    def noise_source(self) -> Tensor:
+        """The images (N,C,H,W) whose content seeds the noise of methods that draw any: those of the pass, as a rule."""
+        return self.images if self._noise_source is None else self._noise_source
 
     @property
     def logits(self) -> Tensor:
@@ -201,12 +207,16 @@ class Trace:
             self._intercepted[interception] = self.rerun(self._images, interception)
         return self._intercepted[interception]
 
-    def rerun(self, images: Tensor, interception: Interception | None = None) -> Trace:
+    def rerun(
+        self, images: Tensor, interception: Interception | None = None, *, noise_source: Tensor | None = None
+    ) -> Trace:
         """A new trace of other images, with the same model and precision.
 
         Args:
             images: Images (N,C,H,W).
             interception: What stands in for the model's operations; with None the same layers are captured.
+            noise_source: Images whose content seeds noise in the place of these, where these were computed: a batch of
+                another size rounds otherwise, and another last bit is another noise.
 
         Returns:
             The trace; it costs one forward pass.
@@ -214,7 +224,9 @@ class Trace:
         capture = self._capture
         if interception is not None:
             capture = Capture(interception=interception, create_graph=self.create_graph)
-        return run(self._model, images, capture, self._context)
+        trace = run(self._model, images, capture, self._context)
+        trace._noise_source = noise_source
+        return trace
 
     @contextmanager
     def computing(self) -> Iterator[None]:

@@ -32,7 +32,7 @@ each_control = pytest.mark.parametrize("control", CONTROLS, ids=lambda control: 
 
 def maps_of(control: Attribution, images: Tensor) -> Tensor:
     """The maps of a trace of which only the images exist."""
-    trace: Any = SimpleNamespace(images=images)
+    trace: Any = SimpleNamespace(images=images, noise_source=images)
     return control(trace, torch.zeros(len(images), dtype=torch.long))
 
 

@@ -1,14 +1,18 @@
 """Faithfulness runs every family of metrics: each number is that of the pure functions, on the same images."""
 
+import re
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from callbacks.trainers import MEAN, STD, Forwards, classifier, loader, trainer
+from support import random_images, small_net
 from torch import Tensor
-from torchmetrics import Metric, SumMetric
+from torchmetrics import MaxMetric, SumMetric
 
-from lightning_xai import Faithfulness, GradCAM, GradCAMPlus, InputGradient, explain
+from lightning_xai import Faithfulness, GradCAM, GradCAMPlus, InputGradient, explain, metrics
 from lightning_xai.baselines import black, blurred
 from lightning_xai.metrics import (
     ADCC,
@@ -20,15 +24,20 @@ from lightning_xai.metrics import (
     Complexity,
     Deletion,
     EnergyInBox,
+    ExplanationMetric,
+    FromMetric,
     GradientAlignment,
     GridPointingGame,
     Infidelity,
     Insertion,
     MaximalPatchMasking,
     MaxSensitivity,
+    ParameterRandomization,
     PointingGame,
     RelativePerformance,
+    Sample,
     infidelity,
+    parameter_randomization,
     perturbation_curves,
 )
 
@@ -70,7 +79,7 @@ def test_every_family_logs_finite_numbers_under_its_names() -> None:
 
 
 def test_curves_are_those_of_the_functions_and_share_their_ends() -> None:
-    """Deletion to black, insertion from the blurred image; 2 (s - 1) + 3 passes, since their baselines differ."""
+    """Deletion to black, insertion from the blurred image; the image's score is known, and one black image will do."""
     module, data = classifier(), loader(4)
     forwards = Forwards(module.model)
     callback = Faithfulness(
@@ -79,7 +88,7 @@ def test_curves_are_those_of_the_functions_and_share_their_ends() -> None:
     )  # fmt: skip
     running = trainer(callbacks=[callback])
     running.validate(module, data, verbose=False)
-    assert len(forwards.sizes) == 1 + 2 * 2 + 3
+    assert forwards.sizes == [4] + [1] + 2 * [4] + [4] + 2 * [4]
 
     images = data.dataset.tensors[0]
     with torch.no_grad():
@@ -137,13 +146,13 @@ def test_two_metrics_of_one_class_need_names() -> None:
 
 def test_missing_boxes_are_told_about() -> None:
     """With the way to get them."""
-    with pytest.raises(ValueError, match=r"`PointingGame` expected boxes, got none. Let `unpack` take them"):
+    with pytest.raises(ValueError, match=r"A metric expected boxes, got none. Let `unpack` take them"):
         run([PointingGame()])
 
 
 def test_a_metric_of_something_else_is_told_about() -> None:
-    """What a sample has is listed."""
-    with pytest.raises(TypeError, match=r"`SumMetric` expected an `update` that takes what a Sample has.*'value'"):
+    """With the way to wrap it."""
+    with pytest.raises(TypeError, match=r"got \[SumMetric\(\)\]. Wrap other metrics of torchmetrics: `FromMetric"):
         run([SumMetric()])
 
 
@@ -153,24 +162,67 @@ def test_comparisons_of_unknown_methods_are_told_about() -> None:
         run([RelativePerformance(("cam", "x"))])
 
 
-def test_a_users_metric_takes_what_it_names() -> None:
-    """No base class needed."""
+class Brightest(ExplanationMetric):
+    """A metric of a user's own."""
 
-    class Brightest(Metric):
-        full_state_update = False
-        higher_is_better = True
+    higher_is_better = True
+    largest: Tensor
 
-        def __init__(self) -> None:
-            super().__init__()
-            self.add_state("largest", torch.zeros(()), dist_reduce_fx="max")
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("largest", torch.zeros(()), dist_reduce_fx="max")
 
-        def update(self, maps: Tensor, labels: Tensor) -> None:
-            assert len(maps) == len(labels)
-            self.largest = torch.maximum(self.largest, maps.max())
+    def measure(self, sample: Sample) -> None:
+        assert len(sample.maps) == len(sample.labels)
+        self.update(sample.maps)
 
-        def compute(self) -> Tensor:
-            return self.largest
+    def update(self, maps: Tensor) -> None:
+        self.largest = torch.maximum(self.largest, maps.max())
 
-    module, images, values = run([Brightest()])
+    def compute(self) -> Tensor:
+        return self.largest
+
+
+@pytest.mark.parametrize("metric", [Brightest(), FromMetric(MaxMetric(), lambda sample: {"value": sample.maps})])
+def test_a_users_metric_is_handed_the_sample(metric: ExplanationMetric) -> None:
+    """One of the contract, or any of torchmetrics that is wrapped."""
+    module, images, values = run({"brightest": metric})
     expected = explain(module.model, images, attributions=METHODS["cam"]).max().item()
-    assert values["cam/Brightest"] == pytest.approx(expected, rel=1e-4)
+    assert values["cam/brightest"] == pytest.approx(expected, rel=1e-4)
+    assert values["cam/brightest"] != values["plus/brightest"]
+
+
+def test_randomisation_is_that_of_the_function() -> None:
+    """Of each method, though they share the copies of the classifier."""
+    module, images, values = run([ParameterRandomization(["head", "conv2"])])
+    targets = module.model.eval()(images).argmax(1)
+    for name, method in METHODS.items():
+        explained = partial(explain, images=images, targets=targets, attributions=method)
+        found = parameter_randomization(module.model, explained, layers=["head", "conv2"])
+        expected = found.randomization_similarities.nanmean(1).nanmean(0)
+        for part, value in zip(("rank_correlation", "absolute_rank_correlation", "ssim"), expected, strict=True):
+            assert values[f"{name}/randomization_{part}"] == pytest.approx(value.item(), abs=1e-3)
+
+
+def table_of_the_readme() -> list[str]:
+    """The names of the classes in the README's table of metrics."""
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    rows = text.split("| metric | question | better |")[1].split("\n\n")[0]
+    return [name for row in rows.splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[1:2][0] if row else "")]
+
+
+@pytest.mark.parametrize("name", table_of_the_readme())
+@pytest.mark.parametrize("channels", [2, 3])
+def test_every_metric_of_the_readme_runs(name: str, channels: int) -> None:
+    """In a Trainer, and whatever the number of channels."""
+    kind: Any = getattr(metrics, name)
+    arguments: dict[type, Any] = {RelativePerformance: (tuple(METHODS),), ParameterRandomization: (["head"],)}
+    options: dict[type, Any] = {GridPointingGame: {"n": 1, "confidence": 0.0}, RelativePerformance: {"threshold": 0.0}}
+    metric = kind(*arguments.get(kind, ()), **options.get(kind, {}))
+    model, images = small_net(channels=channels), random_images(3, channels=channels)
+    standard: dict[str, Any] = {"mean": MEAN[:1] * channels, "std": STD[:1] * channels}
+    running = trainer(callbacks=[Faithfulness(METHODS, [metric], controls={}, unpack=with_boxes, **standard)])
+    running.validate(classifier(model=model), loader(images=images), verbose=False)
+    values = {key: value.item() for key, value in running.callback_metrics.items() if "ConstantMaps" not in key}
+    assert len(values) >= 1
+    assert all(value == value or key.endswith("_log_std") for key, value in values.items()), values

@@ -19,10 +19,11 @@ from lightning_xai.metrics import (
     GradientAlignment,
     GradientRoughness,
     GradientVariation,
+    ImageAverage,
     RelativeGain,
     RelativePerformance,
+    Sample,
 )
-from lightning_xai.metrics.averages import ImageAverage
 
 METHODS = ("cam", "random")
 METRICS: dict[str, Metric] = {
@@ -41,9 +42,12 @@ METRICS: dict[str, Metric] = {
 class Numbers(ImageAverage):
     """The average of the numbers themselves."""
 
+    def measure(self, sample: Sample) -> None:
+        """No callback runs it."""
+
     def update(self, numbers: Tensor) -> None:
         """Add numbers (N,)."""
-        self._add(numbers.double())
+        self.add(numbers.double())
 
 
 class OtherNumbers(Numbers):
@@ -51,7 +55,7 @@ class OtherNumbers(Numbers):
 
     def update(self, numbers: Tensor) -> None:
         """Add the magnitudes of numbers (N,)."""
-        self._add(numbers.double().abs())
+        self.add(numbers.double().abs())
 
 
 def batch_of(n: int, seed: int) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def parts(batches: list[Batch]) -> list[tuple[float, float, float]]:
 
 def of_images(control: Attribution, images: Tensor) -> Tensor:
     """The maps of a method that knows nothing but the images."""
-    trace: Any = SimpleNamespace(images=images)
+    trace: Any = SimpleNamespace(images=images, noise_source=images)
     return control(trace, torch.zeros(len(images), dtype=torch.long))
 
 

@@ -8,10 +8,15 @@ import torch
 from metrics.contract import Batch, values_on_two_ranks
 from torchmetrics import Metric, MetricCollection
 
-from lightning_xai.metrics.curves import Deletion, Insertion
-from lightning_xai.metrics.road import ROAD
-from lightning_xai.metrics.robustness import Infidelity, MaxSensitivity
-from lightning_xai.metrics.sanity import ClassSensitivity, ParameterRandomization
+from lightning_xai.metrics import (
+    ROAD,
+    ClassSensitivity,
+    Deletion,
+    Infidelity,
+    Insertion,
+    MaxSensitivity,
+    ParameterRandomization,
+)
 
 METRICS: dict[str, Metric] = {
     "deletion": Deletion(steps=3, keep_values=True),

@@ -16,8 +16,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from lightning_xai import GradCAM, GuidedGradient, InputGradient, explain
 from lightning_xai.attribution import Attribution
-from lightning_xai.metrics.sanity import (
-    SIMILARITIES,
+from lightning_xai.metrics import (
     ClassSensitivity,
     ParameterRandomization,
     class_sensitivity,
@@ -26,6 +25,7 @@ from lightning_xai.metrics.sanity import (
     random_other_targets,
     randomizable_layers,
 )
+from lightning_xai.metrics.similarity import SIMILARITIES
 from lightning_xai.scores import second_best
 
 LAYERS = ["head", "bn2", "conv2", "bn1", "conv1"]
@@ -141,7 +141,7 @@ class TestSimilarities:
             sizes.append(len(first))
             return structural_similarity_index_measure(first, second, **options)
 
-        monkeypatch.setattr("lightning_xai.metrics.sanity.structural_similarity_index_measure", counted)
+        monkeypatch.setattr("lightning_xai.metrics.similarity.structural_similarity_index_measure", counted)
         assert map_similarities(*two_maps(5)).shape == (5, 3)
         assert sizes == [1] * 5
 

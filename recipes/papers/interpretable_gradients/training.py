@@ -16,13 +16,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
-from torchmetrics import Metric
 from torchvision.transforms import v2
 
 import lightning_xai as xai
 from common.data.cifar import MEAN, STD, CifarResNet, cifar10
 from common.data.generated import GeneratedImages
 from lightning_xai import attribution, metrics
+from lightning_xai.metrics import ExplanationMetric
 
 LAYER = "layer3"
 STANDARD: dict[str, Any] = {"mean": MEAN, "std": STD}
@@ -208,17 +208,25 @@ def measured(
         "gradcam": xai.GradCAM(LAYER),
         "gradcam_plus_plus": xai.GradCAMPlusPlus(LAYER),
     }
-    confidence: list[Metric] = [metrics.AverageDrop(), metrics.AverageIncrease(), metrics.AverageGain()]
-    look: list[Metric] = [metrics.GradientAlignment(), metrics.GradientVariation(), metrics.GradientRoughness()]
-    fixed = controls(reference)
-    wide = xai.Faithfulness(methods, confidence + look, controls=fixed, n_images=scale.explained, **STANDARD)
+    confidence: list[ExplanationMetric] = [
+        metrics.AverageDrop(),
+        metrics.AverageIncrease(),
+        metrics.AverageGain(),
+    ]
+    look: list[ExplanationMetric] = [
+        metrics.GradientAlignment(),
+        metrics.GradientVariation(),
+        metrics.GradientRoughness(),
+    ]
+    measured: dict[str, Any] = {"controls": controls(reference), "control_images": None, **STANDARD}
+    wide = xai.Faithfulness(methods, confidence + look, n_images=scale.explained, **measured)
     module.hits, module.seen = 0.0, 0
     _trainer(callbacks=[wide]).test(module, DataLoader(TensorDataset(images, labels), 250), verbose=False)
     accuracy, maps = 100 * module.hits / module.seen, _means(wide.states[0])
     if scale.masked:
         dear = methods | {"scorecam": attribution.ScoreCAM(LAYER)}
-        curves: list[Metric] = [metrics.Insertion(steps=8), metrics.Deletion(steps=8)]
-        narrow = xai.Faithfulness(dear, confidence + curves, controls=fixed, n_images=scale.masked, **STANDARD)
+        curves: list[ExplanationMetric] = [metrics.Insertion(steps=8), metrics.Deletion(steps=8)]
+        narrow = xai.Faithfulness(dear, confidence + curves, n_images=scale.masked, **measured)
         few = TensorDataset(images[: scale.masked], labels[: scale.masked])
         _trainer(callbacks=[narrow]).test(module, DataLoader(few, 32), verbose=False)
         for name, values in _means(narrow.states[0]).items():

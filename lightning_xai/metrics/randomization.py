@@ -1,35 +1,20 @@
-"""Sanity checks: maps that explain a model must change when its parameters do, or when another class is explained.
-
-Guided methods are known to fail both: they draw edges whatever the model (Adebayo et al., "Sanity Checks for Saliency
-Maps", NeurIPS 2018, https://arxiv.org/abs/1810.03292). A map that passes may still be wrong: noise passes.
-"""
+"""Sanity check by randomisation: maps that explain a model must change when its parameters do."""
 
 from __future__ import annotations
 
 import copy
 import zlib
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from torch import Tensor, nn
-from torchmetrics.functional.image import structural_similarity_index_measure
 
-from lightning_xai.metrics.averages import ImageAverage
-from lightning_xai.metrics.curves import featureless
-from lightning_xai.metrics.sample import Sample
-from lightning_xai.noise import generators
-from lightning_xai.ranks import rank_correlation
-from lightning_xai.scores import predicted, second_best
-
-SIMILARITIES = ("rank_correlation", "absolute_rank_correlation", "ssim")
-"""What the last dimension of similarities is, in this order."""
-
-_SMALLEST_SIDE = 6
-"""Pixels; the window of SSIM is reflected by five."""
+from lightning_xai.metrics.base import Number
+from lightning_xai.metrics.sample import Batch, Sample
+from lightning_xai.metrics.similarity import SIMILARITIES, SimilarityMetric, check_similarities, map_similarities
 
 
 class Randomization(NamedTuple):
@@ -46,43 +31,6 @@ class Randomization(NamedTuple):
 
     layers: list[str]
     randomization_similarities: Tensor
-
-
-def map_similarities(maps: Tensor, others: Tensor) -> Tensor:
-    """Three similarities of maps, those of Adebayo et al. 2018 without the histogram of gradients.
-
-    ``rank_correlation``: Spearman's, of the signed maps ("diverging" in the paper). ``absolute_rank_correlation``: of
-    their magnitudes. ``ssim``: structural similarity (Gaussian window, sigma 1.5) of the magnitudes, each map divided
-    by its largest. Tied pixels share their mean rank; torchmetrics' rank correlation sums the ranks of ties in 32 bits,
-    too few for the zeros of a large CAM.
-
-    Args:
-        maps: Maps (N,H,W), H and W at least 6.
-        others: Maps (N,H,W) to compare each with.
-
-    Returns:
-        Similarities (N,3), float64: correlations in [-1, 1], SSIM in [-1, 1]; 1 for equal maps. NaN where a map is
-        `featureless`; where its magnitude alone is constant, of what is made of that.
-
-    Raises:
-        ValueError: If shapes differ or maps are too small.
-
-    Example:
-        >>> maps = torch.arange(36.0).view(1, 6, 6)
-        >>> map_similarities(maps, -maps)
-        tensor([[-1.,  1.,  1.]], dtype=torch.float64)
-    """
-    if maps.shape != others.shape or maps.ndim != 3 or min(maps.shape[1:]) < _SMALLEST_SIDE:
-        raise ValueError(
-            f"`maps` and `others` expected one shape (N,H,W) with sides of {_SMALLEST_SIDE} pixels or more, "
-            f"got {tuple(maps.shape)} and {tuple(others.shape)}."
-        )
-    unknown = featureless(maps) | featureless(others)
-    first, second = (values.detach().double().masked_fill(unknown[:, None, None], 1.0) for values in (maps, others))
-    correlations = rank_correlation(first, second), rank_correlation(first.abs(), second.abs())
-    return torch.stack([*correlations, _ssim(first.abs(), second.abs())], dim=1).masked_fill(
-        unknown[:, None], torch.nan
-    )
 
 
 def parameter_randomization(
@@ -153,127 +101,7 @@ def randomizable_layers(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if _own_parameters(module)][::-1]
 
 
-def class_sensitivity(explain: Callable[[Tensor], Tensor], targets: Tensor, other_targets: Tensor) -> Tensor:
-    """Similarity of the maps that explain one class and another one of the same images.
-
-    Args:
-        explain: Targets (N,) to maps (N,H,W) of the same images.
-        targets: Class of each image, (N,), such as the predicted one.
-        other_targets: Another class of each image, (N,): `second_best`, the hardest to tell
-            from the first, or `random_other_targets`.
-
-    Returns:
-        Similarities (N,3) as `map_similarities` orders them.
-
-    Raises:
-        ValueError: If the classes of an image are the same, or maps are not (N,H,W).
-
-    Example:
-        >>> rows = torch.arange(6.0).view(1, 6, 1)
-        >>> explain = lambda targets: (1 - 2 * targets[:, None, None]) * rows.expand(1, 6, 6)
-        >>> class_sensitivity(explain, torch.tensor([0]), torch.tensor([1]))
-        tensor([[-1.,  1.,  1.]], dtype=torch.float64)
-    """
-    if targets.shape != other_targets.shape or (targets == other_targets).any():
-        raise ValueError(
-            f"`other_targets` expected another class for each image, got {other_targets.tolist()} beside "
-            f"{targets.tolist()}."
-        )
-    return map_similarities(explain(targets), explain(other_targets))
-
-
-def random_other_targets(images: Tensor, targets: Tensor, n_classes: int, *, seed: int = 0) -> Tensor:
-    """A class drawn for each image from all but its own.
-
-    Args:
-        images: Images (N,C,H,W), whose content seeds the draw, so that batch and order do not matter.
-        targets: Class of each image, (N,).
-        n_classes: Number of classes K, at least 2.
-        seed: Any integer.
-
-    Returns:
-        Targets (N,), int64, never the image's own.
-
-    Raises:
-        ValueError: If there are fewer than two classes.
-
-    Example:
-        >>> random_other_targets(torch.zeros(1, 1, 1, 1), torch.tensor([0]), 2)
-        tensor([1])
-    """
-    if n_classes < 2:
-        raise ValueError(f"`n_classes` expected 2 or more, got {n_classes}.")
-    shifts = [torch.randint(1, n_classes, (), generator=generator) for generator in generators(images, seed)]
-    return (targets + torch.stack(shifts).to(targets.device)) % n_classes
-
-
-class _SimilarityMetric(ImageAverage):
-    """Averages of the three similarities; the value of an image is the signed rank correlation."""
-
-    higher_is_better = False
-    plot_lower_bound = -1.0
-    plot_upper_bound = 1.0
-    prefix: str
-
-    similarity_sums: Tensor
-
-    def __init__(self, *, keep_values: bool = False, **kwargs: Any) -> None:
-        super().__init__(keep_values=keep_values, **kwargs)
-        self.add_state("similarity_sums", torch.zeros(3, dtype=torch.float64), dist_reduce_fx="sum")
-
-    def compute(self) -> dict[str, Tensor]:  # type: ignore[override]  # several numbers
-        """Averages of the three similarities over images, float64."""
-        super().compute()
-        means = self.similarity_sums / (self.n_images - self.n_nan)
-        return {f"{self.prefix}_{name}": mean for name, mean in zip(SIMILARITIES, means, strict=True)}
-
-    def _add_similarities(self, values: Tensor) -> None:
-        known = ~values.isnan().any(1)
-        self.similarity_sums = self.similarity_sums + values[known].sum(0)
-        self._add(values[:, 0].where(known, torch.nan))
-
-
-class ClassSensitivity(_SimilarityMetric):
-    """Class sensitivity: average similarity of the maps for two classes of an image; lower is better.
-
-    Maps that are alike whatever class they explain, as those of guided backpropagation are, say nothing about the
-    decision. Range [-1, 1]; 1 fails entirely, and near 0 is as good as below: classes may share evidence.
-
-    ``update(class_similarities)`` takes what `class_sensitivity` returns. ``compute()`` gives a dict of three
-    numbers, float64, NaN without images. Images one of whose maps is `featureless` have no
-    similarity, are left out and counted in ``n_undefined``.
-
-    Args:
-        keep_values: Whether to keep the rank correlation of each image, over all processes, for ``values``.
-        kwargs: Options of `torchmetrics.Metric`.
-
-    Attributes:
-        values: After ``compute()``, the rank correlation of each image, (N,), float64; None unless kept.
-        n_undefined: After ``compute()``, the number of images that were left out.
-
-    Example:
-        >>> metric = ClassSensitivity()
-        >>> metric.update(torch.tensor([[-0.5, 0.25, 0.75]]))
-        >>> {name: value.item() for name, value in metric.compute().items()}
-        {'class_rank_correlation': -0.5, 'class_absolute_rank_correlation': 0.25, 'class_ssim': 0.75}
-    """
-
-    prefix = "class"
-
-    def update(self, class_similarities: Tensor) -> None:
-        """Add similarities (N,3) of one batch."""
-        _check_similarities("class_similarities", class_similarities, (3,))
-        self._add_similarities(class_similarities.detach().double())
-
-    def measure(self, sample: Sample) -> dict[str, Tensor]:
-        """Arguments of ``update``: the other class is the second best, or the best where that one was explained."""
-        others = second_best(sample.logits)
-        others = torch.where(others == sample.targets, predicted(sample.logits), others)
-        explain = partial(sample.explain, sample.images)
-        return {"class_similarities": class_sensitivity(explain, sample.targets, others)}
-
-
-class ParameterRandomization(_SimilarityMetric):
+class ParameterRandomization(SimilarityMetric):
     """Parameter randomisation: average similarity of maps before and after layers are randomised; lower is better.
 
     From Adebayo et al., NeurIPS 2018. Maps that stay while the model is destroyed do not explain it. Range [-1, 1]; 1
@@ -306,6 +134,13 @@ class ParameterRandomization(_SimilarityMetric):
     """
 
     prefix = "randomization"
+    numbers: ClassVar[Mapping[str, Number]] = {
+        "randomization_rank_correlation": Number("Parameter randomisation: rank correlation", "", False),
+        "randomization_absolute_rank_correlation": Number(
+            "Parameter randomisation: rank correlation of magnitudes", "", False
+        ),
+        "randomization_ssim": Number("Parameter randomisation: SSIM", "", False),
+    }
 
     layer_sums: Tensor
     layer_counts: Tensor
@@ -318,15 +153,19 @@ class ParameterRandomization(_SimilarityMetric):
         self.add_state("layer_sums", torch.zeros(len(layers), 3, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("layer_counts", torch.zeros(len(layers), dtype=torch.long), dist_reduce_fx="sum")
 
+    def measure(self, sample: Sample) -> None:
+        """Update; the methods share the copies of the classifier and their passes."""
+        self.update(sample.batch.once(_by_method, self.layers)[sample.name])
+
     def update(self, randomization_similarities: Tensor) -> None:
         """Add similarities (N,L,3) of one batch."""
-        _check_similarities("randomization_similarities", randomization_similarities, (len(self.layers), 3))
+        check_similarities("randomization_similarities", randomization_similarities, (len(self.layers), 3))
         values = randomization_similarities.detach().double()
         known = ~values.isnan().any(2)
         values = values.where(known[..., None], torch.nan)
         self.layer_sums = self.layer_sums + values.nansum(0)
         self.layer_counts = self.layer_counts + known.sum(0)
-        self._add_similarities(values.nanmean(1))
+        self.add_similarities(values.nanmean(1))
 
     def compute(self) -> dict[str, Tensor]:  # type: ignore[override]  # several numbers
         """Averages over images of the means over layers, float64."""
@@ -360,12 +199,16 @@ class ParameterRandomization(_SimilarityMetric):
         return ax.figure, ax
 
 
-def _ssim(first: Tensor, second: Tensor) -> Tensor:
-    # One pair at a time and in float32: convolutions in float64 unfold their input, 20 GB for 80 maps of 224 pixels.
-    units = [(values / values.amax((1, 2), keepdim=True))[:, None].float() for values in (first, second)]
-    ssim = partial(structural_similarity_index_measure, data_range=1.0, reduction="none")
-    values = [cast(Tensor, ssim(one[None], other[None])) for one, other in zip(*units, strict=True)]
-    return torch.cat(values).double() if values else first.new_zeros(0).double()
+def _by_method(batch: Batch, layers: Sequence[str]) -> dict[str, Tensor]:
+    """Similarities (N,L,3) by method."""
+    names = list(batch.maps)
+
+    def explain(model: nn.Module) -> Tensor:
+        found = batch.classifier.explain(names, batch.images, batch.targets, model=model)
+        return torch.cat([found[name] for name in names])
+
+    similarities = parameter_randomization(batch.classifier.model, explain, layers=layers).randomization_similarities
+    return dict(zip(names, similarities.split(len(batch.images)), strict=True))
 
 
 def _own_parameters(module: nn.Module) -> list[nn.Parameter]:
@@ -399,8 +242,3 @@ def _reset(module: nn.Module) -> None:
     for parameter in _own_parameters(module):
         values = parameter.detach()
         nn.init.normal_(parameter, values.mean().item(), values.std(correction=0).item())
-
-
-def _check_similarities(name: str, values: Tensor, expected: tuple[int, ...]) -> None:
-    if values.ndim != len(expected) + 1 or values.shape[1:] != expected:
-        raise ValueError(f"`{name}` expected shape (N, {', '.join(map(str, expected))}), got {tuple(values.shape)}.")
