@@ -121,7 +121,10 @@ def to_pixels(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
                 [0.2500, 0.5000, 1.0000]])
     """
     if images.ndim == 4 and images.shape[1] not in (1, 3):
-        raise ValueError(f"`images` expected shape (N, C, H, W) with C = 1 or 3, got shape {tuple(images.shape)}.")
+        raise ValueError(
+            f"`images` expected shape (N, C, H, W) with C = 1 or 3 for pictures, got shape {tuple(images.shape)} with "
+            f"{len(mean)} means."
+        )
     return _unstandardized(images, mean, std).clamp(0, 1).expand(-1, 3, -1, -1)
 
 

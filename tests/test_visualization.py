@@ -59,13 +59,20 @@ def test_pixels_are_clamped_and_float32() -> None:
 
 
 @pytest.mark.parametrize("check", [to_pixels, check_standardized])
-@pytest.mark.parametrize(
-    ("shape", "channels"), [((1, 3, 4, 4), 1), ((1, 1, 4, 4), 3), ((1, 4, 4, 4), 4), ((3, 4, 4), 3)]
-)
+@pytest.mark.parametrize(("shape", "channels"), [((1, 3, 4, 4), 1), ((1, 1, 4, 4), 3), ((3, 4, 4), 3)])
 def test_channels_that_do_not_fit_are_named(check, shape: tuple[int, ...], channels: int) -> None:
     """The error tells the shape and how many statistics came."""
     with pytest.raises(ValueError, match=rf"`images` expected shape .*got shape \(.*{channels} means"):
         check(torch.zeros(shape), [0.5] * channels, [0.5] * channels)
+
+
+def test_other_channels_are_no_picture_but_can_be_checked() -> None:
+    """Satellites and microscopes have any number of them."""
+    with pytest.raises(ValueError, match="C = 1 or 3 for pictures, got shape"):
+        to_pixels(torch.zeros(1, 4, 4, 4), [0.5] * 4, [0.5] * 4)
+    check_standardized(torch.rand(2, 4, 8, 8) - 0.5, [0.5] * 4, [1.0] * 4)
+    with pytest.raises(ValueError, match="expected to be standardised"):
+        check_standardized(9 * torch.rand(2, 4, 8, 8), [0.5] * 4, [1.0] * 4)
 
 
 # Do the images match the statistics?

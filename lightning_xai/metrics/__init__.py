@@ -32,11 +32,9 @@ from lightning_xai.metrics.localization import EnergyInBox, PointingGame, energy
 from lightning_xai.metrics.masking import degenerate, masked_images, masked_scores, normalized_masks
 from lightning_xai.metrics.patch_masking import SIZES, MaximalPatchMasking, patch_masked_scores
 from lightning_xai.metrics.perturbation import (
-    Curve,
     PerturbationCurves,
     curve_area,
     deletion_curve,
-    featureless,
     insertion_curve,
     perturbation_curves,
 )
@@ -60,6 +58,7 @@ from lightning_xai.metrics.robustness import (
 from lightning_xai.metrics.sample import Batch, Sample, Setting
 from lightning_xai.metrics.similarity import map_similarities
 from lightning_xai.metrics.statistics import Comparison, compare
+from lightning_xai.metrics.sweep import Curve, featureless
 
 __all__ = [
     "ADCC",

@@ -12,8 +12,12 @@ from torch import Tensor
 from lightning_xai.baselines import Baseline, blurred
 from lightning_xai.metrics.averages import ImageAverage
 from lightning_xai.metrics.forwards import float64_logits
-from lightning_xai.metrics.perturbation import STEPS, Curve, Sweep, curve_area, sweep
+from lightning_xai.metrics.perturbation import curve_area
 from lightning_xai.metrics.sample import Batch, Sample
+from lightning_xai.metrics.sweep import STEPS, Curve, Sweep, sweep
+
+TOLERANCE = 0.2
+"""Probability by which the ends of a stretch differ, else it is taken to be straight."""
 
 
 class CurveMetric(ImageAverage):
@@ -25,6 +29,7 @@ class CurveMetric(ImageAverage):
 
     Args:
         steps: Number of steps of the curves.
+        tolerance: For callbacks: between points of a curve that differ by less no further one is computed.
         keep_values: Whether to keep the area of each image, over all processes, for ``values``.
         kwargs: Options of `torchmetrics.Metric`.
 
@@ -42,10 +47,13 @@ class CurveMetric(ImageAverage):
     fraction_sums: Tensor
     curve_sums: Tensor
 
-    def __init__(self, *, steps: int = STEPS, keep_values: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self, *, steps: int = STEPS, tolerance: float = TOLERANCE, keep_values: bool = False, **kwargs: Any
+    ) -> None:
         super().__init__(keep_values=keep_values, **kwargs)
         self.fractions = self.curve = torch.empty(0)
         self.steps = steps
+        self.tolerance = tolerance
         for name in ("fraction_sums", "curve_sums"):
             self.add_state(name, torch.zeros(steps + 1, dtype=torch.float64), dist_reduce_fx="sum")
 
@@ -109,7 +117,7 @@ class Deletion(CurveMetric):
 
     def measure(self, sample: Sample) -> None:
         """Update with the way from the image to the callback's baseline."""
-        fractions, curves = sample.batch.once(_deletion, self.steps)
+        fractions, curves = sample.batch.once(_deletion, self.steps, self.tolerance)
         self.update(fractions, curves[list(sample.methods).index(sample.name)])
 
     def update(self, fractions: Tensor, deletion_curve: Tensor) -> None:
@@ -137,7 +145,7 @@ class Insertion(CurveMetric):
 
     def measure(self, sample: Sample) -> None:
         """Update with the way from the blurred image to the image."""
-        fractions, curves = sample.batch.once(_insertion, self.steps)
+        fractions, curves = sample.batch.once(_insertion, self.steps, self.tolerance)
         self.update(fractions, curves[list(sample.methods).index(sample.name)])
 
     def update(self, fractions: Tensor, insertion_curve: Tensor) -> None:
@@ -145,21 +153,22 @@ class Insertion(CurveMetric):
         self.add_curves(fractions, insertion_curve)
 
 
-def _sweep(batch: Batch, steps: int) -> Sweep:
+def _sweep(batch: Batch, steps: int, tolerance: float) -> Sweep:
     data = batch.classifier.predict, batch.images, batch.stacked_maps, batch.targets
-    return sweep(*data, steps=steps, score=batch.probability, batch_size=batch.classifier.batch_size)
+    options: dict[str, Any] = {"steps": steps, "tolerance": tolerance, "score": batch.probability}
+    return sweep(*data, batch_size=batch.classifier.batch_size, **options)
 
 
-def _deletion(batch: Batch, steps: int) -> Curve:
+def _deletion(batch: Batch, steps: int, tolerance: float) -> Curve:
     """The curves (M,N,S+1) of all methods; the image's own score is known."""
     baseline = batch.setting.baseline
     ends = batch.scores.exp(), batch.once(_probabilities_behind, baseline)
-    return batch.once(_sweep, steps).curve(batch.images, _behind(batch, baseline), ends)
+    return batch.once(_sweep, steps, tolerance).curve(batch.images, _behind(batch, baseline), ends)
 
 
-def _insertion(batch: Batch, steps: int) -> Curve:
+def _insertion(batch: Batch, steps: int, tolerance: float) -> Curve:
     ends = batch.once(_probabilities_behind, blurred), batch.scores.exp()
-    return batch.once(_sweep, steps).curve(_behind(batch, blurred), batch.images, ends)
+    return batch.once(_sweep, steps, tolerance).curve(_behind(batch, blurred), batch.images, ends)
 
 
 def _behind(batch: Batch, baseline: Baseline) -> Tensor:

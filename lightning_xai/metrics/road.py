@@ -18,8 +18,8 @@ from torch import Tensor
 from lightning_xai.metrics.averages import ImageAverage
 from lightning_xai.metrics.base import Number
 from lightning_xai.metrics.forwards import check_maps, float64_logits
-from lightning_xai.metrics.perturbation import relevance_ranks
 from lightning_xai.metrics.sample import Sample
+from lightning_xai.metrics.sweep import relevance_ranks
 from lightning_xai.noise import generators
 from lightning_xai.scores import post_softmax, predicted
 from lightning_xai.types import Score

@@ -14,7 +14,7 @@ from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from lightning_xai.metrics.averages import ImageAverage
-from lightning_xai.metrics.perturbation import featureless
+from lightning_xai.metrics.sweep import featureless
 from lightning_xai.ranks import rank_correlation
 
 SIMILARITIES = ("rank_correlation", "absolute_rank_correlation", "ssim")

@@ -161,7 +161,7 @@ def test_a_yaml_file_says_everything(name: str, command_line: Callable[..., Any]
     assert isinstance(methods["guided"], GuidedGradient)
     assert methods["random"] == Random(7)
     assert isinstance(measured.metrics["AverageDrop"], AverageDrop)
-    assert (measured.baseline, measured.targets) == (mean_color, label)
+    assert (measured.setting.baseline, measured.targets) == (mean_color, label)
     assert drawn.attributions == {"plus": GradCAMPlusPlus()}
     assert (drawn.targets, drawn.class_names) == (None, ["ant", "bee", "cat"])
 

@@ -23,7 +23,7 @@ from lightning_xai.metrics import (
     insertion_curve,
     perturbation_curves,
 )
-from lightning_xai.metrics.perturbation import relevance_ranks
+from lightning_xai.metrics.sweep import relevance_ranks
 
 ZERO = torch.tensor(0.0)
 FIRST = torch.tensor([0])
@@ -32,11 +32,11 @@ each_curve = pytest.mark.parametrize("function", [deletion_curve, insertion_curv
 
 
 def batch_of(n: int, seed: int) -> Batch:
-    """Random curves (n,9) at uneven fractions, which are others in each batch."""
+    """Random curves (n,17) at uneven fractions, which are others in each batch."""
     generator = torch.Generator().manual_seed(seed)
-    fractions = torch.rand(8, generator=generator, dtype=torch.float64).cumsum(0)
+    fractions = torch.rand(16, generator=generator, dtype=torch.float64).cumsum(0)
     fractions = torch.cat([torch.zeros(1), fractions / fractions[-1]])
-    deletion, insertion = torch.rand(2, n, 9, generator=generator, dtype=torch.float64)
+    deletion, insertion = torch.rand(2, n, 17, generator=generator, dtype=torch.float64)
     return {"fractions": fractions, "deletion_curve": deletion, "insertion_curve": insertion}
 
 
@@ -313,7 +313,7 @@ class TestErrors:
 
     def test_curves_of_another_number_of_steps_are_refused(self) -> None:
         """The remedy is named."""
-        with pytest.raises(ValueError, match=r"9 points for 8 steps, got 3. Create `Insertion\(steps=2\)`"):
+        with pytest.raises(ValueError, match=r"17 points for 16 steps, got 3. Create `Insertion\(steps=2\)`"):
             Insertion().update(torch.tensor([0.0, 0.5, 1.0]), torch.zeros(1, 3))
 
 

@@ -1,0 +1,211 @@
+"""The order of pixels by relevance, and the way from one image to another in that order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_xai.metrics.forwards import check_maps, scores_of
+from lightning_xai.metrics.masking import degenerate
+from lightning_xai.scores import post_softmax
+from lightning_xai.types import Score
+
+STEPS = 16
+COARSE = 4
+"""Stretches at whose ends a curve is always computed."""
+
+
+class Curve(NamedTuple):
+    """One curve for each image, ``Deletion().update(*curve)``.
+
+    Attributes:
+        fractions: Share of the pixels that were perturbed, (S+1,), float64, from 0 to 1.
+        probabilities: Score of each image's class at these shares, (N,S+1), float64.
+
+    Example:
+        >>> Curve(torch.tensor([0.0, 1.0]), torch.tensor([[0.9, 0.1]])).fractions
+        tensor([0., 1.])
+    """
+
+    fractions: Tensor
+    probabilities: Tensor
+
+
+def featureless(maps: Tensor) -> Tensor:
+    """Which maps put pixels into no order: constant (up to rounding, whatever the sign), or not finite.
+
+    Metrics that use the signed order of pixels treat such maps as constant ones; this function is there to count them.
+    For metrics that take the ReLU of a map there is `degenerate`.
+
+    Args:
+        maps: Maps (N,H,W).
+
+    Returns:
+        Whether each map is featureless, (N,), bool.
+
+    Raises:
+        ValueError: If the maps are of another shape.
+
+    Example:
+        >>> featureless(torch.tensor([[[0.0, 1.0]], [[-1.0, -2.0]], [[0.5, 0.5]], [[torch.nan, 1.0]]]))
+        tensor([False, False,  True,  True])
+    """
+    return degenerate(maps) & degenerate(-maps)
+
+
+def relevance_ranks(maps: Tensor) -> Tensor:
+    """Place of each pixel when pixels are sorted by relevance, 0 for the most relevant one.
+
+    The signed map is sorted: what speaks against the class comes last. Equal pixels are sorted as they are read, row
+    by row from the upper left corner; so are all pixels of a map that is `featureless`.
+
+    Args:
+        maps: Maps (N,H,W).
+
+    Returns:
+        Ranks (N,H,W) in [0, HW), int64.
+
+    Raises:
+        ValueError: If the maps are of another shape.
+
+    Example:
+        >>> relevance_ranks(torch.tensor([[[0.0, -1.0], [5.0, 0.0]]]))
+        tensor([[[1, 3],
+                 [0, 2]]])
+    """
+    maps = maps.detach().masked_fill(featureless(maps)[:, None, None], 0.0)
+    order = maps.flatten(1).argsort(dim=1, descending=True, stable=True)
+    places = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    return torch.empty_like(order).scatter_(1, order, places).view_as(maps)
+
+
+@dataclass(frozen=True, eq=False)
+class Sweep:
+    """The way from one image to another, pixel by pixel in the order of maps; what `sweep` makes.
+
+    Attributes:
+        predict: The classifier.
+        targets: Class of each image, (N,).
+        ranks: Place of each pixel in the order, (N,H,W) or (M,N,H,W).
+        counts: Number of pixels that have been replaced at each point, (S+1,).
+        score: What is drawn.
+        tolerance: Scores that differ by less than this have a straight line between them.
+        batch_size: Most images in one forward.
+    """
+
+    predict: Callable[[Tensor], Tensor]
+    targets: Tensor
+    ranks: Tensor
+    counts: Tensor
+    score: Score
+    tolerance: float
+    batch_size: int
+
+    def at(self, images: Tensor) -> Tensor:
+        """Scores (N,) of images as they are."""
+        return self._scores(lambda some: images[some], self.targets)
+
+    def curve(self, first: Tensor, last: Tensor, ends: tuple[Tensor, Tensor] | None = None) -> Curve:
+        """Scores while pixels of some images (N,C,H,W) are replaced by those of others, most relevant first.
+
+        Args:
+            first: Where the way begins.
+            last: Where it ends.
+            ends: Scores (N,) of both, where they are known: two points less to compute.
+
+        Returns:
+            The curve of each map.
+        """
+        n_maps, n, n_points = self.ranks.shape[:-2].numel(), len(first), len(self.counts)
+        fractions = self.counts.double() / self.counts[-1]
+        values = torch.full((n_maps, n_points), torch.nan, dtype=torch.float64, device=fractions.device)
+        known = torch.zeros_like(values, dtype=torch.bool)
+        if ends is not None:
+            known[:, [0, -1]] = True
+            values[:, 0], values[:, -1] = (end.repeat(n_maps // max(1, n)) for end in ends)
+
+        # First at a few points of all maps, then in the middle of every stretch whose ends differ, and of its halves.
+        wanted = torch.zeros_like(known)
+        coarse = sorted({round(i * (n_points - 1) / COARSE) for i in range(COARSE + 1)})
+        wanted[:, coarse] = True
+        stretches = list(pairwise(coarse))
+        while True:
+            point, of = (wanted & ~known).T.nonzero(as_tuple=True)
+            values[of, point] = self._replaced(first, last, of, self.counts[point])
+            known |= wanted
+            middles = [(low, (low + high) // 2, high) for low, high in stretches if high - low > 1]
+            if not middles:
+                return Curve(fractions, values.view(*self.ranks.shape[:-2], n_points))
+            for low, middle, high in middles:
+                rise, share = (
+                    values[:, high] - values[:, low],
+                    (fractions[middle] - fractions[low]) / (fractions[high] - fractions[low]),
+                )
+                values[:, middle] = values[:, low] + share * rise
+                # Not `>=`, which NaN is never.
+                wanted[:, middle] = known[:, low] & known[:, high] & ~(rise.abs() < self.tolerance)
+            stretches = [half for low, middle, high in middles for half in ((low, middle), (middle, high))]
+
+    def _replaced(self, first: Tensor, last: Tensor, of: Tensor, counts: Tensor) -> Tensor:
+        """Scores (J,) of the images of some maps with so many pixels replaced; passes are filled across both."""
+        ranks, n = self.ranks.flatten(0, -3), len(first)
+
+        def replaced(some: Tensor) -> Tensor:
+            chosen = (ranks[of[some]] < counts[some, None, None])[:, None]
+            return torch.where(chosen, last[of[some] % n], first[of[some] % n])
+
+        return self._scores(replaced, self.targets[of % max(1, n)])
+
+    def _scores(self, made: Callable[[Tensor], Tensor], targets: Tensor) -> Tensor:
+        return scores_of(self.predict, made, targets, score=self.score, batch_size=self.batch_size)
+
+
+def sweep(
+    predict: Callable[[Tensor], Tensor],
+    images: Tensor,
+    maps: Tensor,
+    targets: Tensor,
+    *,
+    steps: int = STEPS,
+    score: Score = post_softmax,
+    tolerance: float = 0.0,
+    batch_size: int | None = None,
+) -> Sweep:
+    """What deletion and insertion share: the order of the pixels, and how many are replaced at each point.
+
+    Args:
+        predict: As for `deletion_curve`, and so are the arguments that are not listed.
+        images: Images (N,C,H,W).
+        maps: Maps (N,H,W), or those of several methods, (M,N,H,W).
+        targets: Class of each image, (N,).
+        steps: Number of steps S, in [1, HW].
+        score: What is drawn.
+        tolerance: Between neighbouring points whose scores differ by less no point is computed.
+        batch_size: Most images in one forward; None for N.
+
+    Returns:
+        The way, for any two ends.
+
+    Raises:
+        ValueError: If maps or targets do not belong to the images, or a number is out of range.
+
+    Example:
+        >>> images = torch.zeros(2, 1, 2, 2)
+        >>> sweep(lambda images: images, images, images[:, 0], torch.tensor([0, 0]), steps=2).counts
+        tensor([0, 2, 4])
+    """
+    check_maps(images, maps, targets)
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"`batch_size` expected 1 or more, or None for all images, got {batch_size}.")
+    pixels = images.shape[2] * images.shape[3]
+    if not 1 <= steps <= pixels:
+        raise ValueError(f"`steps` expected a number in [1, {pixels}], the number of pixels, got {steps}.")
+    # Rounded up in whole numbers.
+    counts = -(-torch.arange(steps + 1, device=images.device) * pixels // steps)
+    ranks = relevance_ranks(maps.flatten(0, -3)).view(maps.shape)
+    return Sweep(predict, targets, ranks, counts, score, tolerance, batch_size or max(1, len(images)))
