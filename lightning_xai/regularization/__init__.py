@@ -1,6 +1,7 @@
 """The guided-gradient training term: error functions, schedules of its weight, the loss and the mixin."""
 
 from lightning_xai.regularization.adaptive import AdaptiveWeight, GradientProducts, GradientShare
+from lightning_xai.regularization.alignment import gradient_pair
 from lightning_xai.regularization.errors import (
     CenteredSigmoidMaskingLoss,
     CosineLoss,
@@ -19,7 +20,7 @@ from lightning_xai.regularization.teachers import (
     negative_loss_teacher,
     weight_by_error,
 )
-from lightning_xai.regularization.term import GuidedGradientLoss, GuidedGradientTerms, gradient_pair
+from lightning_xai.regularization.term import GuidedGradientLoss, GuidedGradientTerms
 
 __all__ = [
     "AdaptiveWeight",

@@ -8,7 +8,9 @@ import pytorch_lightning as pl
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_xai.regularization.term import Criterion, GuidedGradientLoss, GuidedGradientTerms
+from lightning_xai.regularization.alignment import Criterion
+from lightning_xai.regularization.refusals import require_strategy
+from lightning_xai.regularization.term import GuidedGradientLoss, GuidedGradientTerms
 
 if TYPE_CHECKING:  # it is mixed into a LightningModule, of either package
     _LightningModule = pl.LightningModule
@@ -91,27 +93,6 @@ class GuidedGradientMixin(_LightningModule):
         logged = {f"train/{term.name(classifier)}/{key}": value for key, value in _logged(term, terms).items()}
         self.log_dict(logged, batch_size=len(images))
         return terms.loss, terms.logits
-
-
-def require_strategy(trainer: pl.Trainer | None) -> None:
-    """Refuse strategies that split parameters: their hooks run one plain backward pass, and no other.
-
-    Args:
-        trainer: The Trainer; None where there is none.
-
-    Raises:
-        RuntimeError: For FSDP, DeepSpeed and tensor parallelism, with what to do instead.
-
-    Example:
-        >>> require_strategy(None)
-    """
-    strategy = type(getattr(trainer, "strategy", None))
-    # by name: both packages that ship Lightning have classes of their own
-    if {kind.__name__ for kind in strategy.__mro__} & {"FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy"}:
-        raise RuntimeError(
-            f"The guided-gradient term cannot be trained with {strategy.__name__}: it has no double backward. "
-            'Use Trainer(strategy="ddp").'
-        )
 
 
 def _logged(term: GuidedGradientLoss, terms: GuidedGradientTerms) -> dict[str, Tensor | float]:

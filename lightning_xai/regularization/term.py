@@ -10,21 +10,28 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
-from typing import Literal, TypeAlias
+from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from lightning_xai.regularization.adaptive import AdaptiveWeight, GradientProducts
-from lightning_xai.regularization.errors import CosineLoss, cosine_error
+from lightning_xai.regularization.alignment import Criterion, alignment, mean_and_sum
+from lightning_xai.regularization.errors import CosineLoss
+from lightning_xai.regularization.refusals import (
+    checkpointing_named,
+    require_double_backward,
+    require_finite,
+    require_recomputed_once,
+)
 from lightning_xai.regularization.schedules import ConstantWeight, Schedule
 from lightning_xai.regularization.teachers import ImageWeights, Teacher, mask_saturated, negative_loss_teacher
 from lightning_xai.trace import (
     DoubleBackward,
+    Rectifiers,
     batch_norm_evaluation,
+    check_rectifiers,
     differentiable_attention,
     find_layer,
-    guided,
     name_of,
     pass_from_image,
     pass_from_layer,
@@ -32,9 +39,6 @@ from lightning_xai.trace import (
     require_rectifiers_after,
     running_statistics_kept,
 )
-
-Criterion: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""A classification loss: ``(logits (N,K), targets) -> ()``, the mean over images, or ``(N,)``, one for each image."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ class GuidedGradientLoss(nn.Module):
     """Classification loss plus the guided-gradient term.
 
     Cost in convolutions, with a plain step = 3: one forward, a guided and a standard backward pass to the image, and
-    the final backward pass through both, 7/3 of a plain step; ``recipes/parts/training_benchmark.py`` has times.
+    the final backward pass through both, 7/3 of a plain step; ``recipes/benchmark.py --training`` has times.
     In fp16 the gradients at the image need no loss scale of their own, because the loss is summed over images.
     Where the term has a forward pass of its own (``batch_norm="evaluation"``, ``fraction``) the running statistics of
     batch normalisation still move once per step. For rectifier networks.
@@ -79,12 +83,14 @@ class GuidedGradientLoss(nn.Module):
     Args:
         error: Error function of gradients and guided gradients (N,C,H,W) -> (N,), a module or a function. The cosine
             (default) is the paper's choice and does not see scales.
-        weight: lambda, as a function of the optimizer step, or `AdaptiveWeight`. The default, 7.5e-3, is the
+        weight: lambda: a number, a function of the optimizer step, or `AdaptiveWeight`. The default, 7.5e-3, is the
             value the paper is reported to have used.
         teacher: What is compared: `negative_loss_teacher` (default, see there why), `loss_teacher`
             (literal) or `class_score_teacher`.
         image_weights: How much each image counts: `mask_saturated` (default), `keep_saturated`
             (literal) or `weight_by_error`.
+        rectifiers: Where the guided rule clamps: ``"relu"``, as in the papers, or ``"all"``, GELU, SiLU and their like
+            as well, which goes beyond them (`GuidedGradient`).
         batch_norm: Statistics of batch normalisation under the term. ``"training"`` (literal, default) shares the
             forward pass of the classification loss, but couples the images of a batch; ``"evaluation"`` takes the
             running statistics, as explanations later do, in a pass of its own, 10/3 of a plain step in all. Early in
@@ -104,9 +110,10 @@ class GuidedGradientLoss(nn.Module):
 
     Raises:
         TypeError: If ``error`` or ``weight`` is no function.
-        ValueError: If ``batch_norm`` is unknown, or a number is out of its range.
+        ValueError: If ``batch_norm`` or ``rectifiers`` is unknown, or a number is out of its range.
 
     Example:
+        >>> import torch
         >>> import torch.nn.functional as F
         >>> _ = torch.manual_seed(0)
         >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
@@ -115,13 +122,16 @@ class GuidedGradientLoss(nn.Module):
         True
     """
 
+    layer: str | nn.Module | None
+
     def __init__(
         self,
         error: nn.Module | Callable[[Tensor, Tensor], Tensor] | None = None,
-        weight: Schedule | None = None,
+        weight: Schedule | float | None = None,
         *,
         teacher: Teacher = negative_loss_teacher,
         image_weights: ImageWeights = mask_saturated,
+        rectifiers: Rectifiers = "relu",
         batch_norm: Literal["training", "evaluation"] = "training",
         every_n_steps: int = 1,
         fraction: float = 1.0,
@@ -130,11 +140,13 @@ class GuidedGradientLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.error = CosineLoss() if error is None else error
-        self.weight = ConstantWeight(7.5e-3) if weight is None else weight
+        weight = 7.5e-3 if weight is None else weight
+        self.weight = ConstantWeight(weight) if isinstance(weight, (int, float)) else weight
         if not callable(self.error):
             raise TypeError(f"`error` expected an error function such as CosineLoss(), got {error!r}.")
         if not callable(self.weight):
-            raise TypeError(f"`weight` expected a schedule such as ConstantWeight(0.1), got {weight!r}.")
+            raise TypeError(f"`weight` expected a number or a schedule such as LinearWarmup(0.1, 500), got {weight!r}.")
+        check_rectifiers(rectifiers)
         if batch_norm not in ("training", "evaluation"):
             raise ValueError(f"`batch_norm` expected 'training' or 'evaluation', got {batch_norm!r}.")
         for name, value in (("every_n_steps", every_n_steps), ("max_nonfinite", max_nonfinite)):
@@ -144,13 +156,14 @@ class GuidedGradientLoss(nn.Module):
             raise ValueError(f"`fraction` expected a number in (0, 1], got {fraction}.")
         self.teacher = teacher
         self.image_weights = image_weights
+        self.rectifiers = rectifiers
         self.batch_norm = batch_norm
         self.every_n_steps = every_n_steps
         self.fraction = fraction
         self.max_nonfinite = max_nonfinite
         self.nonfinite_steps = 0
         self._nonfinite_in_a_row = 0
-        self._layer = (layer,)  # hidden in a tuple: the model's module is no submodule of its loss
+        object.__setattr__(self, "layer", layer)  # past nn.Module: the model's module is no submodule of its loss
         self._supported = False
 
     def forward(
@@ -171,39 +184,34 @@ class GuidedGradientLoss(nn.Module):
         Raises:
             RuntimeError: If exact double backpropagation is impossible for the model, or the term was not finite
                 ``max_nonfinite`` times in a row.
-            ValueError: If the criterion gives something else, the model or what follows the layer has too few
-                rectifiers, or the layer is not there.
+            ValueError: If the criterion gives something else or takes no such targets, images are not finite, the model
+                or what follows the layer has too few rectifiers, or the layer is not there.
         """
         if step % self.every_n_steps or self.weight(step) == 0:
             logits = model(images)
             classification, _ = mean_and_sum(criterion, logits, targets)
             return GuidedGradientTerms(classification, logits, classification.detach())
         self._require_support(model, images)
-        recorded = DoubleBackward()
-        passes = self._passes(recorded, model, images, targets, criterion)
-        if not self._supported:
-            require_differentiable_backward(passes.taught)
-            self._supported = True
-        with recorded.no_parameters():
+        passes = self._passes(model, images, targets, criterion)
+        taught, counts = passes.taught.detach(), self.image_weights(passes.taught.detach(), passes.targets)
+        # checkpointed parts are recomputed in each backward pass; those of the term are to leave no trace
+        with checkpointing_named(), running_statistics_kept(model) as moved:
             student, teacher = self.teacher(passes.total, passes.taught, passes.targets)
-            gradients, guided_gradients = gradient_pair(student, teacher, passes.point)
-        taught, seen = passes.taught.detach(), gradients.detach()
-        errors, counts = self.error(gradients, guided_gradients), self.image_weights(taught, passes.targets)
-        regularization = _weighted_mean(errors, counts)
-        products = self._measured(step, passes.classification, regularization, model)
-        if not self._is_finite(regularization):
+            aligned = alignment(student, teacher, passes.point, counts, self.error, self.rectifiers)
+            products = self._measured(step, passes.classification, aligned.error, model)
+            require_recomputed_once(moved() and passes.taught is not passes.logits)
+        if not self._is_finite(aligned.error, images):
             classification = passes.classification
             return GuidedGradientTerms(classification, passes.logits, classification.detach(), products=products)
         weight = self.weight(step) * self.every_n_steps
-        loss = passes.classification + weight * regularization
         return GuidedGradientTerms(
-            loss=loss,
+            loss=passes.classification + weight * aligned.error,
             logits=passes.logits,
             classification=passes.classification.detach(),
-            regularization=regularization.detach(),
+            regularization=aligned.error.detach(),
             weight=weight,
-            cosine=-cosine_error(seen, guided_gradients).mean(),
-            norm_ratio=_norm_ratio(seen, guided_gradients),
+            cosine=aligned.cosine,
+            norm_ratio=aligned.norm_ratio,
             saturated=1 - mask_saturated(taught, passes.targets).mean(),
             products=products,
         )
@@ -217,35 +225,33 @@ class GuidedGradientLoss(nn.Module):
         Returns:
             The name.
         """
-        (layer,) = self._layer
-        return "guided_gradient" if layer is None else f"guided_gradient/{name_of(model, find_layer(model, layer))}"
+        if self.layer is None:
+            return "guided_gradient"
+        return f"guided_gradient/{name_of(model, find_layer(model, self.layer))}"
 
-    def _passes(
-        self,
-        recorded: DoubleBackward,
-        model: nn.Module,
-        images: Tensor,
-        targets: Tensor,
-        criterion: Criterion,
-    ) -> _Passes:
+    def _passes(self, model: nn.Module, images: Tensor, targets: Tensor, criterion: Criterion) -> _Passes:
         if self.batch_norm == "training" and self.fraction == 1:
-            logits, point = self._recorded_pass(recorded, model, images)
+            logits, point = self._recorded_pass(model, images)
             classification, total = mean_and_sum(criterion, logits, targets)
             return _Passes(logits, classification, logits, targets, total, point)
         logits = model(images)
         classification, _ = mean_and_sum(criterion, logits, targets)
         n = ceil(self.fraction * len(images))
         with batch_norm_evaluation(model) if self.batch_norm == "evaluation" else running_statistics_kept(model):
-            taught, point = self._recorded_pass(recorded, model, images[:n])
+            taught, point = self._recorded_pass(model, images[:n])
         _, total = mean_and_sum(criterion, taught, targets[:n])
         return _Passes(logits, classification, taught, targets[:n], total, point)
 
-    def _recorded_pass(self, recorded: DoubleBackward, model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-        (layer,) = self._layer
-        with recorded, differentiable_attention():
-            if layer is None:
-                return pass_from_image(model, images)
-            return pass_from_layer(model, images, find_layer(model, layer))
+    def _recorded_pass(self, model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+        with DoubleBackward(), differentiable_attention():
+            if self.layer is None:
+                logits, point = pass_from_image(model, images)
+            else:
+                logits, point = pass_from_layer(model, images, find_layer(model, self.layer))
+        if not self._supported:
+            require_differentiable_backward(logits)
+            self._supported = True
+        return logits, point
 
     def _measured(
         self, step: int, classification: Tensor, regularization: Tensor, model: nn.Module
@@ -255,11 +261,12 @@ class GuidedGradientLoss(nn.Module):
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         return self.weight.measure(step, classification, regularization, trained)
 
-    def _is_finite(self, regularization: Tensor) -> bool:
+    def _is_finite(self, regularization: Tensor, images: Tensor) -> bool:
         """Counts where it is not, and ends training when that goes on."""
         if regularization.isfinite():
             self._nonfinite_in_a_row = 0
             return True
+        require_finite(images)
         self.nonfinite_steps += 1
         self._nonfinite_in_a_row += 1
         if self._nonfinite_in_a_row >= self.max_nonfinite:
@@ -272,9 +279,8 @@ class GuidedGradientLoss(nn.Module):
     def _require_support(self, model: nn.Module, images: Tensor) -> None:
         if not self._supported:
             require_double_backward(model, self.batch_norm)
-            (layer,) = self._layer
-            if layer is not None:
-                require_rectifiers_after(model, images, find_layer(model, layer))
+            if self.layer is not None:
+                require_rectifiers_after(model, images, find_layer(model, self.layer), self.rectifiers)
 
 
 @dataclass(frozen=True)
@@ -287,101 +293,3 @@ class _Passes:
     targets: Tensor
     total: Tensor
     point: Tensor
-
-
-def gradient_pair(student: Tensor, teacher: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradient of the student, to be differentiated again, and the guided gradient of the teacher, a constant.
-
-    Args:
-        student: A scalar that depends on the images.
-        teacher: A scalar that depends on the images through rectifiers.
-        images: Images (N,C,H,W), a leaf of the graph.
-
-    Returns:
-        Gradients and guided gradients, (N,C,H,W) each.
-
-    Raises:
-        ValueError: If the teacher's graph has too few rectifiers.
-
-    Example:
-        >>> images = torch.tensor([[[[1.0, 2.0]]]], requires_grad=True)
-        >>> y = (torch.relu(images) * torch.tensor([-1.0, 1.0])).sum()
-        >>> gradients, guided_gradients = gradient_pair(y, y, images)
-        >>> gradients.tolist(), guided_gradients.tolist()
-        ([[[[-1.0, 1.0]]]], [[[[0.0, 1.0]]]])
-    """
-    with guided(teacher):
-        (guided_gradients,) = torch.autograd.grad(teacher, images, retain_graph=True)
-    (gradients,) = torch.autograd.grad(student, images, create_graph=True)
-    return gradients, guided_gradients.detach()
-
-
-def mean_and_sum(criterion: Criterion, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """The classification loss as the mean and as the sum over images.
-
-    Args:
-        criterion: A mean over images (), or one value for each (N,). Of a mean that weights images unequally, as
-            class weights do, the sum is N times it.
-        logits: Logits (N,K).
-        targets: Targets of the criterion.
-
-    Returns:
-        Mean and sum, () each.
-
-    Raises:
-        ValueError: If the criterion gives something else.
-
-    Example:
-        >>> import torch.nn.functional as F
-        >>> mean_and_sum(F.cross_entropy, torch.zeros(3, 2), torch.tensor([0, 1, 0]))
-        (tensor(0.6931), tensor(2.0794))
-    """
-    loss = criterion(logits, targets)
-    if loss.shape == (len(logits),):
-        return loss.mean(), loss.sum()
-    if loss.ndim != 0:
-        raise ValueError(f"`criterion` expected to give () or ({len(logits)},), got {tuple(loss.shape)}.")
-    return loss, loss * len(logits)
-
-
-def require_double_backward(model: nn.Module, batch_norm: Literal["training", "evaluation"] = "training") -> None:
-    """Refuse models of which exact double backpropagation is impossible or silently wrong.
-
-    Args:
-        model: The classifier.
-        batch_norm: Statistics of batch normalisation under the term. By the running ones SyncBatchNorm is an affine
-            map like any other.
-
-    Raises:
-        RuntimeError: For compiled modules, FSDP, and SyncBatchNorm by statistics of the batch, with what to do instead.
-
-    Example:
-        >>> require_double_backward(nn.ReLU())
-    """
-    for name, module in model.named_modules():
-        kinds = {kind.__name__ for kind in type(module).__mro__}
-        compiled = module._compiled_call_impl is not None or getattr(module, "_compiler_ctx", None) is not None
-        for found, remedy in (
-            (compiled or "OptimizedModule" in kinds, "torch.compile has no double backward: train without it"),
-            (
-                "SyncBatchNorm" in kinds and batch_norm == "training",
-                "the double backward of its joint statistics is missing: use "
-                "GuidedGradientLoss(batch_norm='evaluation'), or BatchNorm with Trainer(sync_batchnorm=False)",
-            ),
-            (kinds & {"FullyShardedDataParallel", "FSDPModule"}, "FSDP has no double backward: use DDP"),
-        ):
-            if found:
-                raise RuntimeError(
-                    f"The guided-gradient term cannot be trained with {type(module).__name__} {name!r}: {remedy}."
-                )
-
-
-def _weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
-    """Zero where every weight is."""
-    return (weights * values).sum() / weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
-
-
-def _norm_ratio(gradients: Tensor, guided_gradients: Tensor) -> Tensor:
-    student, teacher = (one.flatten(1).float().norm(dim=1) for one in (gradients, guided_gradients))
-    some = teacher > 0
-    return (student[some] / teacher[some]).mean() if some.any() else teacher.new_zeros(())

@@ -32,17 +32,12 @@ class DoubleBackward(TorchFunctionMode):
     Example:
         >>> x = torch.tensor([[[[1.0, 2.0]]]], requires_grad=True)
         >>> w = torch.tensor([[[[3.0, 4.0]]]], requires_grad=True)
-        >>> with DoubleBackward() as recorded:
+        >>> with DoubleBackward():
         ...     y = torch.conv2d(x, w)
-        >>> with recorded.no_parameters():
-        ...     (gradient,) = torch.autograd.grad(y, x, create_graph=True)
+        >>> (gradient,) = torch.autograd.grad(y, x, create_graph=True)
         >>> torch.autograd.grad(gradient.square().sum(), w)[0]
         tensor([[[[6., 8.]]]])
     """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._parameters = True
 
     def __torch_function__(
         self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -50,64 +45,37 @@ class DoubleBackward(TorchFunctionMode):
         """Hand the two functions to the forms below."""
         kwargs = kwargs or {}
         if function in (torch.conv2d, F.batch_norm) and torch.is_grad_enabled() and not _saved_tensors_are_hooked():
-            return (self._convolution if function is torch.conv2d else _batch_norm)(*args, **kwargs)
+            return (_convolution if function is torch.conv2d else _batch_norm)(*args, **kwargs)
         return function(*args, **kwargs)
-
-    @contextmanager
-    def no_parameters(self) -> Iterator[None]:
-        """Backward passes inside are for gradients at the image: no gradient of a convolution's weight is computed."""
-        self._parameters = False
-        try:
-            yield
-        finally:
-            self._parameters = True
-
-    def _convolution(
-        self,
-        input: Tensor,
-        weight: Tensor,
-        bias: Tensor | None = None,
-        stride: Any = 1,
-        padding: Any = 0,
-        dilation: Any = 1,
-        groups: int = 1,
-    ) -> Tensor:
-        if isinstance(padding, str):
-            return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
-        geometry = (_pair(stride), _pair(padding), _pair(dilation), False, [0, 0], groups)
-        device = input.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else input.dtype
-        with torch.autocast(device, enabled=False):
-            bias = None if bias is None else bias.to(dtype)
-            return _Convolution.apply(input.to(dtype), weight.to(dtype), bias, geometry, self)
 
 
 @contextmanager
-def running_statistics_kept(model: nn.Module) -> Iterator[None]:
-    """Batch normalisation in training mode leaves its running averages alone inside; it normalises as before.
+def running_statistics_kept(model: nn.Module) -> Iterator[Callable[[], bool]]:
+    """Running averages of normalisations in training mode are as before after it; they normalise as ever inside.
 
-    For a second pass in the same step. Momentum and counter of batches stay as they are, too.
+    For a second pass in the same step, be it one that activation checkpointing makes in a backward pass.
 
     Args:
         model: The model.
 
+    Yields:
+        Whether they have moved so far, to be called.
+
     Example:
         >>> norm = nn.BatchNorm1d(1)
-        >>> with running_statistics_kept(norm):
-        ...     norm(torch.tensor([[1.0], [3.0]])).tolist()
-        [[-0.999...], [0.999...]]
+        >>> with running_statistics_kept(norm) as moved:
+        ...     norm(torch.tensor([[1.0], [3.0]])).tolist(), moved()
+        ([[-0.999...], [0.999...]], True)
         >>> norm.running_mean
         tensor([0.])
     """
-    kinds = nn.modules.batchnorm._BatchNorm
-    tracking = [one for one in model.modules() if isinstance(one, kinds) and one.training and one.track_running_stats]
+    norms = [one for one in model.modules() if isinstance(one, nn.modules.batchnorm._NormBase) and one.training]
+    kept = [(one, one.clone(), one._version) for norm in norms for one in norm.buffers(recurse=False)]
     try:
-        for module in tracking:
-            module.track_running_stats = False
-        yield
+        yield lambda: any(buffer._version != version for buffer, _, version in kept)
     finally:
-        for module in tracking:
-            module.track_running_stats = True
+        for buffer, before, _ in kept:
+            buffer.data.copy_(before)  # by `data`: graphs that have saved the buffer do not count it as changed
 
 
 def require_differentiable_backward(outputs: Tensor) -> None:
@@ -130,24 +98,53 @@ def require_differentiable_backward(outputs: Tensor) -> None:
             )
 
 
+def _convolution(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
+    if isinstance(padding, str):
+        return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
+    geometry = (_pair(stride), _pair(padding), _pair(dilation), False, [0, 0], groups)
+    device = input.device.type
+    tensors: list[Any] = [input, weight, bias]
+    if torch.is_autocast_enabled(device):  # which a Function does not take part in, and which leaves float64 alone
+        dtype = torch.get_autocast_dtype(device)
+        tensors = [one if one is None or one.dtype == torch.float64 else one.to(dtype) for one in tensors]
+    with torch.autocast(device, enabled=False):
+        return _Convolution.apply(*tensors, geometry)
+
+
 class _Convolution(Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Any, mode: DoubleBackward
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Any) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.geometry, ctx.mode = geometry, mode
+        ctx.geometry = geometry
         return torch.convolution(x, weight, bias, *geometry)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
         x, weight = ctx.saved_tensors
-        needs_x, needs_weight, needs_bias = (
-            needed and (ctx.mode._parameters or not parameter)
-            for needed, parameter in zip(ctx.needs_input_grad, (False, True, True), strict=False)
-        )
-        mask = [needs_x, needs_weight, needs_bias]
-        return *_ConvolutionBackward.apply(gradient, x, weight, ctx.geometry, mask), None, None
+        asked = [_is_asked_for(node) for node, _ in ctx.next_functions]  # of x, weight and bias, where there is one
+        mask = [*asked, False][:3]
+        return *_ConvolutionBackward.apply(gradient, x, weight, ctx.geometry, mask), None
+
+
+def _is_asked_for(node: Any) -> bool:
+    """Whether the backward pass that runs goes on to a node: to parameters it does not where the image alone is asked.
+
+    A Function is told what may need a gradient, not what is asked for, as built-in operations are.
+    """
+    if node is None:
+        return False
+    try:
+        return torch._C._will_engine_execute_node(node)
+    except RuntimeError:  # a leaf that `torch.autograd.grad` was asked for
+        return True
 
 
 class _ConvolutionBackward(Function):

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from lightning_xai.trace.guided import guided
 from lightning_xai.trace.hooks import forward_hooks
 from lightning_xai.trace.modes import evaluation_mode
+from lightning_xai.trace.rectifiers import Rectifiers
 
 
 def pass_from_image(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,13 +68,16 @@ def pass_from_layer(model: nn.Module, images: Tensor, layer: nn.Module) -> tuple
     return logits, kept[0]
 
 
-def require_rectifiers_after(model: nn.Module, images: Tensor, layer: nn.Module) -> None:
+def require_rectifiers_after(
+    model: nn.Module, images: Tensor, layer: nn.Module, rectifiers: Rectifiers = "relu"
+) -> None:
     """Refuse layers after which the guided gradient is nearly the plain one, by a pass of the first image.
 
     Args:
         model: The classifier.
         images: Images (N,C,H,W).
         layer: The layer.
+        rectifiers: What counts as one, see `guided`.
 
     Raises:
         ValueError: If too few rectifiers lie between the layer and the logits.
@@ -90,7 +94,7 @@ def require_rectifiers_after(model: nn.Module, images: Tensor, layer: nn.Module)
     with evaluation_mode(model), forward_hooks([layer], cut):
         logits = model(images[:1])
     try:
-        with guided(logits):
+        with guided(logits, rectifiers):
             pass
     except ValueError as error:
         raise ValueError(f"`layer` expected rectifiers after it. {error} Take an earlier layer.") from None

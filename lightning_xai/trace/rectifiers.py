@@ -161,8 +161,8 @@ def _require_visible(nodes: Iterable[Any]) -> None:
     for node in nodes:
         if kind_of(node) in _HIDING:
             raise RuntimeError(
-                f"The guided rule expected to see every rectifier, got {node.name()}, which may hide some. Take the "
-                "model that was given to torch.compile, and checkpointing with use_reentrant=False."
+                f"The guided rule expected to see every rectifier, got {node.name()}, which may hide some. Use the "
+                "model and the step without torch.compile, and checkpointing with use_reentrant=False."
             )
 
 

@@ -164,7 +164,7 @@ def test_a_layer_takes_a_share_of_the_batch_too():
 @pytest.mark.parametrize(
     ("layer", "message"),
     [
-        ("5", "`layer` expected rectifiers after it.*got 0 of 0.*Take an earlier layer"),
+        ("5", "`layer` expected rectifiers after it.*no nonlinearity at all.*Take an earlier layer"),
         ("7", "`layer` expected rectifiers after it"),
         ("conv", "`layer` expected the name of a module, got 'conv'"),
         (nn.ReLU(), "`layer` expected a module of the model, got a ReLU"),
@@ -304,5 +304,5 @@ def test_a_compiled_training_step_is_refused():
     """Compiled outside of the model, where no module tells of it."""
     term, model = GuidedGradientLoss(), plain_net()
     step = torch.compile(lambda batch: found(model, term, batch).loss, backend="aot_eager")
-    with pytest.raises(RuntimeError, match=r"CompiledFunctionBackward.*without torch\.compile"):
+    with pytest.raises(RuntimeError, match=r"CompiledFunctionBackward.*the step without torch\.compile"):
         step(images())

@@ -6,10 +6,13 @@ import torch.nn.functional as F
 from regularization.nets import TARGETS, images, plain_net
 from support import random_images, small_net
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from lightning_xai.regularization import (
+    AdaptiveWeight,
     ConstantWeight,
     CosineLoss,
+    GradientShare,
     GuidedGradientLoss,
     HistogramIntersectionLoss,
     L1DistanceLoss,
@@ -121,6 +124,12 @@ def test_weight_and_parts_make_up_the_loss():
     torch.testing.assert_close(found.loss.detach(), found.classification + 0.2 * found.regularization)
 
 
+def test_a_number_is_a_constant_weight():
+    """Also without a fraction."""
+    assert GuidedGradientLoss(weight=0.05).weight == ConstantWeight(0.05)
+    assert GuidedGradientLoss(weight=1).weight == ConstantWeight(1)
+
+
 def test_weight_zero_is_plain_training_bit_for_bit():
     """No other pass, no other rounding, no other gradient."""
     model, plain = plain_net(), plain_net()
@@ -210,10 +219,112 @@ def test_the_batch_is_not_written_to():
 
 
 def test_a_model_without_rectifiers_is_refused():
-    """With what the term is for."""
+    """With the remedy, which works."""
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.SiLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).double()
-    with pytest.raises(ValueError, match=r"others: Silu.*rectifier networks"):
+    with pytest.raises(ValueError, match=r'others: Silu.*With `rectifiers="all"` GELU, SiLU and the like count'):
         terms_of(model, GuidedGradientLoss())
+    assert terms_of(model, GuidedGradientLoss(rectifiers="all")).regularization.isfinite()
+
+
+class Backbone(nn.Module):
+    """A backbone that runs without gradients, as far as told, and a head with a rectifier of its own or without."""
+
+    def __init__(self, *, hidden, rectified):
+        super().__init__()
+        self.backbone, self.hidden = plain_net()[:6], hidden
+        self.head = nn.Sequential(nn.ReLU() if rectified else nn.Identity(), *plain_net()[6:])
+
+    def forward(self, images):
+        with torch.set_grad_enabled(not self.hidden):
+            features = self.backbone(images)
+        return self.head(features)
+
+
+@pytest.mark.parametrize("rectified", [False, True])
+def test_a_backbone_under_no_grad_is_refused(rectified):
+    """It is no lack of rectifiers; the remedy is freezing it, and the backbone then gets no gradient."""
+    with pytest.raises(ValueError, match=r"torch\.no_grad\(\).*requires_grad_\(False\) instead"):
+        terms_of(Backbone(hidden=True, rectified=rectified), GuidedGradientLoss())
+    model = Backbone(hidden=False, rectified=rectified)
+    model.backbone.requires_grad_(False)
+    terms_of(model, GuidedGradientLoss()).loss.backward()
+    assert model.head[-1].weight.grad.any()
+    assert all(parameter.grad is None for parameter in model.backbone.parameters())
+
+
+class Checkpointed(nn.Module):
+    """The network, recomputed in each backward pass."""
+
+    def __init__(self, *, reentrant=False):
+        super().__init__()
+        self.net, self.reentrant = plain_net(), reentrant
+
+    def forward(self, images):
+        return checkpoint(self.net, images, use_reentrant=self.reentrant)
+
+
+@pytest.mark.parametrize("options", [{}, {"weight": AdaptiveWeight(GradientShare(), start=7.5e-3)}])
+def test_recomputation_under_the_term_leaves_no_trace_in_running_statistics(options):
+    """Non-reentrant checkpointing moves them in the forward pass and again in the last backward pass, as without it."""
+    model, plain, whole = Checkpointed(), Checkpointed(), plain_net()
+    found = terms_of(model, GuidedGradientLoss(**options))
+    found.loss.backward()
+    F.cross_entropy(plain(images()), TARGETS).backward()
+    assert plain.net[1].num_batches_tracked == 2
+    for one, other in zip(model.buffers(), plain.buffers(), strict=True):
+        assert torch.equal(one, other)
+    expected = terms_of(whole, GuidedGradientLoss(weight=found.weight))  # an adaptive one has moved
+    expected.loss.backward()
+    torch.testing.assert_close(found.loss, expected.loss)
+    for one, other in zip(model.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-9, atol=1e-12)
+
+
+def test_checkpointing_that_cannot_recompute_the_term_is_refused():
+    """The backward pass of the classification loss is not under the term's mode of batch normalisation."""
+    with pytest.raises(RuntimeError, match=r"`batch_norm='evaluation'`.*Train without checkpointing"):
+        terms_of(Checkpointed(), GuidedGradientLoss(batch_norm="evaluation"))
+    with pytest.raises(RuntimeError, match=r"outside of activation checkpoints.*Use fraction=1, or train without"):
+        terms_of(Checkpointed(), GuidedGradientLoss(fraction=0.5))
+    with pytest.raises(RuntimeError, match=r"CheckpointFunctionBackward.*use_reentrant=False"):
+        terms_of(Checkpointed(reentrant=True), GuidedGradientLoss())
+
+
+def test_a_float64_model_is_left_alone_by_autocast():
+    """As plain PyTorch leaves it."""
+    found = []
+    for enabled in (False, True):
+        model = plain_net()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            terms = terms_of(model, GuidedGradientLoss())
+        terms.loss.backward()
+        found.append([terms.loss.detach(), *(parameter.grad for parameter in model.parameters())])
+    torch.testing.assert_close(*found, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("targets", "got"),
+    [
+        (TARGETS + 5, r"got \(4,\), int64 from 5 to 7"),
+        (TARGETS.float(), r"got \(4,\), float32 from 0 to 2"),
+        (None, "got NoneType"),
+        (TARGETS[:2], r"got \(2,\), int64 from 0 to 1"),
+    ],
+)
+def test_targets_that_the_criterion_does_not_take_are_told_about(targets, got):
+    """What was expected, what came, and what the criterion says; with the term and without."""
+    for weight in (0.1, 0.0):
+        message = rf"`targets` expected .* logits \(4, 3\).* labels .* from 0 to 2, {got}\. The criterion says: .+"
+        with pytest.raises(ValueError, match=message):
+            terms_of(plain_net(), GuidedGradientLoss(weight=weight), targets=targets)
+
+
+def test_images_that_are_no_numbers_are_refused():
+    """The term falls back to the classification loss where it is not finite alone, and that would be NaN, too."""
+    batch = images()
+    batch[1:3, 0, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match="`images` expected finite values, got NaN or infinity in 2 of 4 images"):
+        GuidedGradientLoss()(plain_net(), batch, TARGETS, F.cross_entropy, 0)
 
 
 def test_models_without_double_backward_are_refused():
@@ -222,7 +333,7 @@ def test_models_without_double_backward_are_refused():
     compiled.compile(backend="eager")
     synchronised = nn.Sequential(nn.SyncBatchNorm(3), plain_net())
     for model, message in (
-        (compiled, "torch.compile has no double backward: train without it"),
+        (compiled, "torch.compile has no double backward: train the model that it was given"),
         (torch.compile(plain_net(), backend="eager"), "OptimizedModule"),
         (synchronised, r"SyncBatchNorm '0': .* is missing: use GuidedGradientLoss\(batch_norm='evaluation'\)"),
     ):
@@ -243,7 +354,9 @@ def test_synchronised_batch_normalisation_is_taken_by_its_running_statistics():
     ("options", "error", "message"),
     [
         ({"error": 3}, TypeError, "`error` expected an error function"),
-        ({"weight": 0.1}, TypeError, r"`weight` expected a schedule such as ConstantWeight\(0.1\), got 0.1"),
+        ({"weight": "0.1"}, TypeError, r"`weight` expected a number or a schedule such as LinearWarmup\(0.1, 500\)"),
+        ({"weight": -1}, ValueError, "`value` expected a finite number of 0 or more, got -1"),
+        ({"rectifiers": "silu"}, ValueError, "`rectifiers` expected 'relu' or 'all', got 'silu'"),
         ({"batch_norm": "eval"}, ValueError, "`batch_norm` expected 'training' or 'evaluation', got 'eval'"),
         ({"every_n_steps": 0}, ValueError, "`every_n_steps` expected 1 or more, got 0"),
         ({"max_nonfinite": 0}, ValueError, "`max_nonfinite` expected 1 or more, got 0"),

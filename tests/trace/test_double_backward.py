@@ -1,9 +1,11 @@
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from lightning_xai.trace import DoubleBackward
@@ -44,14 +46,9 @@ def net(dtype=torch.float64):
 def penalty_gradients(model, images, recorded):
     """Parameter gradients of loss + squared image gradient, and the buffers, with and without the closed forms."""
     model, leaf = copy.deepcopy(model), images.clone().requires_grad_()
-    if recorded is None:
+    with recorded or nullcontext():
         loss = model(leaf).pow(3).sum()
-        (gradient,) = torch.autograd.grad(loss, leaf, create_graph=True)
-    else:
-        with recorded:
-            loss = model(leaf).pow(3).sum()
-        with recorded.no_parameters():
-            (gradient,) = torch.autograd.grad(loss, leaf, create_graph=True)
+    (gradient,) = torch.autograd.grad(loss, leaf, create_graph=True)
     (loss + gradient.square().sum()).backward()
     return [parameter.grad for parameter in model.parameters()], list(model.buffers())
 
@@ -90,16 +87,39 @@ def test_gradcheck_of_the_double_backward():
     )
 
     def gradient(x, w, gamma, beta):
-        with DoubleBackward() as recorded:
+        with DoubleBackward():
             y = F.batch_norm(torch.conv2d(x, w), None, None, gamma, beta, training=True)
-        with recorded.no_parameters():
-            return torch.autograd.grad(y.pow(3).sum(), x, create_graph=True)[0]
+        return torch.autograd.grad(y.pow(3).sum(), x, create_graph=True)[0]
 
     assert torch.autograd.gradcheck(gradient, (x, w, gamma, beta))
 
 
-def test_parameters_are_differentiated_outside_of_no_parameters():
-    """The final backward pass reaches weights and biases."""
+def test_no_gradient_is_computed_that_nobody_asked_for():
+    """Where the image alone is asked, the weights' is left out; where weights are, it is there."""
+
+    class Masks(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function is torch.ops.aten.convolution_backward.default:
+                masks.append(args[-1])
+            return function(*args, **(kwargs or {}))
+
+    x, w, b = (torch.rand(shape, requires_grad=True) for shape in ((1, 1, 3, 3), (1, 1, 2, 2), (1,)))
+    for wanted, mask in (
+        ([x], [True, False, False]),
+        ([w], [False, True, False]),
+        ([x, b], [True, False, True]),
+        (None, [True, True, True]),
+    ):
+        masks = []
+        with DoubleBackward():
+            y = torch.conv2d(x, w, b).sum()
+        with Masks():
+            y.backward() if wanted is None else torch.autograd.grad(y, wanted)
+        assert masks == [mask]
+
+
+def test_parameters_are_differentiated_in_a_plain_backward_pass():
+    """It reaches weights and biases."""
     model, images = net(), torch.rand(4, 3, 9, 9, dtype=torch.float64)
     with DoubleBackward():
         model(images).pow(3).sum().backward()
@@ -122,10 +142,9 @@ def test_checkpointed_parts_are_left_to_pytorch():
     plain = penalty_gradients(model, images, None)[0]
     wrapped = copy.deepcopy(model)
     leaf = images.clone().requires_grad_()
-    with DoubleBackward() as recorded:
+    with DoubleBackward():
         loss = checkpoint(wrapped, leaf, use_reentrant=False).pow(3).sum()
-    with recorded.no_parameters():
-        (gradient,) = torch.autograd.grad(loss, leaf, create_graph=True)
+    (gradient,) = torch.autograd.grad(loss, leaf, create_graph=True)
     (loss + gradient.square().sum()).backward()
     torch.testing.assert_close([parameter.grad for parameter in wrapped.parameters()], plain, rtol=1e-9, atol=1e-8)
 
@@ -140,10 +159,9 @@ def test_third_derivatives_are_refused():
     """Once differentiable says so."""
     x = torch.rand(1, 1, 3, 3, requires_grad=True)
     w = torch.rand(1, 1, 2, 2, requires_grad=True)
-    with DoubleBackward() as recorded:
+    with DoubleBackward():
         y = torch.conv2d(x, w).pow(3).sum()
-    with recorded.no_parameters():
-        (first,) = torch.autograd.grad(y, x, create_graph=True)
+    (first,) = torch.autograd.grad(y, x, create_graph=True)
     (second,) = torch.autograd.grad(first.pow(2).sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         second.sum().backward()
