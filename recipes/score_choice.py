@@ -51,26 +51,19 @@ from __future__ import annotations
 
 import common.threads  # noqa: F401
 
-import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-from safetensors.torch import save_file
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch import Tensor
 
 import lightning_xai as xai
-from common.data.boxed import BoxedImages, most_probable_of
-from common.data.images import eval_transform, image_data
-from common.data.planted import CLASSES, planted_evidence
-from common.networks import classifier_of, load_weights
-from common.options import DataOptions, ModelOptions, RunOptions, add_options, built
-from common.planted_network import STANDARD, small_network, standardized, trained
+from common.options import DataOptions, ModelOptions, RunOptions, device_option, option, parsed
 from common.run import Run, first_images
+from common.subject import Subject, boxed, drawn_here, given, planted
 from lightning_xai.report import Picture, Results, Table
 from lightning_xai.types import TargetRule
 from papers.score_choice.examples import (
@@ -80,7 +73,7 @@ from papers.score_choice.examples import (
     shift_paradox,
     two_trainings,
 )
-from papers.score_choice.maps import SCORES, Chunk, Subject, baseline_probabilities, measured
+from papers.score_choice.maps import SCORES, Chunk, baseline_probabilities, measured
 from papers.score_choice.report import (
     agreement_table,
     baseline_table,
@@ -103,32 +96,39 @@ ANYTIME = ("batch_size", "device", "workers")
 """Options that may change when a run is resumed."""
 
 
-def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+@dataclass(frozen=True)
+class Settings:
+    """The experiment."""
+
+    data: DataOptions = DataOptions()
+    model: ModelOptions = ModelOptions()
+    run: RunOptions = RunOptions(Path("runs/score_choice"))
+    boxed: Path | None = option(None, "folder with boxes.csv and label_to_imagenet.csv, with --data")
+    steps: int = option(50, "of the path methods")
+    n_images: int = option(100, "images of --data, or images drawn here")
+    n_boxed: int = option(100, "images of --boxed")
+    n_path: int | None = option(None, "of them for path methods, of each; default: all drawn here, else 4")
+    n_drawn: int = option(3, "images that are drawn, one figure each; at most 8")
+    device: str = device_option()
+
+    def __post_init__(self) -> None:
+        if self.data.data is not None and not self.model.model:
+            raise ValueError("--data expected --model beside it.")
+        if self.data.data is None and (self.model.model or self.model.weights or self.boxed):
+            raise ValueError("--model, --weights and --boxed expected --data beside them.")
+
+
+def parse(argv: Sequence[str] | None = None) -> Settings:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--boxed", type=Path, help="folder with boxes.csv and label_to_imagenet.csv, with --data")
-    add_options(parser, DataOptions(batch_size=8), ModelOptions())
-    parser.add_argument("--steps", type=int, default=50, help="of the path methods")
-    parser.add_argument("--n-images", type=int, default=100, help="images of --data, or images drawn here")
-    parser.add_argument("--n-boxed", type=int, default=100, help="images of --boxed")
-    parser.add_argument("--n-path", type=int, help="of them for path methods, of each; default: all drawn here, else 4")
-    parser.add_argument("--n-drawn", type=int, default=3, help="images that are drawn, one figure each; at most 8")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to compute")
-    add_options(parser, RunOptions(Path("runs/score_choice")))
-    args = parser.parse_args(argv)
-    if args.data is not None and not args.model:
-        parser.error("--data expected --model beside it.")
-    if args.data is None and (args.model or args.weights or args.boxed):
-        parser.error("--model, --weights and --boxed expected --data beside them.")
-    if args.fast_dev_run:
-        args.n_images, args.n_boxed, args.n_path, args.n_drawn, args.steps = 10, 10, 2, 1, 3
-    if args.n_path is None:
-        args.n_path = 4 if args.data else args.n_images
-    return args
+    found = parsed(Settings, __doc__, argv)
+    if found.run.fast_dev_run:
+        found = replace(found, n_images=10, n_boxed=10, n_path=2, n_drawn=1, steps=3)
+    return replace(found, n_path=(4 if found.data.data else found.n_images) if found.n_path is None else found.n_path)
 
 
-def chunks(images: Tensor, labels: Tensor, masks: Tensor | None, rule: TargetRule, n_path: int) -> list[Chunk]:
-    """Images in chunks; the first n_path of all images are those for path methods."""
+def chunks(settings: Settings, images: Tensor, labels: Tensor, masks: Tensor | None, rule: TargetRule) -> list[Chunk]:
+    """Images in chunks; the first of all images are those for path methods."""
+    n_path = settings.n_path or 0
     return [
         Chunk(
             images[start : start + CHUNK],
@@ -136,43 +136,39 @@ def chunks(images: Tensor, labels: Tensor, masks: Tensor | None, rule: TargetRul
             rule,
             None if masks is None else masks[start : start + CHUNK],
             min(max(n_path - start, 0), CHUNK),
+            settings.steps,
         )
         for start in range(0, len(images), CHUNK)
     ]
 
 
-def drawn_here(args: argparse.Namespace, run: Run) -> tuple[Subject, dict[str, list[Chunk]], list[str]]:
+def small_classifier(settings: Settings) -> tuple[Subject, dict[str, list[Chunk]]]:
     """A small network and images of which it is known what decides their class."""
-    weights, model = run.folder / "network.safetensors", small_network().eval()
-    if not weights.exists():
-        save_file(trained(args.seed, 256 if args.fast_dev_run else 1536).state_dict(), weights)
-    load_weights(model, weights)
-    found = planted_evidence(torch.arange(args.n_images) % len(CLASSES), seed=args.seed + 1)
-    images = chunks(standardized(found.images), found.labels, found.masks, xai.scores.label, args.n_path)
-    standard = dict(zip(("mean", "std"), STANDARD, strict=True))
-    return _subject(args, model, args.layer or "6", standard), {"drawn": images}, list(CLASSES)
+    run, options = settings.run, settings.data
+    subject = drawn_here(
+        run.run,
+        run.seed,
+        small=run.fast_dev_run,
+        layer=settings.model.layer,
+        device=settings.device,
+        batch_size=options.batch_size,
+    )
+    found = planted(settings.n_images, run.seed + 1)
+    return subject, {"drawn": chunks(settings, found.images, found.labels, found.masks, xai.scores.label)}
 
 
-def photographs(args: argparse.Namespace) -> tuple[Subject, dict[str, list[Chunk]], list[str]]:
+def photographs(settings: Settings) -> tuple[Subject, dict[str, list[Chunk]]]:
     """A classifier and the photographs of folders."""
-    data = image_data(built(DataOptions, args), built(ModelOptions, args), seed=args.seed)
-    model = classifier_of(built(ModelOptions, args), len(data.classes)).eval()
-    images, labels = first_images(data.val_dataloader(), args.n_images)
-    sets = {"photographs": chunks(images, labels, None, xai.scores.predicted, args.n_path)}
-    if args.boxed is not None:
-        boxed = BoxedImages(args.boxed, eval_transform(args.image_size, data.mean, data.std))
-        loader = DataLoader(boxed, batch_size=args.batch_size, num_workers=args.workers)
-        rule = most_probable_of(boxed.classes)
-        images, labels, masks = first_images(loader, args.n_boxed, 3)
-        sets["boxed"] = chunks(images, labels, masks, rule, args.n_path)
-    return _subject(args, model, args.layer, {"mean": data.mean, "std": data.std}), sets, data.classes
+    subject, data = given(settings.data, settings.model, seed=settings.run.seed, device=settings.device)
+    images, labels = first_images(data.val_dataloader(), settings.n_images)
+    sets = {"photographs": chunks(settings, images, labels, None, xai.scores.predicted)}
+    if settings.boxed is not None:
+        found = boxed(settings.boxed, settings.data, subject, settings.n_boxed)
+        sets["boxed"] = chunks(settings, found.images, found.labels, found.masks, found.targets)
+    return subject, sets
 
 
-def _subject(args: argparse.Namespace, model: nn.Module, layer: str | None, standard: dict[str, Any]) -> Subject:
-    return Subject(model.to(args.device), layer, standard, args.steps, args.batch_size)
-
-
-def values_of(run: Run, subject: Subject, sets: dict[str, list[Chunk]], names: list[str], n_drawn: int) -> pd.DataFrame:
+def values_of(run: Run, subject: Subject, sets: dict[str, list[Chunk]], n_drawn: int) -> pd.DataFrame:
     """All that is measured of all images, chunk by chunk; maps of the first images are drawn where they are made."""
     frames: list[pd.DataFrame] = []
     first = next(iter(sets.values()))[0]
@@ -182,7 +178,7 @@ def values_of(run: Run, subject: Subject, sets: dict[str, list[Chunk]], names: l
         values, maps = measured(subject, chunk)
         classes, p = numbers(values, "class").astype(int), numbers(values, "p")
         for i in range(min(n_drawn, chunk.n_path) if chunk is first else 0):
-            title = f"{names[classes[i]]}, probability {p[i]:.3f}"
+            title = f"{subject.classes[classes[i]]}, probability {p[i]:.3f}"
             of_one = {key: one[i : i + 1] for key, one in maps.items()}
             draw_maps(chunk.images[i], of_one, title, subject.standard, run.folder / f"maps_{i}.png")
         return listed(values)
@@ -203,9 +199,7 @@ def listed(values: pd.DataFrame) -> dict[str, list[Any]]:
     return {**values.to_dict("list"), "value": [None if one != one else one for one in values["value"]]}
 
 
-def reported(
-    args: argparse.Namespace, run: Run, values: pd.DataFrame, trainings: dict[str, float], summary: str
-) -> Results:
+def reported(run: Run, values: pd.DataFrame, trainings: dict[str, float], seed: int, summary: str) -> Results:
     """Tables, figures and ``results.json``."""
     tables: list[Table] = [
         shift_paradox(),
@@ -217,12 +211,12 @@ def reported(
         rounding_table(values),
         magnitude_table(values),
         baseline_table(values),
-        agreement_table(values, "rank correlation", "Rank correlation of maps of two scores", args.seed),
-        agreement_table(values, "peak moved", "Images whose peak moves, %", args.seed, scale=100, digits=1),
+        agreement_table(values, "rank correlation", "Rank correlation of maps of two scores", seed),
+        agreement_table(values, "peak moved", "Images whose peak moves, %", seed, scale=100, digits=1),
         equality_table(values),
     ]
     if (values["quantity"] == "hit").any():
-        tables.append(pointing_table(values, args.seed))
+        tables.append(pointing_table(values, seed))
     pictures = [
         Picture(path.name, "Figure 2 of the paper: maps of one image by method and score, each on its own scale.")
         for path in sorted(run.folder.glob("maps_*.png"))
@@ -235,18 +229,18 @@ def reported(
 
 def main(argv: Sequence[str] | None = None) -> Results:
     """Run the experiment."""
-    args = parse(argv)
-    run = Run(built(RunOptions, args), vars(args), free=ANYTIME)
-    subject, sets, names = photographs(args) if args.data else drawn_here(args, run)
-    n_trained = 32 if args.fast_dev_run else 128
-    trainings = run.part("two_trainings", lambda: two_trainings(args.seed, n_trained, SCORES))
-    values = values_of(run, subject, sets, names, args.n_drawn)
+    settings = parse(argv)
+    run, seed = Run(settings.run, settings, free=ANYTIME), settings.run.seed
+    subject, sets = photographs(settings) if settings.data.data else small_classifier(settings)
+    n_trained = 32 if settings.run.fast_dev_run else 128
+    trainings = run.part("two_trainings", lambda: two_trainings(seed, n_trained, SCORES))
+    values = values_of(run, subject, sets, settings.n_drawn)
     counts = " and ".join(f"{sum(len(one.images) for one in some)} images ({name})" for name, some in sets.items())
     summary = (
-        f"{args.model or 'A small network trained here'}, {counts}; {args.n_path} of each for path methods with "
-        f"{args.steps} steps. Explained: {', '.join(SCORES)}. After Lerma and Lucas, 2023."
+        f"{subject.name}, {counts}; {settings.n_path} of each for path methods with {settings.steps} steps. "
+        f"Explained: {', '.join(SCORES)}. After Lerma and Lucas, 2023."
     )
-    return reported(args, run, values, trainings, summary)
+    return reported(run, values, trainings, seed, summary)
 
 
 if __name__ == "__main__":

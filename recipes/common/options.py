@@ -10,12 +10,19 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+import torch
+
 Options = TypeVar("Options")
 
 
 def option(default: Any, text: str, **more: Any) -> Any:
     """A field with its default, its line of ``--help``, and what else ``add_argument`` gets (``choices``, say)."""
     return field(default=default, metadata={"help": text, **more})
+
+
+def device_option() -> Any:
+    """The field ``device``: the GPU where there is one."""
+    return option("cuda" if torch.cuda.is_available() else "cpu", "where to compute")
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from score_choice import main, parse
 from torch import nn
 
 import lightning_xai as xai
+from common.subject import Subject
 from lightning_xai.report import Results
 from papers.score_choice import examples as score_examples
 from papers.score_choice import maps as score_maps
@@ -25,7 +26,6 @@ from papers.score_choice.maps import (
     SCORES,
     Chunk,
     GradientNorm,
-    Subject,
     measured,
     peak_moved,
 )
@@ -60,13 +60,12 @@ def pooled(weights):
 
 def subject_of(weights, batch_size=4):
     """A linear classifier of mean colours."""
-    standard = {"mean": [0.0] * 3, "std": [1.0] * 3}
-    return Subject(pooled(weights), "0", standard, n_steps=4, batch_size=batch_size)
+    return Subject(pooled(weights), [0.0] * 3, [1.0] * 3, layer="0", batch_size=batch_size)
 
 
 def chunk_of(images, targets=xai.scores.predicted, masks=None, n_path=0):
     """Images without labels."""
-    return Chunk(images, torch.zeros(len(images), dtype=torch.long), targets, masks, n_path)
+    return Chunk(images, torch.zeros(len(images), dtype=torch.long), targets, masks, n_path, n_steps=4)
 
 
 @pytest.mark.parametrize("module", [score_choice, score_examples, score_maps, score_report])
@@ -219,7 +218,7 @@ def test_probabilities_at_the_baseline_are_those_of_black():
     """Which standardisation makes of it what it is: here -2 in every channel."""
     network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2, bias=False))
     network[2].weight.data = torch.tensor([[0.5, 0.0, 0.0], [0.0, 0.0, 0.0]])
-    subject = Subject(network, None, {"mean": [0.5] * 3, "std": [0.25] * 3}, n_steps=4, batch_size=4)
+    subject = Subject(network, [0.5] * 3, [0.25] * 3)
     found = score_maps.baseline_probabilities(subject, torch.rand(2, 3, 4, 4))
     assert found == pytest.approx([1 / (1 + math.e), math.e / (1 + math.e)])
 

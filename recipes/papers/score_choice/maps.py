@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from itertools import combinations, product
 from typing import Any, TypeAlias
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import lightning_xai as xai
+from common.subject import Subject
 from lightning_xai.attribution import Attribution
 from lightning_xai.metrics import pointing_game
 from lightning_xai.ranks import rank_correlation
@@ -74,37 +75,19 @@ class GradientNorm(Attribution):
         return norms[:, None, None].expand(-1, *trace.images.shape[2:])
 
 
-@dataclass(frozen=True)
-class Subject:
-    """A classifier and how it is explained.
+def path_methods(subject: Subject, n_steps: int) -> dict[Key, Attribution]:
+    """RSI Grad-CAM and Integrated Gradients with each score."""
+    options: dict[str, Any] = {**subject.standard, "n_steps": n_steps, "batch_size": subject.batch_size}
+    methods: dict[Key, Attribution] = {}
+    for name, score in SCORES.items():
+        methods["RSI Grad-CAM", name] = xai.attribution.RSIGradCAM(subject.layer, score=score, relu=False, **options)
+        methods["Integrated Gradients", name] = xai.IntegratedGradients(score=score, **options)
+    return methods
 
-    Attributes:
-        model: The classifier, float32.
-        layer: Layer of the CAM methods.
-        standard: Mean and standard deviation by which images were standardised, as path methods take them.
-        n_steps: Steps of path methods.
-        batch_size: Images in a pass.
-        exact: The classifier in float64.
-    """
 
-    model: nn.Module
-    layer: str | None
-    standard: Mapping[str, Any]
-    n_steps: int
-    batch_size: int
-    exact: nn.Module = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "exact", copy.deepcopy(self.model).double())
-
-    def path_methods(self) -> dict[Key, Attribution]:
-        """RSI Grad-CAM and Integrated Gradients with each score."""
-        options: dict[str, Any] = {**self.standard, "n_steps": self.n_steps, "batch_size": self.batch_size}
-        methods: dict[Key, Attribution] = {}
-        for name, score in SCORES.items():
-            methods["RSI Grad-CAM", name] = xai.attribution.RSIGradCAM(self.layer, score=score, relu=False, **options)
-            methods["Integrated Gradients", name] = xai.IntegratedGradients(score=score, **options)
-        return methods
+def exact(subject: Subject) -> Subject:
+    """The same classifier in float64, for what is said to be equal."""
+    return replace(subject, network=copy.deepcopy(subject.network).double())
 
 
 @dataclass(frozen=True)
@@ -117,6 +100,7 @@ class Chunk:
         targets: Which class is explained, as a function of logits and labels.
         masks: Where the evidence is, (N,H,W), bool; None where it is not known.
         n_path: How many of the images the path methods get, the first ones.
+        n_steps: Steps of path methods.
     """
 
     images: Tensor
@@ -124,6 +108,7 @@ class Chunk:
     targets: TargetRule
     masks: Tensor | None
     n_path: int
+    n_steps: int
 
 
 def measured(subject: Subject, chunk: Chunk) -> tuple[pd.DataFrame, Maps]:
@@ -139,20 +124,18 @@ def measured(subject: Subject, chunk: Chunk) -> tuple[pd.DataFrame, Maps]:
     Returns:
         A frame of `COLUMNS`, images counted from 0, and maps.
     """
-    targets, logits = _targets(subject, chunk)
-    exact = chunk.images.double()
-    tables = [
-        _confidence(logits, targets),
-        *_lengths(_explained(subject, subject.exact, exact, targets, _norms(subject.layer))),
-    ]
-    maps = _explained(subject, subject.exact, exact, targets, _at_one_point(subject.layer))
+    precise, images = exact(subject), chunk.images.double()
+    logits = precise.predict(images).cpu()
+    targets = chunk.targets(logits, chunk.labels)
+    tables = [_confidence(logits, targets), *_lengths(_explained(precise, images, targets, _norms(subject.layer)))]
+    maps = _explained(precise, images, targets, _at_one_point(subject.layer))
     if chunk.n_path:
         few, theirs = chunk.images[: chunk.n_path], targets[: chunk.n_path]
-        maps |= _explained(subject, subject.model, few, theirs, subject.path_methods())
+        maps |= _explained(subject, few, theirs, path_methods(subject, chunk.n_steps))
     tables += [*_magnitudes(maps), *_agreement(maps)]
     if chunk.masks is not None:
         controls = {(name, ""): method for name, method in CONTROLS.items()}
-        tables += _hits(maps | _explained(subject, subject.model, chunk.images, targets, controls), chunk.masks)
+        tables += _hits(maps | _explained(subject, chunk.images, targets, controls), chunk.masks)
     return pd.concat(tables, ignore_index=True), maps
 
 
@@ -166,11 +149,9 @@ def baseline_probabilities(subject: Subject, images: Tensor) -> list[float]:
     Returns:
         Probabilities (K,), computed in float64.
     """
-    weight = next(subject.exact.parameters())
-    first = images[:1].to(weight)
-    black = xai.baselines.black(first, subject.standard["mean"], subject.standard["std"]).expand_as(first)
-    with torch.no_grad():
-        return subject.exact(black).softmax(1)[0].tolist()
+    first = images[:1].double()
+    black = xai.baselines.black(first, subject.mean, subject.std).expand_as(first)
+    return exact(subject).predict(black).softmax(1)[0].tolist()
 
 
 def tolerance(side: int) -> int:
@@ -184,22 +165,13 @@ def tolerance(side: int) -> int:
 
 
 def _explained(
-    subject: Subject, model: nn.Module, images: Tensor, targets: Tensor, methods: Mapping[Key, Attribution]
+    subject: Subject, images: Tensor, targets: Tensor, methods: Mapping[Key, Attribution]
 ) -> dict[Key, Tensor]:
-    batches = zip(images.split(subject.batch_size), targets.split(subject.batch_size), strict=True)
-    device = next(model.parameters()).device
     named = {" ".join(key): method for key, method in methods.items()}
-    found = [xai.explain(model, some.to(device), of.to(device), attributions=named) for some, of in batches]
+    found = [
+        xai.explain(subject.network, some, of, attributions=named) for some, of in subject.batches(images, targets)
+    ]
     return {key: torch.cat([one[" ".join(key)] for one in found]).cpu() for key in methods}
-
-
-def _targets(subject: Subject, chunk: Chunk) -> tuple[Tensor, Tensor]:
-    """Classes (N,) and logits (N,K), float64."""
-    device = next(subject.exact.parameters()).device
-    with torch.no_grad():
-        batches = chunk.images.double().split(subject.batch_size)
-        logits = torch.cat([subject.exact(batch.to(device)).cpu() for batch in batches])
-    return chunk.targets(logits, chunk.labels), logits
 
 
 def _rows(values: Tensor, quantity: str, method: str = "", score: str = "", against: str = "") -> pd.DataFrame:
