@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import os
@@ -118,12 +119,19 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
 
 
-def in_two_processes(program: ModuleType, folder: Path) -> list[Any]:
+def in_two_processes(program: ModuleType, folder: Path, limit: float = 300) -> list[Any]:
     """Run a program that Lightning starts a second time; what each process left in ``rank_<i>.json``."""
     command = [sys.executable, str(program.__file__), str(folder)]
-    # waits for both: the second process holds the ends of the same pipes
-    done = subprocess.run(command, env=environment(), timeout=300, check=False, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    with (folder / "output.txt").open("w") as output:
+        process = subprocess.Popen(command, env=environment(), stdout=output, stderr=output, start_new_session=True)
+        try:
+            code = process.wait(limit)
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # both of them
+    assert code == 0, f"{code}: {(folder / 'output.txt').read_text()[-3000:]}"
     return [json.loads((folder / f"rank_{rank}.json").read_text()) for rank in range(2)]
 
 

@@ -14,6 +14,7 @@ from lightning_xai.attribution import Attribution
 from lightning_xai.callbacks.classifier import ClassifierFinder
 from lightning_xai.callbacks.listening import HeardStep, StepListener
 from lightning_xai.callbacks.loggers import wait_for_panels
+from lightning_xai.callbacks.processes import own_passes, require_no_tensor_parallelism, require_whole_parameters
 from lightning_xai.explain import capture_for, named_attributions
 from lightning_xai.metrics import Boxes
 from lightning_xai.trace import Capture, Trace, plain_tensors, run
@@ -101,6 +102,7 @@ class ListeningCallback(LightningCallback):
         self.unpack = unpack
         self.listener = StepListener(ClassifierFinder(classifier, []))
         self._said: set[str] = set()
+        self._failure: Exception | None = None
 
     def layers(self) -> Iterable[OneLayer]:
         """The layers that will be asked for."""
@@ -145,7 +147,9 @@ class ListeningCallback(LightningCallback):
 
         Raises:
             ValueError: If another callback of this kind logs under the same name: Lightning would log the mean of both.
+            RuntimeError: If the strategy spreads the parameters in a way that no rank can gather.
         """
+        require_whole_parameters(trainer)
         self._begin()
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         others = [one for one in callbacks if type(one) is type(self) and one is not self]
@@ -169,6 +173,7 @@ class ListeningCallback(LightningCallback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Check that a named classifier and the layers named in it exist."""
         # Not in `setup`, which comes before the LightningModule's own, where models are made, too.
+        require_no_tensor_parallelism(pl_module)
         self.finder.look_up(pl_module)
 
     on_validation_start = on_fit_start
@@ -194,6 +199,36 @@ class ListeningCallback(LightningCallback):
     ) -> None:
         """Stop listening and work on what was heard."""
         step = self.listener.stop()
+        wanted = self._failure is None and (step.observer is not None or self.wants(trainer, dataloader_idx))
+        with own_passes(trainer, wanted):
+            if wanted:
+                self._attend(trainer, lambda: self._end(trainer, step, batch, dataloader_idx))
+
+    on_test_batch_end = on_validation_batch_end
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """End the run on all ranks where one of them failed: the others would wait for it until a timeout.
+
+        Raises:
+            RuntimeError: If another rank failed.
+        """
+        if trainer.world_size > 1 and trainer.strategy.reduce_boolean_decision(self._failure is not None, all=False):
+            raise self._failure or RuntimeError(
+                f"{type(self).__name__} failed in another process, whose own message says why; this one ends with it."
+            )
+
+    on_test_end = on_validation_end
+
+    def _attend(self, trainer: pl.Trainer, work: Callable[[], None]) -> None:
+        """Do what may fail on one rank alone; where there are several, it is told when all have come to the end."""
+        try:
+            work()
+        except Exception as error:
+            if trainer.world_size == 1:
+                raise
+            self._failure = error
+
+    def _end(self, trainer: pl.Trainer, step: HeardStep, batch: Any, dataloader_idx: int) -> None:
         if step.observer is not None:
             self.finder.find(step.observer)
         if self.wants(trainer, dataloader_idx):
@@ -201,8 +236,6 @@ class ListeningCallback(LightningCallback):
             with plain_tensors():
                 trace = step.trace(len(images)) or self._own_trace(trainer, images, step)
                 self.heard(trainer, trace, labels, boxes, dataloader_idx)
-
-    on_test_batch_end = on_validation_batch_end
 
     def unpacked(self, batch: Any) -> tuple[Tensor, Tensor | None, Boxes | None]:
         """Images, labels and boxes of a batch."""
@@ -225,6 +258,7 @@ class ListeningCallback(LightningCallback):
         return run(self.model, images, self.capture(), trainer.precision_plugin.forward_context)
 
     def _begin(self) -> None:
+        self._failure = None
         self.listener.stop()
         self.listener = StepListener(ClassifierFinder(self.classifier, self.layers()))
 

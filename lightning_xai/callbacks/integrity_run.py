@@ -28,11 +28,13 @@ class Outcome:
         figures: What is logged.
         alarm: What is said of a flagged model.
         trouble: Why the check could not be made.
+        failure: What the user's function raised.
     """
 
     figures: dict[str, float] = field(default_factory=dict)
     alarm: str | None = None
     trouble: str | None = None
+    failure: str | None = None
 
 
 @dataclass

@@ -18,6 +18,7 @@ from lightning_xai.callbacks.integrity_finding import Finding, changed_since, pi
 from lightning_xai.callbacks.integrity_run import IntegrityRun, Outcome, Phase, attempt
 from lightning_xai.callbacks.loggers import log_figures, log_key, log_panel
 from lightning_xai.callbacks.probes import Probes
+from lightning_xai.callbacks.processes import own_passes
 from lightning_xai.integrity import Digest, Fingerprint, OneClassError, Threshold, Verdict, for_model
 from lightning_xai.metrics import Boxes
 from lightning_xai.trace import Observer, Trace, evaluation_mode, is_image_batch, own_pass
@@ -177,14 +178,12 @@ class ModelIntegrity(ListeningCallback):
     ) -> None:
         """Take probes; check them now: where averaged weights are validated, they are gone when the epoch ends."""
         super().on_validation_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
-        if self._run.phase is Phase.DUE and self._run.probes.complete:
-            self._check(trainer)
+        self._check_if(self._run.phase is Phase.DUE and self._run.probes.complete, trainer)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log, and act; there may have been fewer images than wanted."""
         self._run.probes.finish()
-        if self._run.phase is Phase.DUE:
-            self._check(trainer)
+        self._check_if(self._run.phase is Phase.DUE, trainer)
         if self._run.phase is Phase.CHECKED:
             pl_module.log_dict(
                 {self._key(trainer, name): value for name, value in self._agree(trainer).items()},
@@ -203,21 +202,23 @@ class ModelIntegrity(ListeningCallback):
         """Before the first step: check the weights that training starts from."""
         if not self._run.started:
             self._run.started = True
-            self._check(trainer, lambda: self._look_at_first(trainer, pl_module, batch))
+            self._check_if(True, trainer, lambda: self._look_at_first(trainer, pl_module, batch))
             self._log(trainer, self._agree(trainer))
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Check what is about to be written, unless it was just validated, and put the verdict beside it."""
-        if not self._run.started:
+        if not self._run.started or trainer.interrupted:
             return  # before the first batch or after the run: the last verdict is in the state already
         if self._run.checked_at != trainer.global_step:
-            self._check(trainer)
+            self._check_if(True, trainer)
             self._log(trainer, self._agree(trainer))
-        if self._record.get("step") == trainer.global_step:  # else the check failed, or this is not rank zero
-            self._record["digest"] = asdict(Digest.of(self.model))
-            checkpoint["callbacks"][self.state_key] = self.state_dict()
+        judged = self._record.get("step") == trainer.global_step  # else the check failed, or this is not rank zero
+        with own_passes(trainer, judged):
+            if judged:
+                self._record["digest"] = asdict(Digest.of(self.model))
+                checkpoint["callbacks"][self.state_key] = self.state_dict()
 
     def _prepare(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any) -> None:
         """Take from the first training batch what no validation has given: probes, and the classifier."""
@@ -236,18 +237,23 @@ class ModelIntegrity(ListeningCallback):
         self._prepare(trainer, pl_module, batch)
         return self._look(trainer)
 
-    def _check(self, trainer: pl.Trainer, look: Callable[[], Finding] | None = None) -> None:
-        """On rank zero: look, trace back, compare."""
-        self._run.phase = Phase.CHECKED
-        self._run.outcome = Outcome()
-        if trainer.is_global_zero:
-            finding, error = attempt(look or (lambda: self._look(trainer)))
-            if finding is not None:
-                self._take(trainer, finding)
-            elif isinstance(error, OneClassError) and self.images is None:  # as networks in their first steps are
-                self.say_once(rank_zero_info, f"nothing can be checked as long as that is so: {error}")
-            else:
-                self._run.outcome.trouble = f"the classifier could not be checked. {type(error).__name__}: {error}"
+    def _check_if(self, due: bool, trainer: pl.Trainer, look: Callable[[], Finding] | None = None) -> None:
+        """On rank zero, if a check is due: look, trace back, compare."""
+        here = due and trainer.is_global_zero
+        if due:
+            self._run.phase, self._run.outcome = Phase.CHECKED, Outcome()
+        with own_passes(trainer, here):
+            if here:
+                self._judge(trainer, look or (lambda: self._look(trainer)))
+
+    def _judge(self, trainer: pl.Trainer, look: Callable[[], Finding]) -> None:
+        finding, error = attempt(look)
+        if finding is not None:
+            self._take(trainer, finding)
+        elif isinstance(error, OneClassError) and self.images is None:  # as networks in their first steps are
+            self.say_once(rank_zero_info, f"nothing can be checked as long as that is so: {error}")
+        else:
+            self._run.outcome.trouble = f"the classifier could not be checked. {type(error).__name__}: {error}"
 
     def _look(self, trainer: pl.Trainer) -> Finding:
         context, probes = trainer.precision_plugin.forward_context, torch.cat(self._run.probes.images)
@@ -288,19 +294,29 @@ class ModelIntegrity(ListeningCallback):
 
     def _agree(self, trainer: pl.Trainer) -> dict[str, float]:
         """Tell all ranks what rank zero found, and act; the figures."""
+        error = self._call_action(trainer)
         outcome = trainer.strategy.broadcast(self._run.outcome)
         self._run.checked_at = trainer.global_step
+        if outcome.failure:  # the others would wait for rank zero
+            raise error or RuntimeError(f"ModelIntegrity: `action` failed in the first process. {outcome.failure}")
         if self.action == "raise" and (outcome.trouble or outcome.alarm):
             raise RuntimeError(f"ModelIntegrity: {outcome.trouble or outcome.alarm}")
         if outcome.trouble:
             self.say_once(rank_zero_warn, f"{outcome.trouble} The run goes on.")
-        elif outcome.alarm and callable(self.action):
-            if self.finding is not None and trainer.is_global_zero:
-                self.action(self.finding)
-        elif outcome.alarm and not self._run.flagged:
+        elif outcome.alarm and self.action == "warn" and not self._run.flagged:
             rank_zero_warn(f"ModelIntegrity: {outcome.alarm}")
         self._run.flagged = self._run.flagged or outcome.alarm is not None
         return outcome.figures
+
+    def _call_action(self, trainer: pl.Trainer) -> Exception | None:
+        """Hand a flagged model's finding to the user's function, on rank zero; what it raised."""
+        if callable(self.action) and self._run.outcome.alarm and self.finding is not None and trainer.is_global_zero:
+            try:
+                self.action(self.finding)
+            except Exception as error:
+                self._run.outcome.failure = f"{type(error).__name__}: {error}"
+                return error
+        return None
 
     def _log(self, trainer: pl.Trainer, figures: dict[str, float]) -> None:
         if trainer.is_global_zero:

@@ -20,6 +20,7 @@ from lightning_xai.trace.modes import (
 )
 from lightning_xai.trace.points import pass_from_image, pass_from_layer, require_rectifiers_after
 from lightning_xai.trace.rectifiers import Rectifiers, check_rectifiers
+from lightning_xai.trace.sharding import has_tensor_parallelism, is_sharded, unsharded
 from lightning_xai.trace.trace import Capture, Trace, predict, run
 
 __all__ = [
@@ -41,8 +42,10 @@ __all__ = [
     "find_layer",
     "forward_hooks",
     "guided",
+    "has_tensor_parallelism",
     "intercepted",
     "is_image_batch",
+    "is_sharded",
     "last_affine_call",
     "last_spatial_layer",
     "name_of",
@@ -58,4 +61,5 @@ __all__ = [
     "spatial_layers",
     "spellings",
     "tapped",
+    "unsharded",
 ]

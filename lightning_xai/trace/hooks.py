@@ -60,7 +60,7 @@ def hooks_apart(model: nn.Module) -> Iterator[None]:
     """Forward hooks that are not ours see inside what they see without us: no graph, and no operation replaced.
 
     They get copies without a graph. Only a hook that changes something, its output or a copy, takes part in the pass,
-    and is called once more for that.
+    and is called once more for that. Hooks of torch itself (sharding, weights made anew) are part of the model.
 
     Args:
         model: The model.
@@ -79,11 +79,16 @@ def hooks_apart(model: nn.Module) -> Iterator[None]:
     before = [(registry, dict(registry)) for registry in (*everywhere, *own) if registry]
     try:
         for registry, hooks in before:
-            registry.update({key: _apart(hook) for key, hook in hooks.items() if key not in _OURS})
+            others = {key: hook for key, hook in hooks.items() if key not in _OURS and not _is_of_torch(hook)}
+            registry.update({key: _apart(hook) for key, hook in others.items()})
         yield
     finally:
         for registry, hooks in before:
             registry.update({key: hook for key, hook in hooks.items() if key in registry})  # one may remove itself
+
+
+def _is_of_torch(hook: Callable[..., Any]) -> bool:
+    return getattr(hook, "__module__", type(hook).__module__).startswith("torch.")
 
 
 def _apart(hook: Callable[..., Any]) -> Callable[..., Any]:

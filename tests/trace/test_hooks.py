@@ -149,3 +149,14 @@ def test_hooks_are_in_place_again_after_an_error():
         run(model, torch.ones(1, 1, 2, 2), Capture())
     assert list(model[1]._forward_hooks.values()) == [fails]
     assert not model[0]._forward_hooks
+
+
+def test_hooks_of_torch_are_part_of_the_model():
+    """Called once: sharded modules count their calls, and old weight normalisation makes the weights that run."""
+    model, images = small_net(), random_images()
+    torch.nn.utils.spectral_norm(model.conv2)
+    (hook,) = model.conv2._forward_pre_hooks.values()
+    calls, compute = [], hook.compute_weight
+    hook.compute_weight = lambda *args, **kwargs: calls.append(1) or compute(*args, **kwargs)
+    explain(model, images, attributions=GradCAM("conv2"))
+    assert len(calls) == 1
