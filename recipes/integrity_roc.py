@@ -52,19 +52,9 @@ from common.data.generated import GeneratedImages
 from common.networks import create_classifier, load_weights
 from common.options import RunOptions, add_options, built
 from common.run import Run
-from lightning_xai.integrity import (
-    Attack,
-    Fingerprint,
-    PositionShift,
-    RandomShift,
-    RowEdit,
-    Threshold,
-    UniformShift,
-    Verdict,
-    WorstCaseShift,
-    inspect_model,
-)
+from lightning_xai.integrity import Fingerprint, Threshold, Verdict, inspect_model
 from lightning_xai.report import Results, Table
+from papers.logit_shift.attacks import Attack, PositionShift, RandomShift, RowEdit, UniformShift, WorstCaseShift
 
 STRENGTHS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 SHARES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)  # of the worst case, instead of a strength

@@ -58,9 +58,9 @@ from common.options import DataOptions, ModelOptions, RunOptions, add_options, b
 from common.planted_network import STANDARD, Standard, standardized, trained
 from common.run import Run, first_images
 from lightning_xai.baselines import to_pixels
-from lightning_xai.integrity import PositionShift
 from lightning_xai.report import Cell, Picture, Results, Table
 from lightning_xai.visualization import Panel, overlay
+from papers.logit_shift.attacks import PositionShift
 from papers.logit_shift.maps import MOVED, SCORES, Subject, attacks_on, layer_in, paper_numbers
 from papers.logit_shift.maps import sensitivity as sensitivity_of
 from papers.logit_shift.maps import verdicts as verdicts_of

@@ -115,7 +115,7 @@ class Unhappy(nn.Module):
 def environment() -> dict[str, str]:
     """For programs of the tests: they import what tests import, and leave the other cores alone."""
     tests = Path(__file__).parent
-    paths = [str(tests), str(tests.parent), os.environ.get("PYTHONPATH", "")]
+    paths = [str(tests), str(tests.parent), str(tests.parent / "recipes"), os.environ.get("PYTHONPATH", "")]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lightning_xai.attribution import GradCAM, HiResCAM
 from lightning_xai.baselines import to_pixels
 from lightning_xai.explain import attribute, capture_for
-from lightning_xai.integrity import Comparison, Digest, Inspection, Verdict, locate_shift
+from lightning_xai.integrity import Digest, Inspection, ModelComparison, Verdict, locate_shift
 from lightning_xai.scores import centered, log_softmax, pre_softmax, predicted
 from lightning_xai.trace import predict, run
 from lightning_xai.types import ForwardContext, OneLayer
@@ -45,7 +45,7 @@ class Finding:
 
     step: int
     inspection: Inspection
-    comparison: Comparison | None = None
+    comparison: ModelComparison | None = None
     origin: Inspection | None = None
 
     @property

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from lightning_xai.scores import at_least_float32
 from lightning_xai.trace import AffineCall, find_layer, last_affine_call, name_of, predict
-
-RowEdit: TypeAlias = Callable[[Tensor], Tensor]
-"""From a weight (K,...) or bias (K,) to what takes its place."""
 
 
 def centered_logits(logits: Tensor) -> Tensor:
@@ -73,17 +69,23 @@ def same_up_to_shift(first: Tensor, second: Tensor, *, roundings: float) -> bool
     return bool((centered_logits(first) - centered_logits(second)).abs().max() <= roundings * largest)
 
 
-def with_edited_rows(model: nn.Module, images: Tensor, edit: RowEdit) -> nn.Module | None:
+def with_edited_rows(model: nn.Module, images: Tensor, edit: Callable[[Tensor], Tensor]) -> nn.Module | None:
     """A copy of the model whose final layer's rows were edited, if that shifts all logits alike and does no more.
 
     Args:
         model: The classifier; it is left as it is.
         images: Probe images (N,C,H,W) on which the effect is verified, in two passes in float32 or better.
-        edit: Applied to the weight and the bias of the layer.
+        edit: From the layer's weight (K,...) or bias (K,) to what takes its place.
 
     Returns:
         The copy; None where there is no such layer, or where the edit changes the softmax because something
         non-linear follows.
+
+    Example:
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(1, 2, bias=False))
+        >>> altered = with_edited_rows(model, torch.ones(1, 1, 1, 1), lambda rows: rows + 1)
+        >>> (altered[1].weight - model[1].weight).tolist()
+        [[1.0], [1.0]]
     """
     trial = _in_full_precision(model)
     images = at_least_float32(images)
@@ -109,6 +111,6 @@ def _in_full_precision(model: nn.Module) -> nn.Module:
     return trial
 
 
-def _edit_rows(layer: nn.Module, edit: RowEdit) -> None:
+def _edit_rows(layer: nn.Module, edit: Callable[[Tensor], Tensor]) -> None:
     for parameter in layer.parameters(recurse=False):
         parameter.data = edit(parameter.detach().double()).to(parameter.dtype)

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_xai.attribution import Attribution
-from lightning_xai.integrity.comparison import Comparison, compare
+from lightning_xai.integrity.comparison import ModelComparison, compare_evidence
 from lightning_xai.integrity.digest import Digest, digest_of_tensor, digest_of_tensors
 from lightning_xai.integrity.evidence import AT_LAYER, Evidence, evidence_of, traced
 from lightning_xai.scores import predicted
@@ -97,7 +97,7 @@ class Fingerprint:
         layer: OneLayer = None,
         attributions: Mapping[str, Attribution] | None = None,
         context: ForwardContext = nullcontext,
-    ) -> Comparison:
+    ) -> ModelComparison:
         """Compare a model with the trusted one; costs as much as `of`.
 
         Args:
@@ -121,7 +121,7 @@ class Fingerprint:
         name = name_of(model, module)
         self._check_shapes(trace, module, name)
         found = evidence_of(model, trace, module, predicted(self.evidence.logits), methods)
-        return compare(found, self.evidence, layer=name, differing=self.digest.differences(Digest.of(model)))
+        return compare_evidence(found, self.evidence, layer=name, differing=self.digest.differences(Digest.of(model)))
 
     def save(self, path: str | Path) -> None:
         """Write the fingerprint into a safetensors file; nothing in it is executed on loading.
@@ -207,7 +207,7 @@ def compare_models(
     reference_layer: OneLayer = None,
     attributions: Mapping[str, Attribution] | None = None,
     context: ForwardContext = nullcontext,
-) -> Comparison:
+) -> ModelComparison:
     """Compare a model with a trusted one, such as that of an earlier checkpoint.
 
     Args:

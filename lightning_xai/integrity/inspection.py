@@ -167,15 +167,14 @@ def inspect_model(
             of one predicted class, or the layer does not exist.
 
     Example:
-        >>> from lightning_xai.integrity import PositionShift
         >>> _ = torch.manual_seed(0)
         >>> model = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 2, bias=False))
         >>> model[3].weight.data = torch.tensor([[40.0, -30.0], [-30.0, 40.0]])
         >>> images = torch.rand(8, 2, 4, 4)
         >>> print(inspect_model(model, images).verdict)
         no sign of a logit shift
-        >>> altered = PositionShift("0", strength=100.0)(model)
-        >>> print(inspect_model(altered, images).verdict)
+        >>> model[3].weight.data += 100  # to all rows alike: no softmax sees it
+        >>> print(inspect_model(model, images).verdict)
         logit shift
     """
     _check_images(images)

@@ -24,7 +24,8 @@ from lightning_xai.callbacks import ModelIntegrity
 from lightning_xai.callbacks import integrity_finding as finding_module
 from lightning_xai.callbacks import model_integrity as module_under_test
 from lightning_xai.callbacks.integrity_finding import Finding
-from lightning_xai.integrity import Fingerprint, PositionShift, Threshold, Verdict, inspect_model
+from lightning_xai.integrity import Fingerprint, Threshold, Verdict, inspect_model
+from papers.logit_shift.attacks import PositionShift
 
 LAYER = "relu2"
 IMAGES, LABELS = (part[:32] for part in data(64))

@@ -15,8 +15,9 @@ from lightning_xai.callbacks.integrity_check import IntegrityCheck
 from lightning_xai.callbacks.integrity_run import IntegrityRun, Phase, attempt
 from lightning_xai.callbacks.listening import StepListener
 from lightning_xai.callbacks.probes import Probes
-from lightning_xai.integrity import Fingerprint, PositionShift, Verdict, inspect_model
+from lightning_xai.integrity import Fingerprint, Verdict, inspect_model
 from lightning_xai.trace import Capture, Observer
+from papers.logit_shift.attacks import PositionShift
 
 
 def module_of(model: nn.Module) -> nn.Module:

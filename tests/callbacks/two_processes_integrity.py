@@ -17,7 +17,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_xai.callbacks import ModelIntegrity
-from lightning_xai.integrity import PositionShift
+from papers.logit_shift.attacks import PositionShift
 
 PARALLEL: dict[str, Any] = {"strategy": "ddp", "devices": 2, "num_sanity_val_steps": 2}
 

@@ -14,21 +14,17 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from lightning_xai import GradCAM, InputGradient
 from lightning_xai.attribution import Random
-from lightning_xai.integrity import (
-    Digest,
+from lightning_xai.integrity import Digest, Fingerprint, Verdict, center_logits, compare_models
+from lightning_xai.integrity.evidence import sketch
+from papers.logit_shift.attacks import (
     EnergyShift,
-    Fingerprint,
     NetworkShift,
     PositionShift,
     RandomShift,
     RowEdit,
     TriggeredShift,
     UniformShift,
-    Verdict,
-    center_logits,
-    compare_models,
 )
-from lightning_xai.integrity.evidence import sketch
 
 IMAGES = data(32)[0]
 

@@ -12,21 +12,23 @@ from torch import nn
 
 from lightning_xai.integrity import (
     CenteredLogits,
-    EnergyShift,
-    NetworkShift,
-    PositionShift,
-    RowEdit,
     Threshold,
-    TriggeredShift,
-    UniformShift,
     Verdict,
-    WorstCaseShift,
     calibrated_threshold,
     inspect_model,
     inspect_trace,
 )
 from lightning_xai.integrity.heads import RECTIFIED, SIGMOIDS, UNDECIDED, UNTRAINED, head_caveats
 from lightning_xai.trace import Capture, run
+from papers.logit_shift.attacks import (
+    EnergyShift,
+    NetworkShift,
+    PositionShift,
+    RowEdit,
+    TriggeredShift,
+    UniformShift,
+    WorstCaseShift,
+)
 
 IMAGES = data(32)[0]
 

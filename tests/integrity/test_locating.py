@@ -5,7 +5,8 @@ import torch
 from integrity.toys import data, trained
 from support import assert_same_state, state_of
 
-from lightning_xai.integrity import EnergyShift, PositionShift, UniformShift, locate_shift
+from lightning_xai.integrity import locate_shift
+from papers.logit_shift.attacks import EnergyShift, PositionShift, UniformShift
 
 IMAGES = data(8)[0]
 

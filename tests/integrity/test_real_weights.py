@@ -9,12 +9,13 @@ import torch
 from integrity_roc import HALF, IMAGENET, photographs, photos
 
 from lightning_xai import GradCAM, explain
-from lightning_xai.integrity import PositionShift, Verdict, center_logits, compare_models, inspect_model, locate_shift
+from lightning_xai.integrity import Verdict, center_logits, compare_models, inspect_model, locate_shift
 from lightning_xai.integrity.inspection import mean_logit
 from lightning_xai.integrity.measures import class_weighted_maps
 from lightning_xai.ranks import rank_correlation
 from lightning_xai.scores import centered, predicted
 from lightning_xai.trace import Capture, run
+from papers.logit_shift.attacks import PositionShift
 
 DATA = os.environ.get("LIGHTNING_XAI_DATA")
 NETWORKS = {"SqueezeNet": ("features.12", IMAGENET), "MobileNet": ("blocks.4", HALF)}

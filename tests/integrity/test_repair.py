@@ -8,8 +8,9 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from lightning_xai import GradCAM, explain
-from lightning_xai.integrity import CenteredLogits, PositionShift, RowEdit, Verdict, center_logits, inspect_model
+from lightning_xai.integrity import CenteredLogits, Verdict, center_logits, inspect_model
 from lightning_xai.scores import centered, pre_softmax
+from papers.logit_shift.attacks import PositionShift, RowEdit
 
 IMAGES = data(16)[0].double()
 

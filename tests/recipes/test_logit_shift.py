@@ -11,7 +11,7 @@ from recipes.image_files import HEN, TENCH, write_images
 from torch import nn
 
 import lightning_xai as xai
-from lightning_xai.integrity import PositionShift
+from papers.logit_shift.attacks import PositionShift
 from papers.logit_shift.maps import (
     ActivationSum,
     Subject,

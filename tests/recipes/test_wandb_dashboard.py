@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_xai as xai
 from common.offline_runs import history, records
-from lightning_xai.integrity import PositionShift
+from papers.logit_shift.attacks import PositionShift
 
 pytest.importorskip("wandb_workspaces")
 with warnings.catch_warnings():

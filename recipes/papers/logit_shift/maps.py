@@ -13,22 +13,10 @@ from torch import Tensor, nn
 
 import lightning_xai as xai
 from lightning_xai.attribution import Attribution
-from lightning_xai.integrity import (
-    Attack,
-    EnergyShift,
-    Fingerprint,
-    Inspection,
-    PositionShift,
-    RandomShift,
-    RowEdit,
-    UniformShift,
-    Verdict,
-    center_logits,
-    inspect_model,
-    locate_shift,
-)
+from lightning_xai.integrity import Fingerprint, Inspection, Verdict, center_logits, inspect_model, locate_shift
 from lightning_xai.ranks import rank_correlation
 from lightning_xai.types import OneLayer, Score
+from papers.logit_shift.attacks import Attack, EnergyShift, PositionShift, RandomShift, RowEdit, UniformShift
 
 SCORES: dict[str, Score] = {
     "raw logit": xai.scores.pre_softmax,

@@ -12,7 +12,13 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from lightning_xai import GradCAM, InputGradient, explain
-from lightning_xai.integrity import (
+from lightning_xai.integrity import common_mode_share
+from lightning_xai.integrity.inspection import mean_logit
+from lightning_xai.integrity.measures import class_weighted_maps
+from lightning_xai.ranks import rank_correlation
+from lightning_xai.scores import centered, log_softmax, post_softmax, pre_softmax, predicted
+from lightning_xai.trace import Capture, run
+from papers.logit_shift.attacks import (
     EnergyShift,
     NetworkShift,
     PositionShift,
@@ -21,14 +27,8 @@ from lightning_xai.integrity import (
     TriggeredShift,
     UniformShift,
     WorstCaseShift,
-    common_mode_share,
+    worst_direction,
 )
-from lightning_xai.integrity.inspection import mean_logit
-from lightning_xai.integrity.measures import class_weighted_maps
-from lightning_xai.integrity.worst_case import worst_direction
-from lightning_xai.ranks import rank_correlation
-from lightning_xai.scores import centered, log_softmax, post_softmax, pre_softmax, predicted
-from lightning_xai.trace import Capture, run
 
 IMAGES = data(16)[0].double()
 GRAPH_ATTACKS = {
