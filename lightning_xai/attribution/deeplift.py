@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_xai.attribution.base import ScoredAttribution
 from lightning_xai.attribution.gradient import channel_sum
-from lightning_xai.attribution.lrp import operations
+from lightning_xai.attribution.lrp import functions
 from lightning_xai.attribution.paths import baseline_images, require_standardization
 from lightning_xai.baselines import Baseline, black
 from lightning_xai.scores import at_least_float32
@@ -108,15 +108,29 @@ class Secants(Interception):
 
 
 def _handlers() -> dict[Callable[..., Any], Handler]:
-    linear = [*operations.SUMS, *operations.MOVES, *operations.ELEMENTWISE, *operations.NORMALIZATIONS]
-    weighted = [*operations.CONVOLUTIONS, *operations.LINEAR, *operations.DIVISIONS]
-    nonlinear = [*operations.RECTIFIERS, *operations.ACTIVATIONS, *operations.CLIPS, *operations.GATES]
+    linear = [
+        *functions.SUMS,
+        *functions.MOVES,
+        *functions.MOVES_LIKE,
+        *functions.CONCATENATIONS,
+        *functions.ADDITIONS,
+        *functions.ELEMENTWISE,
+        *functions.NORMALIZATIONS,
+    ]
+    weighted = [*functions.CONVOLUTIONS, *functions.LINEAR, *functions.DIVISIONS]
+    nonlinear = [
+        *functions.RECTIFIERS,
+        *functions.ACTIVATIONS,
+        *functions.ODD_ACTIVATIONS,
+        *functions.CLIPS,
+        *functions.GATES,
+    ]
     table: dict[Handler, list[Callable[..., Any]]] = {
         _linear: linear,
         _of_one: weighted,
         _nonlinear: nonlinear,
-        _multiplied: operations.PRODUCTS,
-        _pooled: operations.MAXIMA,
+        _multiplied: functions.PRODUCTS,
+        _pooled: functions.MAXIMA,
     }
     return {function: handler for handler, functions in table.items() for function in functions}
 

@@ -87,6 +87,10 @@ class Call:
         on_path = [changed[id(one)] for one in self.on_path]
         return dataclasses.replace(self, args=args, kwargs=kwargs, on_path=on_path)
 
+    def giving(self, result: Any) -> Call:
+        """A call that gives what is known already."""
+        return dataclasses.replace(self, function=lambda: result, args=(), kwargs={})
+
     def refusal(self, reason: str) -> NotImplementedError:
         """An error that names the function and the module that called it.
 

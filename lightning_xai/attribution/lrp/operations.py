@@ -3,12 +3,16 @@
 Everything is in multipliers (`rules`), which most functions hand on like gradients:
 
 - sums (residual additions, means, average pooling, interpolation): in proportion to what was added, constants
-  included; concatenation, reshaping, padding: to where it came from; max-pooling: to the winner, of ties the first;
+  included, where all terms are rectified; else by a rule of their own (`sums`); concatenation, reshaping, padding: to
+  where it came from; max-pooling: to the winner, of ties the first;
 - ReLU, leaky ReLU: unchanged. SiLU, hard-swish, GELU, clipped and sigmoid-like activations: unchanged too (the
   identity rule, as for SiLU and GELU in Achtibat et al., "AttnLRP", 2024), that is ``f(x) / x`` in multipliers;
 - products with a gate (squeeze and excitation, ``x * sigmoid(x)``): all to the signal, none to the gate (Arras et al.,
   "Explaining Recurrent Neural Network Predictions in Sentiment Analysis", 2017, section 3.1);
-- weighted layers: by the rules given, batch normalisation folded into the layer before it.
+- weighted layers: by the rules given. What is one layer is taken for one, so that two forms of a function have one map:
+  batch normalisation is folded into the layer before it (or the layers, whose outputs were concatenated), and
+  convolutions of one input whose outputs are added, the input itself among them, are one convolution;
+- batch normalisation of anything else: unchanged.
 
 Pixels are the exception. Rules of the first layer give relevance to pixels that are zero, which no multiplier can
 express: what is still pixels (sliced, padded, standardised) carries relevance itself.
@@ -17,7 +21,7 @@ express: what is still pixels (sliced, padded, standardised) carries relevance i
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -25,110 +29,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_xai.attribution.lrp import attention
-from lightning_xai.attribution.lrp.rules import InputRule, Propagation, Rule
-from lightning_xai.attribution.lrp.weighted import WeightedLayer, convolution_layer, diagonal_layer, linear_layer
-from lightning_xai.trace import Call, Handler, spellings
-
-SUMS = spellings(
-    *("sum", "mean", "avg_pool1d", "avg_pool2d", "avg_pool3d", "interpolate"),
-    *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"),
+from lightning_xai.attribution.lrp import attention, functions
+from lightning_xai.attribution.lrp.applications import Application, Entered, Outputs, Unchanged
+from lightning_xai.attribution.lrp.rules import InputRule, Rule, whole
+from lightning_xai.attribution.lrp.sums import Sum, SumRule
+from lightning_xai.attribution.lrp.weighted import (
+    WeightedLayer,
+    added,
+    convolution_layer,
+    diagonal_layer,
+    linear_layer,
 )
-RECTIFIERS = spellings("relu", "leaky_relu", "prelu", "rrelu", "abs", "maximum")
-MAXIMA = spellings(
-    *("max_pool1d", "max_pool2d", "max_pool3d", "amax"),
-    *("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d"),
-)
-MOVES = [
-    *spellings(
-        *("flatten", "view", "reshape", "permute", "transpose", "movedim", "swapaxes", "squeeze", "unsqueeze", "t"),
-        *("cat", "concat", "stack", "chunk", "split", "tensor_split", "unbind", "getitem", "select", "narrow"),
-        *("pad", "expand", "expand_as", "view_as", "repeat", "clone", "contiguous", "to", "float", "double"),
-        *("unflatten", "roll", "flip", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle"),
-        *("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"),
-    ),
-    Tensor.T.__get__,  # type: ignore[attr-defined]
-    Tensor.mT.__get__,  # type: ignore[attr-defined]
-]
-ELEMENTWISE = spellings("add", "sub", "neg")
-DIVISIONS = [one for one in spellings("div", "true_divide", "truediv") if not one.__name__.startswith("__r")]
-PRODUCTS = spellings("mul", "multiply")
-ACTIVATIONS = spellings(
-    *("silu", "hardswish", "gelu", "mish", "elu", "selu", "celu", "tanh", "softplus", "softsign", "threshold"),
-    "local_response_norm",
-)
-CLIPS = spellings("hardtanh", "relu6", "clamp", "clip", "clamp_min", "clamp_max")
-GATES = spellings("sigmoid", "hardsigmoid")
-CONVOLUTIONS = spellings("conv1d", "conv2d", "conv3d")
-LINEAR = spellings("linear")
-MATRIX_PRODUCTS = spellings("matmul", "bmm")
-SOFTMAXES = spellings("softmax")
-LAYER_NORMALIZATIONS = spellings("layer_norm")
-GROUP_NORMALIZATIONS = spellings("group_norm")
-ATTENTIONS = spellings("scaled_dot_product_attention")
-NORMALIZATIONS = spellings("batch_norm")
-
-
-class Outputs:
-    """What a layer gave, for the way back; a copy is made only when the model is about to overwrite it."""
-
-    def __init__(self) -> None:
-        self._tensor = torch.empty(0)
-        self._version = 0
-
-    @property
-    def intact(self) -> bool:
-        """Whether nobody has overwritten them."""
-        return self._tensor._version == self._version
-
-    def hold(self, tensor: Tensor) -> None:
-        """The layer gave this."""
-        self._tensor, self._version = tensor.detach(), tensor._version
-
-    def keep(self) -> None:
-        """The model is about to overwrite them."""
-        self.hold(self._tensor.clone())
-
-    def read(self) -> Tensor:
-        """The outputs as they were."""
-        if not self.intact:
-            raise RuntimeError(
-                "A relevance rule expected a layer's output to stay as it was, but the model overwrote it in place "
-                "in a way that was not seen. Use out-of-place operations there."
-            )
-        return self._tensor
-
-
-@dataclass(eq=False)
-class Application:
-    """One call of a weighted layer in a pass.
-
-    Attributes:
-        layer: The layer, with the batch normalisation behind it folded in.
-        rule: How it hands relevance on.
-        inputs: What it was given.
-        raw: What it gave, before the batch normalisation.
-        affine: Scale and shift of the batch normalisation, or None without one.
-    """
-
-    layer: WeightedLayer
-    rule: Rule | InputRule
-    inputs: Tensor
-    raw: Outputs = field(default_factory=Outputs)
-    affine: tuple[Tensor, Tensor] | None = None
-    _propagation: Propagation | None = None
-
-    @property
-    def outputs(self) -> Tensor:
-        """What it gave, bias and batch normalisation included."""
-        raw = self.raw.read()
-        return raw if self.affine is None else (raw * self.affine[0]).add_(self.affine[1])
-
-    def propagate(self, multipliers: Tensor) -> Tensor:
-        """From the outputs to the inputs; what does not depend on the multipliers is computed the first time."""
-        if self._propagation is None:
-            self._propagation = self.rule(self.layer, self.inputs.detach(), self.outputs)
-        return self._propagation(multipliers)
+from lightning_xai.trace import Call, Handler
 
 
 @dataclass(frozen=True)
@@ -138,14 +50,18 @@ class Mark:
     Attributes:
         pixels: It is still made of pixels, and carries relevance instead of multipliers.
         gate: How much it looks like the gate of a product: 2 after a sigmoid, 1 after clipping, else 0.
-        made_by: The weighted layer whose output it is.
+        rectified: It has one sign, or nearly so, as behind a ReLU.
+        made_by: The weighted layers whose outputs it is, side by side.
         shares: Outputs of a layer that change when it is overwritten.
+        total: It is this sum.
     """
 
     pixels: bool = False
     gate: int = 0
-    made_by: Application | None = None
+    rectified: bool = False
+    made_by: tuple[Application, ...] = ()
     shares: Outputs | None = None
+    total: Sum | None = None
 
 
 @dataclass
@@ -154,35 +70,43 @@ class Operations:
 
     Attributes:
         first: Rule of the layers that see pixels.
-        convolution: Rule of the other convolutions, and of normalisations that follow no layer.
+        convolution: Rule of the other convolutions.
         linear: Rule of the other linear layers.
+        signed_sums: Rule of sums whose terms have either sign.
         applications: The weighted layers called so far.
     """
 
     first: Rule | InputRule
     convolution: Rule
     linear: Rule
+    signed_sums: SumRule
     applications: list[Application]
 
     def handlers(self) -> dict[Callable[..., Any], Handler]:
         """What stands in for each function."""
         table: dict[Handler, list[Callable[..., Any]]] = {
-            _added_up: SUMS + RECTIFIERS + MAXIMA,
-            _moved: MOVES,
-            _elementwise: ELEMENTWISE,
-            _divided: DIVISIONS,
-            _multiplied: PRODUCTS,
-            partial(_activated, gate=0): ACTIVATIONS,
-            partial(_activated, gate=1): CLIPS,
-            partial(_activated, gate=2): GATES,
-            self._convolved: CONVOLUTIONS,
-            self._transformed: LINEAR,
-            self._normalized: NORMALIZATIONS,
-            self._matrix_multiplied: MATRIX_PRODUCTS,
-            _softmax: SOFTMAXES,
-            partial(_by, attention.layer_normalized): LAYER_NORMALIZATIONS,
-            partial(_by, attention.group_normalized): GROUP_NORMALIZATIONS,
-            partial(_by, attention.attended): ATTENTIONS,
+            _selected: functions.MAXIMA,
+            _rectified: functions.RECTIFIERS,
+            self._averaged: functions.SUMS,
+            _moved: functions.MOVES,
+            _moved_like: functions.MOVES_LIKE,
+            _concatenated: functions.CONCATENATIONS,
+            self._summed: functions.ADDITIONS,
+            _elementwise: functions.ELEMENTWISE,
+            _divided: functions.DIVISIONS,
+            self._multiplied: functions.PRODUCTS,
+            partial(_activated, rectified=True): functions.ACTIVATIONS,
+            partial(_activated, rectified=False): functions.ODD_ACTIVATIONS,
+            _clipped: functions.CLIPS,
+            partial(_activated, rectified=True, gate=2): functions.GATES,
+            self._convolved: functions.CONVOLUTIONS,
+            self._transformed: functions.LINEAR,
+            self._normalized: functions.NORMALIZATIONS,
+            self._matrix_multiplied: functions.MATRIX_PRODUCTS,
+            _softmax: functions.SOFTMAXES,
+            partial(_by, attention.layer_normalized): functions.LAYER_NORMALIZATIONS,
+            partial(_by, attention.group_normalized): functions.GROUP_NORMALIZATIONS,
+            partial(_by, attention.attended): functions.ATTENTIONS,
         }
         return {function: handler for handler, functions in table.items() for function in functions}
 
@@ -200,17 +124,62 @@ class Operations:
 
     def _normalized(self, call: Call) -> tuple[Any, Mark]:
         inputs = call.argument(0, "input")
-        scale, shift = _scale_and_shift(call)
         mark: Mark = call.marks[inputs]
-        source = mark.made_by
-        if source is not None and source.affine is None and source.raw.intact and inputs.ndim != 3:
-            layer = source.layer.followed_by(scale, shift)
-            shape = (-1, *[1] * (inputs.ndim - 2))
-            affine = scale.view(shape), shift.view(shape)
-            return self._record(call, Application(layer, source.rule, source.inputs, source.raw, affine))
         if mark.pixels:
             return _elementwise(call)
-        return self._apply(call, diagonal_layer(scale, shift, inputs.ndim - 2), self.convolution, inputs)
+        scale, shift = _scale_and_shift(call)
+        if inputs.ndim < 3:  # no convolution, which other convolutions could be added to
+            return self._folded(call, mark.made_by, scale, shift) or _activated(call, rectified=False)
+        alone = Application(diagonal_layer(scale, shift, inputs.ndim - 2), whole, inputs)
+        return self._folded(call, mark.made_by, scale, shift) or self._record(call, alone)
+
+    def _folded(
+        self, call: Call, parts: tuple[Application, ...], scale: Tensor, shift: Tensor
+    ) -> tuple[Any, Mark] | None:
+        """A normalisation as a part of the layers whose outputs it is given, where it can be."""
+        dimensions = call.on_path[0].ndim
+        if not parts or not all(part.foldable(dimensions) for part in parts):
+            return None
+        channels = [len(part.layer.weight) for part in parts]
+        affine = zip(scale.split(channels), shift.split(channels), strict=True)
+        folded = [part.followed_by(*one) for part, one in zip(parts, affine, strict=True)]
+        if len(folded) == 1:
+            return self._record(call, folded[0])
+        pieces = call.mapped(Tensor.detach).run().split(channels, 1)
+        made = [self._record(call.giving(piece), part)[0] for part, piece in zip(folded, pieces, strict=True)]
+        return torch.cat(made, 1), Mark(made_by=tuple(folded))
+
+    def _summed(self, call: Call) -> tuple[Any, Mark]:
+        """Branches that are one convolution together, or signals that are added up."""
+        if len(call.on_path) == 1:
+            return _shifted(call)
+        one = _together(call)
+        if one is None and call.function in functions.DIFFERENCES:
+            result, mark = _elementwise(call)
+            return result, replace(mark, rectified=False)
+        if one is None:
+            return self._averaged(call)
+        _keep_overwritten(call)
+        return self._record(call, one)
+
+    def _averaged(self, call: Call) -> tuple[Any, Mark]:
+        given = _marks(call)
+        common, partly = _common(given), any(one.rectified for one in given)
+        if common.rectified:
+            return _native(_entered(call)), common
+        call, total = _entered(call), Sum(partly)
+        _keep_overwritten(call)
+        return self.signed_sums(call, total), replace(common, total=total)
+
+    def _multiplied(self, call: Call) -> tuple[Any, Mark]:
+        """A scaling, which is part of a layer as a normalisation is, or a signal and its gate."""
+        if len(call.on_path) > 1:
+            return _gated(call)
+        scale = _scale_of_channels(call)
+        mark: Mark = call.marks[call.on_path[0]]
+        if scale is None or mark.pixels or call.inplace:
+            return _elementwise(call)
+        return self._folded(call, mark.made_by, scale, torch.zeros_like(scale)) or _elementwise(call)
 
     def _matrix_multiplied(self, call: Call) -> tuple[Any, Mark]:
         """A linear layer where the second factor is a constant matrix."""
@@ -222,69 +191,40 @@ class Operations:
         return self._apply(call, linear_layer(weight.detach().T), self.linear, inputs)
 
     def _apply(self, call: Call, layer: WeightedLayer, rule: Rule, inputs: Tensor) -> tuple[Any, Mark]:
-        if not call.marks[call.on_path[0]].pixels:
-            return self._record(call, Application(layer, rule, inputs))
-        if isinstance(self.first, InputRule):
-            return self._record(call, Application(layer, self.first, inputs))
-        return self._record(call, Application(layer, self.first, _Entered.apply(inputs)))
+        pixels = call.marks[call.on_path[0]].pixels
+        return self._record(call, Application(layer, self.first if pixels else rule, inputs, pixels))
 
     def _record(self, call: Call, application: Application) -> tuple[Any, Mark]:
-        outputs = _Applied.apply(application.inputs, application, call)
+        outputs = application.apply(call)
         self.applications.append(application)
-        return outputs, Mark(made_by=application, shares=application.raw)
+        return outputs, Mark(made_by=(application,), shares=application.raw)
 
 
-class _Applied(torch.autograd.Function):
-    """A weighted layer, with its rule for a gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, inputs: Tensor, application: Application, call: Call) -> Tensor:
-        outputs = call.run()
-        if application.affine is None:
-            application.raw.hold(outputs)
-        ctx.save_for_backward(inputs)  # torch then notices if the model overwrites them
-        ctx.application = application
-        return outputs
-
-    @staticmethod
-    def backward(ctx: Any, multipliers: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
-            raise RuntimeError("Relevance maps cannot be differentiated: leave `create_graph=False`.")
-        _ = ctx.saved_tensors
-        return ctx.application.propagate(multipliers), None, None
+def _together(call: Call) -> Application | None:
+    """The convolution that two added branches of one input are together, if they are one."""
+    shapes = {one.shape for one in call.on_path}
+    if len(call.on_path) != 2 or len(shapes) != 1 or call.kwargs.get("alpha", 1) != 1:
+        return None
+    for source, *others in (call.marks[one].made_by for one in call.on_path if call.marks[one].made_by):
+        first, second = (_branch(call, one, source) for one in call.on_path)
+        if others or first is None or second is None:
+            continue
+        layer = added(first.layer, second.layer.scaled(-1) if call.function in functions.DIFFERENCES else second.layer)
+        if layer is not None:
+            rule = second.rule if first.rule is whole else first.rule
+            return Application(layer, rule, source.inputs, source.pixels)
+    return None
 
 
-class _Entered(torch.autograd.Function):
-    """The step from pixels to features: from multipliers to relevance."""
-
-    @staticmethod
-    def forward(ctx: Any, pixels: Tensor) -> Tensor:
-        ctx.save_for_backward(pixels)
-        return pixels.view_as(pixels)
-
-    @staticmethod
-    def backward(ctx: Any, multipliers: Tensor) -> Tensor:
-        (pixels,) = ctx.saved_tensors
-        return pixels * multipliers
-
-
-class _Unchanged(torch.autograd.Function):
-    """A function of one tensor that hands relevance on as it is: ``f(x) / x`` in multipliers, 1 among pixels."""
-
-    @staticmethod
-    def forward(ctx: Any, inputs: Tensor, call: Call, pixels: bool) -> Tensor:
-        before = inputs.clone() if call.inplace and not pixels else inputs
-        outputs = call.run()
-        if call.inplace:
-            ctx.mark_dirty(inputs)
-        ctx.ratio = None if pixels else torch.where(before == 0, 0, outputs / before)
-        ctx.shape = inputs.shape
-        return outputs
-
-    @staticmethod
-    def backward(ctx: Any, multipliers: Tensor) -> tuple[Tensor | None, ...]:
-        ratio = 1 if ctx.ratio is None else ctx.ratio
-        return (multipliers * ratio).sum_to_size(ctx.shape), None, None
+def _branch(call: Call, tensor: Tensor, source: Application) -> Application | None:
+    """What makes a tensor of the inputs of another call; the inputs themselves are made by a convolution, too."""
+    if tensor is source.inputs and tensor._version == source.version and tensor.ndim > 2:
+        ones = tensor.new_ones(tensor.shape[1])
+        return Application(diagonal_layer(ones, None, tensor.ndim - 2), whole, tensor, source.pixels)
+    made_by = call.marks[tensor].made_by
+    if len(made_by) == 1 and made_by[0].sees_what(source) and made_by[0].raw.intact:
+        return made_by[0]
+    return None
 
 
 def _moved(call: Call) -> tuple[Any, Mark]:
@@ -292,20 +232,50 @@ def _moved(call: Call) -> tuple[Any, Mark]:
     given = _marks(call)
     pixels = all(one.pixels for one in given)
     shares = given[0].shares if len(given) == 1 else None
-    return _native(call if pixels else _entered(call)), Mark(pixels, min(one.gate for one in given), None, shares)
+    return _native(call if pixels else _entered(call)), replace(_common(given), pixels=pixels, shares=shares)
 
 
-def _added_up(call: Call) -> tuple[Any, Mark]:
-    """Sums and selections: their gradient is what proportional shares are in multipliers."""
-    return _native(_entered(call)), Mark(gate=min(one.gate for one in _marks(call)))
+def _moved_like(call: Call) -> tuple[Any, Mark]:
+    """Copies and views of the first argument: of the second the shape alone counts."""
+    return _moved(
+        replace(call, on_path=[one for one in call.on_path if one is call.argument(0, "input")] or call.on_path)
+    )
+
+
+def _concatenated(call: Call) -> tuple[Any, Mark]:
+    """Layers side by side are still layers, where channels are concatenated."""
+    result, mark = _moved(call)
+    parts = [call.marks[one].made_by if one in call.marks else () for one in call.argument(0, "tensors")]
+    beside = call.argument(1, "dim", 0) == 1 and all(parts)
+    return result, replace(mark, made_by=tuple(part for made_by in parts for part in made_by) if beside else ())
+
+
+def _selected(call: Call) -> tuple[Any, Mark]:
+    """Maxima: what their gradient goes to gets all."""
+    return _native(_entered(call)), _common(_marks(call))
+
+
+def _rectified(call: Call) -> tuple[Any, Mark]:
+    """Piecewise linear functions through zero: their gradient is ``f(x) / x``."""
+    for mark in _marks(call):
+        if mark.total is not None:
+            mark.total.rectified = True
+    return _native(_entered(call)), Mark(rectified=True)
 
 
 def _elementwise(call: Call) -> tuple[Any, Mark]:
-    """Sums, and sums and products with constants; standardised pixels are still pixels."""
+    """Sums and products with constants, in proportion; standardised pixels are still pixels."""
     given = _marks(call)
     if len(given) == 1 and given[0].pixels:
-        return _Unchanged.apply(call.on_path[0], call, True), given[0]
-    return _added_up(call)
+        return Unchanged.apply(call.on_path[0], call, True), given[0]
+    return _native(_entered(call)), _common(given)
+
+
+def _shifted(call: Call) -> tuple[Any, Mark]:
+    """The sum with a constant; with the zero that ``sum(...)`` begins with, nothing happened."""
+    result, mark = _elementwise(call)
+    nothing = any(isinstance(one, (int, float)) and one == 0 for one in call.args)
+    return result, replace(mark, made_by=call.marks[call.on_path[0]].made_by) if nothing and not call.inplace else mark
 
 
 def _divided(call: Call) -> tuple[Any, Mark]:
@@ -314,14 +284,14 @@ def _divided(call: Call) -> tuple[Any, Mark]:
     return _elementwise(call)
 
 
-def _multiplied(call: Call) -> tuple[Any, Mark]:
-    """A scaling, or a signal and its gate: the gate gets nothing."""
-    if len(call.on_path) == 1:
-        return _elementwise(call)
+def _gated(call: Call) -> tuple[Any, Mark]:
+    """A signal and its gate: the gate gets nothing."""
     gate = _gate(call)
     if call.inplace and gate is call.argument(0, "input"):
         raise call.refusal("expected the signal to be multiplied in place by its gate, got the reverse.")
-    return _native(call.mapped(lambda one: one.detach() if one is gate else _enter(call, one))), Mark()
+    signals = [call.marks[one] for one in call.on_path if one is not gate]
+    result = _native(call.mapped(lambda one: one.detach() if one is gate else _enter(call, one)))
+    return result, Mark(rectified=all(one.rectified for one in signals))
 
 
 def _gate(call: Call) -> Tensor:
@@ -332,16 +302,23 @@ def _gate(call: Call) -> Tensor:
     return second
 
 
-def _activated(call: Call, gate: int) -> tuple[Any, Mark]:
+def _activated(call: Call, rectified: bool, gate: int = 0) -> tuple[Any, Mark]:
     """Activations that hand relevance on unchanged."""
     call = _entered(call)
     _keep_overwritten(call)
-    return _Unchanged.apply(call.argument(0, "input"), call, False), Mark(gate=gate)
+    return Unchanged.apply(call.argument(0, "input"), call, False), Mark(gate=gate, rectified=rectified)
+
+
+def _clipped(call: Call) -> tuple[Any, Mark]:
+    """Activations too, which may be one-sided, and may make a gate."""
+    lower = call.argument(1, "min_val", call.kwargs.get("min"))
+    one_sided = call.function in functions.CLIPS_AT_ZERO or (isinstance(lower, (int, float)) and lower >= 0)
+    return _activated(call, one_sided or call.marks[call.on_path[0]].rectified, gate=1)
 
 
 def _softmax(call: Call) -> tuple[Any, Mark]:
     """Its gradient is its rule, and its results are gates."""
-    return _native(_entered(call)), Mark(gate=2)
+    return _native(_entered(call)), Mark(gate=2, rectified=True)
 
 
 def _by(function: Callable[[Call], Tensor], call: Call) -> tuple[Any, Mark]:
@@ -354,7 +331,7 @@ def _entered(call: Call) -> Call:
 
 
 def _enter(call: Call, tensor: Tensor) -> Tensor:
-    return _Entered.apply(tensor) if call.marks[tensor].pixels else tensor
+    return Entered.apply(tensor) if call.marks[tensor].pixels else tensor
 
 
 def _native(call: Call) -> Any:
@@ -367,6 +344,11 @@ def _keep_overwritten(call: Call) -> None:
         mark = call.marks.get(call.argument(0, "input"))
         if mark is not None and mark.shares is not None:
             mark.shares.keep()
+
+
+def _common(marks: list[Mark]) -> Mark:
+    """What is true of all."""
+    return Mark(gate=min(one.gate for one in marks), rectified=all(one.rectified for one in marks))
 
 
 def _marks(call: Call) -> list[Mark]:
@@ -390,6 +372,20 @@ def _numeric_padding(inputs: Tensor, weight: Tensor, padding: str, dilation: Any
     if any(total % 2 for total in totals):
         inputs = F.pad(inputs, [amount for total in reversed(totals) for amount in (0, total % 2)])
     return inputs, tuple(total // 2 for total in totals)
+
+
+def _scale_of_channels(call: Call) -> Tensor | None:
+    """What a product with a constant multiplies each channel by, if it is one number for each, (C,)."""
+    signal = call.on_path[0]
+    factor = next((one for one in call.args if one is not signal), None)
+    if isinstance(factor, (int, float)):
+        return signal.new_full(signal.shape[1:2], factor)
+    if not isinstance(factor, Tensor) or factor.ndim > signal.ndim:
+        return None
+    sizes = [1] * (signal.ndim - factor.ndim) + list(factor.shape)
+    if any(size > 1 for i, size in enumerate(sizes) if i != 1):
+        return None
+    return factor.detach().reshape(-1).expand(signal.shape[1])
 
 
 def _scale_and_shift(call: Call) -> tuple[Tensor, Tensor]:

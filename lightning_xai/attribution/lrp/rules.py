@@ -6,7 +6,7 @@ the multiplier of a number ``a`` is ``m = R / a``, its relevance per unit. Where
 (sums, averages, residual connections, pooling, ReLU) hands multipliers on like gradients.
 
 Letters: ``a_i`` inputs, ``w_ij`` weights, ``z_j`` outputs, ``w+ = max(w, 0)``, ``w- = min(w, 0)``. An output whose
-denominator is zero shares nothing: its relevance is lost, and shows in the conservation error.
+denominator is zero shares nothing: its relevance is lost, and shows in the conservation error (but for `lossless`).
 """
 
 from __future__ import annotations
@@ -54,8 +54,79 @@ def z_plus(layer: WeightedLayer, inputs: Tensor, outputs: Tensor) -> Propagation
         tensor([[0.6667, 1.3333, 0.0000]])
     """
     total, back = _positive_contributions(layer, inputs)
-    share = _ratio(outputs, total)
+    share = ratio(outputs, total)
     return lambda multipliers: back(multipliers * share)
+
+
+def lossless(layer: WeightedLayer, inputs: Tensor, outputs: Tensor) -> Propagation:
+    """The z+ rule for outputs of both signs, ``R_i = sum_j (a_i w_ij)^s / sum_i' (a_i' w_i'j)^s R_j``; loses nothing.
+
+    ``s`` is the sign of ``sum_i a_i w_ij``, so that there is a contribution of it: the limit of the signed `gamma`
+    (Andéol et al. 2021) for large gamma, without the bias. It differs from `z_plus` where an output is negative (linear
+    bottlenecks, residual sums) or where a bias alone made it positive. An output all of whose contributions are zero,
+    as of a depthwise convolution over an empty channel, gives its relevance to the other outputs at its position, in
+    proportion to their size; this last step is ours, and keeps what no rule of shares can keep. Twice the cost of
+    `z_plus`.
+
+    Args:
+        layer: The layer.
+        inputs: Its inputs a.
+        outputs: Its outputs z, bias included.
+
+    Returns:
+        From multipliers to multipliers.
+
+    Example:
+        >>> from lightning_xai.attribution.lrp.weighted import linear_layer
+        >>> layer = linear_layer(torch.tensor([[1.0, -2.0, -3.0], [0.0, 0.0, 0.0]]), torch.tensor([0.0, 2.0]))
+        >>> a = torch.tensor([[1.0, 1.0, 1.0]])
+        >>> a * lossless(layer, a, torch.tensor([[-4.0, 2.0]]))(torch.tensor([[-1.0, 3.0]]))
+        tensor([[0., 4., 6.]])
+    """
+    raised, back = _positive_contributions(layer, inputs)
+    linear = outputs if layer.bias is None else outputs - layer.bias
+    lowered = linear - raised
+    positive = linear > 0
+    # as many ulps of the larger part as rounding leaves where all contributions are zero
+    noise = 16 * torch.finfo(linear.dtype).eps * torch.maximum(raised, outputs.abs())
+    own = torch.where(positive, raised, lowered)
+    alive = own.abs() > noise
+    share = ratio(outputs, own) * alive
+    channels = -1 if layer.geometry is None else 1
+    per_size = outputs.sign() * ratio(alive, (outputs.abs() * alive).sum(channels, keepdim=True))
+
+    def propagate(multipliers: Tensor) -> Tensor:
+        orphaned = (multipliers * outputs * ~alive).sum(channels, keepdim=True)
+        shared = (multipliers + per_size * orphaned) * share
+        up, down = shared * positive, shared * ~positive
+        return layer.transpose(down, layer.weight, inputs) + back(up - down)
+
+    return propagate
+
+
+def whole(layer: WeightedLayer, inputs: Tensor, outputs: Tensor) -> Propagation:
+    """All relevance of an output to the one input that it has, ``R_i = R_i``, of a layer that is one-to-one.
+
+    There is nobody to share with, and no reason to lose anything: what a batch normalisation that follows no layer
+    does. An input of exactly zero cannot have any; what a shift alone made of it is lost.
+
+    Args:
+        layer: The layer.
+        inputs: Its inputs a.
+        outputs: Its outputs z, bias included, of the same shape.
+
+    Returns:
+        From multipliers to multipliers.
+
+    Example:
+        >>> from lightning_xai.attribution.lrp.weighted import diagonal_layer
+        >>> layer = diagonal_layer(torch.tensor([2.0]), torch.tensor([-5.0]), 1)
+        >>> a = torch.tensor([[[1.0]]])
+        >>> a * whole(layer, a, torch.tensor([[[-3.0]]]))(torch.tensor([[[1.0]]]))
+        tensor([[[-3.]]])
+    """
+    share = ratio(outputs, inputs)
+    return lambda multipliers: multipliers * share
 
 
 def epsilon(layer: WeightedLayer, inputs: Tensor, outputs: Tensor, *, stabilizer: float = 1e-6) -> Propagation:
@@ -80,7 +151,7 @@ def epsilon(layer: WeightedLayer, inputs: Tensor, outputs: Tensor, *, stabilizer
         >>> a * epsilon(layer, a, torch.tensor([[2.0]]))(torch.tensor([[1.0]]))
         tensor([[ 1.0000,  2.0000, -1.0000]])
     """
-    share = _ratio(outputs, outputs + stabilizer * _sign(outputs))
+    share = ratio(outputs, outputs + stabilizer * _sign(outputs))
     return lambda multipliers: layer.transpose(multipliers * share, layer.weight, inputs)
 
 
@@ -116,7 +187,7 @@ def gamma(layer: WeightedLayer, inputs: Tensor, outputs: Tensor, *, boost: float
     boosted = torch.where(positive, raised, linear - raised) + torch.where(
         positive, bias.clamp(min=0), bias.clamp(max=0)
     )
-    share = _ratio(outputs, outputs + boost * boosted)
+    share = ratio(outputs, outputs + boost * boosted)
 
     def propagate(multipliers: Tensor) -> Tensor:
         shared = multipliers * share
@@ -154,7 +225,7 @@ def alpha_beta(
     """
     raised, back = _positive_contributions(layer, inputs)
     linear = outputs if layer.bias is None else outputs - layer.bias
-    positive, negative = alpha * _ratio(outputs, raised), beta * _ratio(outputs, (raised - linear).clamp(min=0))
+    positive, negative = alpha * ratio(outputs, raised), beta * ratio(outputs, (raised - linear).clamp(min=0))
 
     def propagate(multipliers: Tensor) -> Tensor:
         up, down = multipliers * positive, multipliers * negative
@@ -194,7 +265,7 @@ def z_box(layer: WeightedLayer, inputs: Tensor, outputs: Tensor, *, low: Tensor,
     # w- = w - w+, so that two weights do for three terms: (x - h) w + (h - l) w+
     total = _response(layer, high - low, raised, inputs) - _response(layer, high, layer.weight, inputs)
     total += outputs
-    share = _ratio(outputs, total if layer.bias is None else total.sub_(layer.bias))
+    share = ratio(outputs, total if layer.bias is None else total.sub_(layer.bias))
 
     def propagate(multipliers: Tensor) -> Tensor:
         plain, positive = _both_transposes(layer, multipliers * share, (layer.weight, raised), inputs)
@@ -433,7 +504,7 @@ def _per_channel(values: tuple[float, ...], inputs: Tensor) -> Tensor:
 
 def _shares_of(shares: Tensor, layer: WeightedLayer, inputs: Tensor, outputs: Tensor) -> Propagation:
     """Contributions that do not depend on the inputs."""
-    share = _ratio(outputs, layer.forward(torch.ones_like(inputs), shares))
+    share = ratio(outputs, layer.forward(torch.ones_like(inputs), shares))
     return lambda multipliers: layer.transpose(multipliers * share, shares, inputs)
 
 
@@ -471,8 +542,13 @@ def _both_transposes(
     return layer.transpose(outputs, torch.cat(weights, 1), torch.cat([inputs, inputs], 1)).chunk(2, 1)
 
 
-def _ratio(outputs: Tensor, total: Tensor) -> Tensor:
-    """``z / total`` where there is anything to share, else 0."""
+def ratio(outputs: Tensor, total: Tensor) -> Tensor:
+    """``z / total`` where there is anything to share, else 0.
+
+    Args:
+        outputs: Outputs z.
+        total: What their contributions sum to.
+    """
     return (outputs / total).nan_to_num_(0.0, 0.0, 0.0)
 
 

@@ -10,6 +10,9 @@ from lightning_xai.attribution.lrp.methods import LRP, Rules
 from lightning_xai.attribution.lrp.rules import Epsilon
 from lightning_xai.trace import Capture, run
 
+# small functions of tokens whose parts are compared, and random transformers whose biases take what is theirs
+pytestmark = pytest.mark.filterwarnings("ignore:LRP expected the relevance of the pixels")
+
 EPSILON = Rules(Epsilon(0.0), Epsilon(0.0), Epsilon(0.0))
 
 

@@ -12,23 +12,20 @@ from torch import nn
 
 from lightning_xai import InputGradient, explain
 from lightning_xai.attribution.gradient import channel_sum
-from lightning_xai.attribution.lrp.methods import (
-    CLRP,
-    LRP,
-    SGLRP,
-    NormalizedCLRP,
-    Rules,
+from lightning_xai.attribution.lrp.conservation import conservation_error
+from lightning_xai.attribution.lrp.methods import CLRP, LRP, SGLRP, NormalizedCLRP, Rules
+from lightning_xai.attribution.lrp.rules import Epsilon, Flat, WSquare, ZBox, z_plus
+from lightning_xai.attribution.lrp.seeds import (
     ScoreGradient,
-    conservation_error,
     contrastive,
     is_reversed,
     softmax_gradient,
     target_logit,
 )
-from lightning_xai.attribution.lrp.rules import Epsilon, Flat, WSquare, ZBox, z_plus
 from lightning_xai.scores import pre_softmax
 from lightning_xai.trace import Capture, run
 
+LOSS = "ignore:LRP expected the relevance of the pixels"
 LOW, HIGH = (-4.0, -4.0, -4.0), (4.0, 4.0, 4.0)
 BOX = Rules(first=ZBox(LOW, HIGH))
 EPSILON = Rules(Epsilon(0.0), Epsilon(0.0), Epsilon(0.0))
@@ -369,6 +366,7 @@ class Standardized(nn.Module):
 WIDE = Rules(first=ZBox((-9.0,) * 3, (9.0,) * 3))
 
 
+@pytest.mark.filterwarnings(LOSS)  # what falls on the padding
 @pytest.mark.parametrize("rules", [WIDE, Rules(first=WSquare()), Rules(first=Flat()), Rules()])
 def test_standardising_inside_the_model_leaves_pixels_their_relevance(rules):
     """As if the standardised and padded image had been given."""
@@ -402,6 +400,7 @@ def test_batch_equals_images_one_by_one():
     torch.testing.assert_close(relevance_of(model, images), one_by_one, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.filterwarnings(LOSS)
 def test_conservation_error_counts_what_a_bias_alone_made():
     """An output to which nothing contributes loses its relevance."""
     model = Toy([[1.0, 1.0, 1.0]])
@@ -539,6 +538,7 @@ TORCHVISION = [
 ]
 
 
+@pytest.mark.filterwarnings(LOSS)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TORCHVISION)
 def test_all_architectures_of_torchvision_run(name):
@@ -554,6 +554,7 @@ TIMM = [
 ]
 
 
+@pytest.mark.filterwarnings(LOSS)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TIMM)
 def test_architectures_of_timm_run(name):
@@ -561,6 +562,7 @@ def test_architectures_of_timm_run(name):
     check_architecture(lambda: timm.create_model(name, num_classes=7), 1.0)
 
 
+@pytest.mark.filterwarnings(LOSS)
 @pytest.mark.parametrize("name", FAST)
 def test_architectures_run_and_conserve(name):
     """Where z+ can: shifts of normalisations make outputs of depthwise convolutions from nothing."""

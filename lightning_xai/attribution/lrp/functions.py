@@ -1,0 +1,50 @@
+"""The torch functions that a relevance rule or a slope is known for, by kind."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from lightning_xai.trace import spellings
+
+SUMS = spellings(
+    *("sum", "mean", "avg_pool1d", "avg_pool2d", "avg_pool3d", "interpolate"),
+    *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"),
+)
+RECTIFIERS = spellings("relu", "leaky_relu", "prelu", "rrelu", "abs", "maximum")
+MAXIMA = spellings(
+    *("max_pool1d", "max_pool2d", "max_pool3d", "amax"),
+    *("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d"),
+)
+MOVES = [
+    *spellings(
+        *("flatten", "view", "reshape", "permute", "transpose", "movedim", "swapaxes", "squeeze", "unsqueeze", "t"),
+        *("stack", "chunk", "split", "tensor_split", "unbind", "getitem", "select", "narrow"),
+        *("pad", "expand", "repeat", "tile", "clone", "contiguous", "to", "float", "double"),
+        *("unflatten", "roll", "flip", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle"),
+        *("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"),
+    ),
+    Tensor.T.__get__,  # type: ignore[attr-defined]
+    Tensor.mT.__get__,  # type: ignore[attr-defined]
+]
+MOVES_LIKE = spellings("expand_as", "view_as", "reshape_as", "type_as")
+CONCATENATIONS = spellings("cat", "concat", "concatenate")
+DIFFERENCES = [one for one in spellings("sub") if not one.__name__.startswith("__r")]
+ADDITIONS = [*spellings("add"), *DIFFERENCES]
+ELEMENTWISE = [*spellings("neg"), Tensor.__rsub__]
+DIVISIONS = [one for one in spellings("div", "true_divide", "truediv") if not one.__name__.startswith("__r")]
+PRODUCTS = spellings("mul", "multiply")
+ACTIVATIONS = spellings(
+    *("silu", "hardswish", "gelu", "mish", "elu", "selu", "celu", "softplus", "threshold"),
+)
+ODD_ACTIVATIONS = spellings("tanh", "softsign", "local_response_norm")
+CLIPS = spellings("hardtanh", "relu6", "clamp", "clip", "clamp_min", "clamp_max")
+CLIPS_AT_ZERO = spellings("relu6")
+GATES = spellings("sigmoid", "hardsigmoid")
+CONVOLUTIONS = spellings("conv1d", "conv2d", "conv3d")
+LINEAR = spellings("linear")
+MATRIX_PRODUCTS = spellings("matmul", "bmm")
+SOFTMAXES = spellings("softmax")
+LAYER_NORMALIZATIONS = spellings("layer_norm")
+GROUP_NORMALIZATIONS = spellings("group_norm")
+ATTENTIONS = spellings("scaled_dot_product_attention")
+NORMALIZATIONS = spellings("batch_norm")
