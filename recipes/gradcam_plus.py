@@ -46,96 +46,85 @@ from __future__ import annotations
 
 import common.threads  # noqa: F401
 
-import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
-from torch import nn
 
-from common.data.images import image_data
-from common.data.planted import CLASSES, planted_evidence
-from common.networks import create_classifier, load_weights, model_options
-from common.options import DataOptions, ModelOptions, RunOptions, add_options, built
-from common.planted_network import STANDARD, small_network, standardized, trained
+from common.options import DataOptions, ModelOptions, RunOptions, device_option, option, parsed
 from common.run import Run, in_chunks, joined
+from common.subject import Subject, drawn_here, given, planted
 from lightning_xai.report import Results
 from papers.gradcam_plus.figures import draw
-from papers.gradcam_plus.measures import CONFIDENT, Subject, measured_chunk
+from papers.gradcam_plus.measures import CONFIDENT, measured_chunk
 from papers.gradcam_plus.tables import tables
 
 CHUNK = 25
 """Images between two points at which an interrupted run goes on."""
 
 
-def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+@dataclass(frozen=True)
+class Settings:
+    """The experiment."""
+
+    data: DataOptions = DataOptions(batch_size=25)
+    model: ModelOptions = ModelOptions()
+    run: RunOptions = RunOptions(Path("runs/gradcam_plus"))
+    n_images: int = option(500, "images, taken evenly from the folder")
+    n_drawn: int = option(5, "images in the figure of heat maps")
+    device: str = device_option()
+
+    def __post_init__(self) -> None:
+        given, network = self.data.data, self.model
+        if given is not None and not (network.model and network.layer):
+            raise ValueError("--data expected --model and --layer beside it.")
+        if given is None and (network.model or network.weights or network.pretrained):
+            raise ValueError("--model, --weights and --pretrained expected --data beside them.")
+        if given is not None and ".tar" in given:
+            raise ValueError("--data expected a folder with val/<class>/*, got shards, whose images have no number.")
+        if min(self.n_images, self.n_drawn, self.data.batch_size) < 1:
+            raise ValueError("--n-images, --n-drawn and --batch-size expected at least 1.")
+
+
+def parse(argv: Sequence[str] | None = None) -> Settings:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_options(parser, DataOptions(batch_size=25), ModelOptions())
-    parser.add_argument("--n-images", type=int, default=500, help="images, taken evenly from the folder")
-    parser.add_argument("--n-drawn", type=int, default=5, help="images in the figure of heat maps")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to compute")
-    add_options(parser, RunOptions(Path("runs/gradcam_plus")))
-    args = parser.parse_args(argv)
-    if args.data is not None and not (args.model and args.layer):
-        parser.error("--data expected --model and --layer beside it.")
-    if args.data is None and (args.model or args.weights or args.pretrained):
-        parser.error("--model, --weights and --pretrained expected --data beside them.")
-    if args.data is not None and ".tar" in args.data:
-        parser.error("--data expected a folder with val/<class>/*, got shards, whose images have no number.")
-    if min(args.n_images, args.n_drawn, args.batch_size) < 1:
-        parser.error("--n-images, --n-drawn and --batch-size expected at least 1.")
-    if args.fast_dev_run:
-        args.n_images, args.n_drawn = min(args.n_images, 30), 2
-    return args
+    found = parsed(Settings, __doc__, argv)
+    return replace(found, n_images=min(found.n_images, 30), n_drawn=2) if found.run.fast_dev_run else found
 
 
-def drawn_here(args: argparse.Namespace, folder: Path) -> Subject:
-    """Images of which it is known what decides their class, and a network trained on others of the kind."""
-    weights, model = folder / "network.safetensors", small_network()
-    if not weights.exists():  # a resumed run goes on with the same network, whatever else has changed
-        save_file(trained(args.seed, 256 if args.fast_dev_run else 1536).state_dict(), weights)
-    load_weights(model, weights)
-    drawn = planted_evidence(torch.arange(args.n_images) % len(CLASSES), seed=args.seed + 1)
-    images: Any = list(zip(standardized(drawn.images), drawn.labels.tolist(), strict=True))
-    return _subject(args, model, images, CLASSES, STANDARD)
+def prepared(settings: Settings) -> tuple[Subject, Any]:
+    """A classifier and items (image, label): photographs of a folder, or images of which it is known what decides."""
+    size, run = min(settings.data.batch_size, CHUNK), settings.run
+    if settings.data.data:
+        subject, data = given(settings.data, settings.model, seed=run.seed, device=settings.device, batch_size=size)
+        return subject, data.val
+    options: dict[str, Any] = {"layer": settings.model.layer, "device": settings.device, "batch_size": size}
+    subject = drawn_here(run.run, run.seed, small=run.fast_dev_run, **options)
+    found = planted(settings.n_images, run.seed + 1)
+    return subject, list(zip(found.images, found.labels.tolist(), strict=True))
 
 
-def photographs(args: argparse.Namespace) -> Subject:
-    """The photographs of a folder and a classifier."""
-    data = image_data(built(DataOptions, args), built(ModelOptions, args), seed=args.seed)
-    options = {"pretrained": args.pretrained, "weights": args.weights, **model_options(args.model_options)}
-    model = create_classifier(args.model, len(data.classes), **options)
-    return _subject(args, model, data.val, data.classes, (data.mean, data.std))
-
-
-def _subject(args: argparse.Namespace, model: nn.Module, images: Any, names: Sequence[str], standard: Any) -> Subject:
-    model = model.eval().to(args.device)
-    return Subject(model, images, args.layer or "6", names, standard, args.device, min(args.batch_size, CHUNK))
-
-
-def chosen(subject: Subject, n: int) -> list[int]:
+def chosen(total: int, n: int) -> list[int]:
     """Which images: folders are sorted by class, so that the first ones would be all fish."""
-    total = len(subject.images)  # type: ignore[arg-type]
     return torch.linspace(0, total - 1, min(n, total)).round().long().tolist()
 
 
 def main(argv: Sequence[str] | None = None) -> Results:
     """Run the experiment."""
-    args = parse(argv)
-    run = Run(built(RunOptions, args), vars(args), free=("batch_size", "device"))
-    subject = photographs(args) if args.data else drawn_here(args, run.folder)
-    indices = chosen(subject, args.n_images)
+    settings = parse(argv)
+    run = Run(settings.run, settings, free=("batch_size", "device"))
+    subject, images = prepared(settings)
+    indices = chosen(len(images), settings.n_images)
     chunks = list(in_chunks(indices, CHUNK))
-    found = joined(run.parts("images", chunks, lambda chunk: measured_chunk(subject, chunk)))
-    pictures = draw(subject, found, indices, args.n_drawn, run.folder)
+    found = joined(run.parts("images", chunks, lambda chunk: measured_chunk(subject, images, chunk)))
+    pictures = draw(subject, images, found, indices, settings.n_drawn, run.folder)
     histogram_free = {name: value for name, value in found.items() if name != "histograms"}
     return run.finish(
         "Grad-CAM++ and Grad-CAM with positive gradients",
         summary(subject, found),
-        tables(found, args.seed),
+        tables(found, settings.run.seed),
         pictures,
         histogram_free,
     )

@@ -11,25 +11,30 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
+from torch.utils.data import Dataset
 
 import lightning_xai as xai
 from common.data.loading import readable
+from common.subject import Subject
 from lightning_xai.baselines import to_pixels
 from lightning_xai.report import Picture
 from lightning_xai.visualization import Panel, overlay
 from papers.gradcam_plus.alphas import BINS, SIGNS, Witness, box
-from papers.gradcam_plus.measures import CONFIDENT, SCORES, Subject
+from papers.gradcam_plus.measures import CONFIDENT, SCORES
 from papers.gradcam_plus.tables import METHODS, performance
 
 COLOURS = {"positive": "tab:red", "negative": "tab:blue"}
 COLUMNS = 101  # of the histogram: an odd number, so that alpha = 1/2 lies in the middle of one
 
 
-def draw(subject: Subject, found: dict[str, Any], indices: Sequence[int], n: int, folder: Path) -> list[Picture]:
+def draw(
+    subject: Subject, dataset: Dataset[Any], found: dict[str, Any], indices: Sequence[int], n: int, folder: Path
+) -> list[Picture]:
     """Figures 3 to 6.
 
     Args:
-        subject: The classifier and its images.
+        subject: The classifier.
+        dataset: Its images.
         found: What the recipe measured.
         indices: Which images it measured.
         n: Number of images with heat maps; the first of them is that of figure 3.
@@ -38,7 +43,7 @@ def draw(subject: Subject, found: dict[str, Any], indices: Sequence[int], n: int
     Returns:
         The pictures with their captions.
     """
-    images, labels = drawn_images(subject, indices, n)
+    images, labels = drawn_images(subject, dataset, indices, n)
     _alphas_of_one(subject, images[:1], labels[:1]).savefig(folder / "figure_3.png", dpi=100)
     _alphas_of_all(found).savefig(folder / "figure_4.png", dpi=100)
     _heat_maps(subject, images, labels).savefig(folder / "figure_5.png")
@@ -51,13 +56,13 @@ def draw(subject: Subject, found: dict[str, Any], indices: Sequence[int], n: int
     ]
 
 
-def drawn_images(subject: Subject, indices: Sequence[int], n: int) -> tuple[Tensor, Tensor]:
+def drawn_images(subject: Subject, dataset: Dataset[Any], indices: Sequence[int], n: int) -> tuple[Tensor, Tensor]:
     """Some images with their labels, taken evenly, those first that the classifier is right about."""
     pool = [indices[i] for i in torch.linspace(0, len(indices) - 1, min(4 * n, len(indices))).round().int().tolist()]
-    images, labels, _ = readable([subject.images[i] for i in pool])
-    images, labels = subject.batch(images, labels)
+    images, labels, _ = readable([dataset[i] for i in pool])
+    images, labels = images.to(subject.device), labels.to(subject.device)
     with torch.no_grad():
-        right = xai.scores.log_softmax(subject.model(images), labels).exp() > CONFIDENT
+        right = xai.scores.log_softmax(subject.network(images), labels).exp() > CONFIDENT
     order = (~right).int().argsort(stable=True)[:n]
     return images[order], labels[order]
 
@@ -67,7 +72,7 @@ def _alphas_of_one(subject: Subject, images: Tensor, labels: Tensor) -> Figure:
     for axes, (name, score) in zip(figure.subplots(2, 2), SCORES.items(), strict=True):
         witness = Witness()
         method = xai.GradCAMPlusPlus(subject.layer, score=score, alphas=witness)
-        xai.explain(subject.model, images, labels, attributions=method)
+        xai.explain(subject.network, images, labels, attributions=method)
         for one, title, values in (
             (axes[0], "alpha", 1 / (2 + witness.second_term)),
             (axes[1], "g sum A", witness.second_term),
@@ -111,16 +116,16 @@ def _alphas_of_all(found: dict[str, Any]) -> Figure:
 
 
 def _heat_maps(subject: Subject, images: Tensor, labels: Tensor) -> Figure:
-    pixels = to_pixels(images, *subject.standard)
+    pixels = to_pixels(images, subject.mean, subject.std)
     pictures: dict[str, Tensor] = {}
     for name, score in SCORES.items():
         kinds = (xai.GradCAM, xai.GradCAMPlus, xai.GradCAMPlusPlus)
         methods = {f"{one}\n{name}": kind(subject.layer, score=score) for one, kind in zip(METHODS, kinds, strict=True)}
-        maps = xai.explain(subject.model, images, labels, attributions=methods)
+        maps = xai.explain(subject.network, images, labels, attributions=methods)
         pictures |= {one: overlay(pixels, maps[one]).cpu() for one in methods}
     with torch.no_grad():
-        probabilities = xai.scores.log_softmax(subject.model(images), labels).exp()
-    facts = {"label": [subject.names[i] for i in labels.tolist()], "its probability": probabilities.tolist()}
+        probabilities = xai.scores.log_softmax(subject.network(images), labels).exp()
+    facts = {"label": [subject.classes[i] for i in labels.tolist()], "its probability": probabilities.tolist()}
     return Panel(pixels.cpu(), pictures, facts).figure("Figure 5: maps of the right class")
 
 

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 import lightning_xai as xai
 from common.data.loading import ReadableLoader
 from common.run import joined
+from common.subject import Subject
 from lightning_xai.attribution import Attribution, literal_alphas, weighted_sum
 from lightning_xai.metrics import masked_scores, normalized_masks
 from lightning_xai.ranks import rank_correlation
@@ -47,28 +48,7 @@ class AllGradients(xai.GradCAMPlusPlus):
         return weighted_sum(activations, (alphas * gradients).sum((2, 3)))
 
 
-@dataclass(frozen=True)
-class Subject:
-    """A classifier with the images on which its maps are compared."""
-
-    model: nn.Module
-    images: Dataset[Any]
-    layer: str
-    names: Sequence[str]
-    standard: tuple[Sequence[float], Sequence[float]]
-    device: str
-    batch_size: int
-
-    def batch(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Both where the model is."""
-        return images.to(self.device), labels.to(self.device)
-
-    def black(self, images: Tensor) -> Tensor:
-        """What stands where a map hides an image: eq. 15 multiplies the pixels."""
-        return xai.baselines.black(images, *self.standard)
-
-
-def masking_methods(layer: str) -> dict[str, Attribution]:
+def masking_methods(layer: str | None) -> dict[str, Attribution]:
     """What is compared by what it leaves of the confidence: by score, and the controls, which have none."""
     kinds: dict[str, Callable[..., Attribution]] = {
         "Grad-CAM": xai.GradCAM,
@@ -81,7 +61,7 @@ def masking_methods(layer: str) -> dict[str, Attribution]:
     return methods | controls | {"Fake-CAM": xai.attribution.FakeCAM()}
 
 
-def compared_methods(layer: str, score: Score, witness: Witness) -> dict[str, Attribution]:
+def compared_methods(layer: str | None, score: Score, witness: Witness) -> dict[str, Attribution]:
     """What is compared map by map, before any ReLU, which would make ties of regions; the witness listens in."""
     options: dict[str, Any] = {"score": score, "relu": False}
     return {
@@ -126,9 +106,9 @@ def measured(subject: Subject, images: Tensor, labels: Tensor) -> dict[str, Any]
     masking = masking_methods(subject.layer)
     compared = {score: compared_methods(subject.layer, SCORES[score], one) for score, one in witnesses.items()}
     named = {f"{name} | {score}": method for score, methods in compared.items() for name, method in methods.items()}
-    maps = xai.explain(subject.model, images, labels, attributions=masking | named)
+    maps = xai.explain(subject.network, images, labels, attributions=masking | named)
     with torch.no_grad():
-        scores = xai.scores.log_softmax(subject.model(images).double(), labels)
+        scores = xai.scores.log_softmax(subject.network(images).double(), labels)
         confident = scores.exp() > CONFIDENT
         left = {name: _left(subject, images[confident], maps[name][confident], labels[confident]) for name in masking}
     return {
@@ -147,10 +127,13 @@ def measured(subject: Subject, images: Tensor, labels: Tensor) -> dict[str, Any]
 def _left(subject: Subject, images: Tensor, maps: Tensor, labels: Tensor) -> list[float]:
     if not len(images):
         return []
-    return masked_scores(subject.model, images, maps, labels, baseline=subject.black(images)).tolist()
+    return masked_scores(
+        subject.network, images, maps, labels, baseline=xai.baselines.black(images, subject.mean, subject.std)
+    ).tolist()
 
 
-def measured_chunk(subject: Subject, indices: Sequence[int]) -> dict[str, Any]:
+def measured_chunk(subject: Subject, images: Dataset[Any], indices: Sequence[int]) -> dict[str, Any]:
     """Everything about some of the images."""
-    loader = ReadableLoader(Subset(subject.images, indices), batch_size=subject.batch_size)
-    return joined([measured(subject, *subject.batch(images, labels)) for images, labels, _ in loader])
+    loader = ReadableLoader(Subset(images, indices), batch_size=subject.batch_size)
+    device = subject.device
+    return joined([measured(subject, some.to(device), labels.to(device)) for some, labels, _ in loader])

@@ -44,7 +44,7 @@ LOCATED_WITH = 4  # images; locating takes three sweeps for each layer
 class ActivationSum(Attribution):
     """The sum of a layer's activations: what Grad-CAM's raw map turns into under a strong `PositionShift`."""
 
-    layer: str
+    layer: str | None
 
     def layers(self) -> list[OneLayer]:
         """The layer."""
