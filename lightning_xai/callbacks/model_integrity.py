@@ -202,8 +202,11 @@ class ModelIntegrity(ListeningCallback):
         """Before the first step: check the weights that training starts from."""
         if not self._run.started:
             self._run.started = True
+            resumed = self._saved.get("step") == trainer.global_step  # logged when the checkpoint was written
             self._check_if(True, trainer, lambda: self._look_at_first(trainer, pl_module, batch))
-            self._log(trainer, self._agree(trainer))
+            figures = self._agree(trainer)
+            if not resumed:
+                self._log(trainer, figures)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

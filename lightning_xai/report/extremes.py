@@ -74,6 +74,26 @@ def extremes(
     ]
 
 
+def worst_and_best(values: Sequence[float], higher_is_better: bool) -> tuple[list[int], list[int]]:
+    """The images that a report shows of a metric, at most three at each end and none at both; of equal ones the first.
+
+    Args:
+        values: The value of each image; those that are not finite are left out.
+        higher_is_better: Whether a higher value is the better one.
+
+    Returns:
+        The numbers of the worst images, and of the best.
+
+    Example:
+        >>> worst_and_best([5.0, float("nan"), 1.0, 2.0, 9.0], higher_is_better=True)
+        ([2, 3], [4, 0])
+    """
+    known = [i for i, value in enumerate(values) if math.isfinite(value)]
+    n = min(_SHOWN, len(known) // 2)
+    low, high = (sorted(known, key=lambda i: values[i], reverse=largest_first)[:n] for largest_first in (False, True))
+    return (low, high) if higher_is_better else (high, low)
+
+
 Valued = tuple[float, Path, Example]
 
 
@@ -95,12 +115,9 @@ class _Shower:
         self._panels: dict[Path, PanelFile | str] = {}
 
     def ends(self, column: str, found: list[Valued], higher_is_better: bool) -> tuple[list[Ranked], list[Ranked]]:
-        n = min(_SHOWN, len(found) // 2)
-        worst, best = (
-            sorted(found, key=lambda one: one[0], reverse=largest_first)[:n]
-            for largest_first in (not higher_is_better, higher_is_better)
-        )
-        return [self.shown(column, *one) for one in worst], [self.shown(column, *one) for one in best]
+        chosen = worst_and_best([value for value, *_ in found], higher_is_better)
+        worst, best = ([self.shown(column, *found[i]) for i in end] for end in chosen)
+        return worst, best
 
     def shown(self, column: str, value: float, folder: Path, example: Example) -> Ranked:
         panel = self._panel(folder, example.file)

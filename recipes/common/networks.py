@@ -11,7 +11,7 @@ from typing import Any
 import timm
 import torch
 import torchvision
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from common.options import ModelOptions
@@ -110,6 +110,14 @@ def load_weights(model: nn.Module, path: Path) -> None:
         told = "; ".join(f"{len(keys)} {kind}: {_shortened(keys)}" for kind, keys in troubles.items() if keys)
         raise ValueError(f"`--weights` {path.name} does not fit the model. Keys {told}.")
     model.load_state_dict(found)
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Write a safetensors file at once: a process that is killed leaves the earlier one or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, partial)
+    partial.replace(path)
 
 
 def _without_prefix(state: dict[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:

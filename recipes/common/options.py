@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from types import NoneType
@@ -108,16 +108,29 @@ def _plain(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def parsed(kind: type[Options], text: str | None, argv: Sequence[str] | None = None) -> Options:
+def parser_of(kind: Any, text: str | None) -> argparse.ArgumentParser:
+    """A parser of the fields of a dataclass; the text is what ``--help`` begins with."""
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_options(parser, kind)
+    return parser
+
+
+def parsed(
+    kind: type[Options],
+    text: str | None,
+    argv: Sequence[str] | None = None,
+    usual: Callable[[argparse.Namespace], dict[str, Any]] = lambda known: {},
+) -> Options:
     """Read a command line whose options are the fields of a dataclass; what it refuses ends with one line.
 
     Args:
         kind: The dataclass; its ``ValueError`` is told as argparse tells a wrong option.
         text: What ``--help`` begins with.
         argv: The words; None for those of the process.
+        usual: From what is said there to other defaults, of a preset say.
     """
-    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_options(parser, kind)
+    parser = parser_of(kind, text)
+    parser.set_defaults(**usual(parser.parse_known_args(argv)[0]))
     args = parser.parse_args(argv)
     try:
         return built(kind, args)

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from common.data.boxed import BoxedImages, most_probable_of
 from common.data.images import ImageData, eval_transform, image_data
 from common.data.planted import CLASSES, PlantedEvidence, planted_evidence
-from common.networks import classifier_of, load_weights
+from common.networks import classifier_of, load_weights, save_weights
 from common.options import DataOptions, ModelOptions
 from common.planted_network import STANDARD, small_network, standardized, trained
 from common.run import first_images, in_chunks
@@ -79,9 +78,7 @@ def drawn_here(
     """
     weights, model = folder / "network.safetensors", small_network().eval()
     if not weights.exists():
-        partial = weights.with_suffix(".partial")
-        save_file(trained(seed, 256 if small else 1536).state_dict(), partial)
-        partial.replace(weights)
+        save_weights(trained(seed, 256 if small else 1536), weights)
     load_weights(model, weights)
     name = "A small network trained here"
     return Subject(model.to(device), *STANDARD, CLASSES, layer or "6", device, batch_size, name)

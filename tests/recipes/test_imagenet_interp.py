@@ -10,12 +10,14 @@ import imagenet_interp
 import pytest
 import pytorch_lightning as pl
 import torch
-from imagenet_interp import main, parse
+from imagenet_interp import Settings, main, usual
 from recipes.image_files import HEN, TENCH, write_images
 from safetensors.torch import load_file
 
+from common.options import parsed, parser_of
 from lightning_xai.report import Results
 from lightning_xai.report.pictures import read_panel
+from papers.interpretable_gradients.term import SCHEDULES
 
 SCRIPT = Path(imagenet_interp.__file__)
 TINY = ["--attributions", "gradcam", "--n-followed", "2", "--n-explained", "8", "--batch-size", "8"]
@@ -57,7 +59,7 @@ def test_a_run_leaves_results_figures_and_both_networks(finished):
     folder, results = finished
     written = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     networks = {f"{name}/model.safetensors" for name in ("plain", "guided")}
-    assert written >= {"results.json", "report.html", "settings.json", "maps.png", "curves.png", *networks}
+    assert written >= {"results.json", "report.html", "settings.json", "maps.png", *networks}
     found = Results.load(folder)
     assert found.values == results
     assert results["generated"]
@@ -71,7 +73,7 @@ def test_worst_and_best_images_of_each_network_have_pictures(finished):
     found = Results.load(folder)
     assert found.higher_is_better == {"AverageDrop": False, "AverageGain": True}
     for name in ("plain", "guided"):
-        drops = json.loads((folder / name / "results.json").read_text())["values"]["gradcam"]["AverageDrop"]
+        drops = json.loads((folder / "parts" / f"{name}.json").read_text())["values"]["gradcam"]["AverageDrop"]
         shown = {int(one.name): one for one in found.images if one.model == name}
         assert {drops.index(min(drops)), drops.index(max(drops))} <= set(shown)
         for i, one in shown.items():
@@ -80,13 +82,14 @@ def test_worst_and_best_images_of_each_network_have_pictures(finished):
 
 
 def test_every_metric_of_every_method_and_control_is_compared(finished):
-    """Accuracy once, three metrics for Grad-CAM and the controls."""
-    rows = finished[1]["rows"]
-    assert len(rows) == 1 + 3 * 6
-    for row in rows:
-        plain, guided = (row["networks"][name]["mean"] for name in ("plain", "guided"))
-        assert row["difference"]["mean"] == pytest.approx(guided - plain, abs=1e-9)
-        assert row["difference"]["low"] <= row["difference"]["mean"] <= row["difference"]["high"]
+    """Accuracy once, three metrics for Grad-CAM and the controls, for both networks and their difference."""
+    rows = {(row["metric"], row["attribution"], row["network"]): row for row in finished[1]["rows"]}
+    assert len(rows) == len(finished[1]["rows"]) == 3 * (1 + 3 * 6)
+    for (metric, attribution, network), row in rows.items():
+        assert row["low"] <= row["mean"] <= row["high"]
+        if network == "guided - plain":
+            plain, guided = (rows[metric, attribution, name]["mean"] for name in ("plain", "guided"))
+            assert row["mean"] == pytest.approx(guided - plain, abs=1e-9)
 
 
 def test_with_lambda_0_both_arms_are_the_same_network(tmp_path):
@@ -101,8 +104,8 @@ def test_with_lambda_0_both_arms_are_the_same_network(tmp_path):
 def test_the_term_is_scheduled_over_the_steps_of_the_trainer(tmp_path, monkeypatch):
     """Two steps in a fast run, not what the data would allow."""
     asked = []
-    constant = imagenet_interp.SCHEDULES["constant"]
-    monkeypatch.setitem(imagenet_interp.SCHEDULES, "constant", lambda *a: asked.append(a) or constant(*a))
+    constant = SCHEDULES["constant"]
+    monkeypatch.setitem(SCHEDULES, "constant", lambda *a: asked.append(a) or constant(*a))
     recipe(tmp_path / "run", *NETWORK, "--lambda", 0.5, "--schedule", "constant", "--no-compare")
     assert asked == [(0.5, 2)]
 
@@ -110,8 +113,7 @@ def test_the_term_is_scheduled_over_the_steps_of_the_trainer(tmp_path, monkeypat
 def test_without_comparison_one_network_is_trained(tmp_path):
     """And no difference is shown."""
     results = recipe(tmp_path / "run", *NETWORK, "--no-compare")
-    assert list(results["rows"][0]["networks"]) == ["guided"]
-    assert "difference" not in results["rows"][0]
+    assert {row["network"] for row in results["rows"]} == {"guided"}
 
 
 def test_a_network_of_an_earlier_run_can_be_evaluated(finished, tmp_path):
@@ -119,8 +121,8 @@ def test_a_network_of_an_earlier_run_can_be_evaluated(finished, tmp_path):
     folder, results = finished
     weights = folder / "guided" / "model.safetensors"
     again = recipe(tmp_path / "run", *NETWORK, "--weights", weights, "--epochs", 0)
-    assert [row["networks"]["given"] for row in again["rows"]] == [row["networks"]["guided"] for row in results["rows"]]
-    assert not (tmp_path / "run" / "curves.png").exists()
+    earlier = [row for row in results["rows"] if row["network"] == "guided"]
+    assert [row | {"network": "guided"} for row in again["rows"]] == earlier
 
 
 def test_a_folder_with_unreadable_files_is_trained_on(tmp_path, capsys):
@@ -194,7 +196,7 @@ def test_resuming_needs_a_run_and_its_settings(finished, tmp_path):
 def test_resuming_keeps_an_arm_that_was_finished(tmp_path, monkeypatch, capsys):
     """Only the other one is worked on, from its checkpoint, and the results are the same."""
     results = recipe(tmp_path / "run", *NETWORK)
-    (tmp_path / "run" / "guided" / "results.json").unlink()
+    (tmp_path / "run" / "parts" / "guided.json").unlink()
     capsys.readouterr()
     started = []
     fit = pl.Trainer.fit
@@ -231,18 +233,11 @@ def test_any_number_of_loggers_is_fine(loggers, tmp_path):
     recipe(tmp_path / "run", *NETWORK, "--no-compare", "--logger", *loggers)
     found = {path.name for path in (tmp_path / "run" / "guided").iterdir()}
     assert found & {"csv_0", "tensorboard"} == ({"csv_0", "tensorboard"} if loggers else set())
-    assert (tmp_path / "run" / "curves.png").exists() == bool(loggers)
 
 
-def test_every_option_is_explained(monkeypatch):
+def test_every_option_is_explained():
     """In one line of ``--help`` each."""
-    explained = {}
-
-    def look(parser, argv):
-        explained.update({action.option_strings[0]: action.help for action in parser._actions})
-
-    monkeypatch.setattr("argparse.ArgumentParser.parse_args", look)
-    parse([])
+    explained = {action.option_strings[0]: action.help for action in parser_of(Settings, "")._actions}
     assert {"--data", "--model", "--weights", "--pretrained", "--error", "--lambda", "--schedule", "--compare"} <= set(
         explained
     )
@@ -250,19 +245,24 @@ def test_every_option_is_explained(monkeypatch):
     assert all(text and "\n" not in text for text in explained.values())
 
 
+def parse(words):
+    """The settings of a command line."""
+    return parsed(Settings, "", words, usual)
+
+
 def test_presets_are_defaults_that_the_command_line_overrides():
     """``paper`` has the settings of the paper."""
     paper = parse(["--data", "DIR", "--preset", "paper"])
-    assert (paper.optimizer, paper.lr, paper.batch_size, paper.epochs) == ("adam", 1e-5, 100, 5)
-    assert (paper.lr_schedule, paper.teacher) == ("plateau", "loss")
+    assert (paper.optimizer, paper.lr, paper.data.batch_size, paper.epochs) == ("adam", 1e-5, 100, 5)
+    assert (paper.lr_schedule, paper.term.teacher) == ("plateau", "loss")
     other = parse(["--data", "DIR", "--preset", "paper", "--lr", "0.1", "--lr-schedule", "constant"])
-    assert (other.lr, other.lr_schedule, other.batch_size) == (0.1, "constant", 100)
+    assert (other.lr, other.lr_schedule, other.data.batch_size) == (0.1, "constant", 100)
     assert (parse([]).preset, parse(["--data", "DIR"]).preset) == ("generated", "finetune")
 
 
 def test_options_of_the_presets_network_are_not_given_to_another():
     """Constructors differ."""
-    assert parse(["--model", "resnet18"]).model_options == []
+    assert parse(["--model", "resnet18"]).model.model_options == ()
 
 
 def started_as_a_script(folder, *options):
