@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -30,28 +29,15 @@ import wandb
 import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 
-import lightning_xai as xai
 from common.offline_runs import history
+from lightning_xai.integrity import FIGURES, figure_named
+from lightning_xai.log_keys import LogKey
+from lightning_xai.metrics import number_named
+from lightning_xai.regularization import TERM_NUMBERS
 
 LATEST = 20  # runs of a project whose keys are looked at; each costs a request
 STEP = "trainer/global_step"  # Lightning's, in every row; W&B's own step counts rows
 WIDTH = 24  # columns of a report's grid
-
-TERM = {
-    "classification_loss": "Classification loss L_C",
-    "regularization_loss": "Explanation loss L_R",
-    "weight": "Weight lambda",
-    "cosine": "Gradient alignment: cosine of gradient and guided gradient (higher is better)",
-    "norm_ratio": "Norm of the gradient over that of the guided gradient",
-    "saturated": "Share of images the term does not see",
-    "nonfinite_steps": "Steps whose term was not finite",
-    "parameter_cosine": "Cosine of the two losses' gradients at the parameters",
-    "parameter_norm_ratio": "Norm of the gradient of L_R over that of L_C at the parameters",
-}
-INTEGRITY = {
-    "flagged": "Verdict: 1 where a logit shift is seen",
-    "suspicion": "Suspicion",
-}
 
 Sections = dict[str, list[Any]]
 """Panels by the title of their section."""
@@ -80,12 +66,14 @@ class Keys:
     @property
     def drawn(self) -> list[str]:
         """Keys of panels of pictures: each is logged as images ``<key>/<name>`` and as a table ``<key>/table``."""
-        return sorted(key.removesuffix("/table") for key in self.tables if "/xai/" in key and key.endswith("/table"))
+        tables = (key.removesuffix("/table") for key in self.tables if key.endswith("/table"))
+        return sorted(filter(LogKey.parse_pictures, tables), key=_stage_first)
 
     @property
     def watched(self) -> list[str]:
         """Keys of integrity checks: each has a number ``<key>/flagged``."""
-        return sorted(key.removesuffix("/flagged") for key in self.numbers if re.search("/xai/.+/flagged$", key))
+        flags = [own for own in map(LogKey.parse, self.numbers) if own and own.metric == "flagged"]
+        return sorted((str(LogKey(own.stage, own.name)) for own in flags), key=_stage_first)
 
     def pictures(self, key: str) -> list[str]:
         """Images of a panel, those that are explained first."""
@@ -116,24 +104,31 @@ def faithfulness(keys: Keys) -> list[Any]:
     """Accuracy, then each metric with all attributions and controls."""
     accuracies = sorted(key for key in keys.numbers if "acc" in key.lower() and "/xai/" not in key)
     watched = tuple(f"{key}/" for key in keys.watched)
-    values = sorted(key for key in keys.numbers if "/xai/" in key and not key.startswith(watched))
+    own = sorted(
+        _own(key for key in keys.numbers if not key.startswith(watched)), key=lambda one: _stage_first(str(one))
+    )
+    groups = _grouped(
+        [one for one in own if one.stage != "train"], lambda one: (one.stage, one.metric, one.dataloader_idx)
+    )
     plots = [_lines("Accuracy", accuracies)] if accuracies else []
-    return plots + [_lines(_title(*group), found) for group, found in _grouped(values, _metric).items()]
+    return plots + [_lines(_title(found[0]), found) for found in groups.values()]
 
 
 def training_term(keys: Keys) -> list[Any]:
     """The losses, the weight, how well gradients are aligned, what it costs."""
-    found = _grouped(sorted(key for key in keys.numbers if "train/guided_gradient/" in key), _last)
-    order = [*(name for name in TERM if name in found), *(name for name in found if name not in TERM)]
-    return [_lines(TERM.get(name, name), found[name]) for name in order]
+    own = _own(key for key in sorted(keys.numbers) if key.startswith("train/guided_gradient"))
+    found = _grouped(own, lambda one: one.metric)
+    order = [*(name for name in TERM_NUMBERS if name in found), *(name for name in found if name not in TERM_NUMBERS)]
+    return [_lines(TERM_NUMBERS[name].label if name in TERM_NUMBERS else name, found[name]) for name in order]
 
 
 def integrity(keys: Keys) -> list[Any]:
     """The verdict, the figures that it rests on, and the pictures of models that were flagged."""
     watched = tuple(f"{key}/" for key in keys.watched)
-    figures = _grouped(sorted(key for key in keys.numbers if key.startswith(watched)), _last)
-    order = [*INTEGRITY, *(name for name in figures if name not in INTEGRITY)]
-    plots = [_lines(INTEGRITY.get(name, name.replace("_", " ")), figures[name]) for name in order if name in figures]
+    own = _own(sorted((key for key in keys.numbers if key.startswith(watched)), key=_stage_first))
+    figures = _grouped(own, lambda one: one.metric)
+    order = [*(name for name in FIGURES if name in figures), *(name for name in figures if name not in FIGURES)]
+    plots = [_lines((figure_named(name) or number_named(name)).label, figures[name]) for name in order]
     return plots + [panel for key in keys.watched if key in keys.drawn for panel in _pictures(keys, key)]
 
 
@@ -206,12 +201,21 @@ def _whole_row() -> wr.Layout:
     return wr.Layout(w=WIDTH, h=10)
 
 
-def _lines(title: str, keys: Sequence[str]) -> Any:
-    return wr.LinePlot(title=title, x=STEP, y=list(keys))
+def _lines(title: str, keys: Sequence[str | LogKey]) -> Any:
+    return wr.LinePlot(title=title, x=STEP, y=[str(key) for key in keys])
 
 
-def _grouped(keys: Iterable[str], group_of: Callable[[str], Any]) -> dict[Any, list[str]]:
-    found: dict[Any, list[str]] = {}
+def _own(keys: Iterable[str]) -> list[LogKey]:
+    return [own for own in map(LogKey.parse, keys) if own is not None and own.metric is not None]
+
+
+def _stage_first(key: str) -> tuple[bool, str]:
+    """Tests come last: a plot of one is a single point."""
+    return key.startswith("test/"), key
+
+
+def _grouped(keys: Iterable[LogKey], group_of: Callable[[LogKey], Any]) -> dict[Any, list[LogKey]]:
+    found: dict[Any, list[LogKey]] = {}
     for key in keys:
         found.setdefault(group_of(key), []).append(key)
     return found
@@ -221,17 +225,9 @@ def _last(key: str) -> str:
     return key.rpartition("/")[2]
 
 
-def _metric(key: str) -> tuple[str, str, str]:
-    """Stage, metric and dataloader of a key ``<stage>/xai/<attribution>/<metric>[/dataloader_idx_<i>]``."""
-    stage, _, rest = key.partition("/xai/")
-    rest, _, index = rest.partition("/dataloader_idx_")
-    return stage, _last(rest), index
-
-
-def _title(stage: str, metric: str, index: str) -> str:
-    better = getattr(getattr(xai, metric, None), "higher_is_better", None)
-    words: dict[Any, str] = {True: " (higher is better)", False: " (lower is better)"}
-    return f"{stage}: {metric}{words.get(better, '')}" + (f", dataloader {index}" if index else "")
+def _title(key: LogKey) -> str:
+    index = "" if key.dataloader_idx is None else f", dataloader {key.dataloader_idx}"
+    return f"{key.stage}: {number_named(str(key.metric)).label}{index}"
 
 
 def keys_of_project(entity: str, project: str, runs: Sequence[str] | None) -> Keys:

@@ -15,6 +15,7 @@ PACKAGE = ROOT / "lightning_xai"
 LEVELS = {
     "types": 0,
     "baselines": 0,
+    "log_keys": 0,
     "ranks": 0,
     "noise": 1,
     "scores": 1,

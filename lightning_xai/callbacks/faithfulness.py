@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from lightning_xai.attribution import Attribution, CenteredGaussian, Edges, FakeCAM, Random, Shuffled
 from lightning_xai.baselines import Baseline, black, check_standardized
 from lightning_xai.callbacks.base import ExplainingCallback, Unpack, first_two, images_of_rank, loaders_of, stage_of
-from lightning_xai.callbacks.loggers import declare_metrics, log_key
+from lightning_xai.callbacks.loggers import declare_metrics
 from lightning_xai.callbacks.tally import Tally
 from lightning_xai.explain import attribute, named_attributions
+from lightning_xai.log_keys import LogKey
 from lightning_xai.metrics import Batch, Boxes, ExplanationMetric, Setting
 from lightning_xai.scores import centered, log_softmax, resolve_targets
 from lightning_xai.trace import Capture, Trace, plain_tensors, run
@@ -190,7 +191,7 @@ class Faithfulness(ExplainingCallback):
             for i, tally in enumerate(self._tallies):
                 index = i if len(self._tallies) > 1 else None
                 for name, metric, better, value in tally.results(self.controls):
-                    key = log_key(stage_of(trainer), name, metric, dataloader_idx=index)
+                    key = str(LogKey(stage_of(trainer), name, metric, index))
                     values[key], directions[key] = value, better
         if trainer.is_global_zero and not trainer.sanity_checking:
             declare_metrics(trainer.loggers, directions)

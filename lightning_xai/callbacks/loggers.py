@@ -1,4 +1,4 @@
-"""How loggers get metrics and pictures: the only module that names a logger, and the only one that builds log keys.
+"""How loggers get metrics and pictures: the only module that names a logger.
 
 ``pytorch_lightning`` and ``lightning.pytorch`` ship distinct classes, and a logger's package may not be installed, so
 loggers are told by class name and nothing of theirs is imported here. Scalars take Lightning's own way (``self.log``).
@@ -41,28 +41,6 @@ _DESKS: WeakKeyDictionary[Any, _Desk] = WeakKeyDictionary()
 _PICTURES_LOST = "its pictures are lost"
 
 
-def log_key(stage: str, name: str, metric: str | None = None, dataloader_idx: int | None = None) -> str:
-    """The key under which a value or pictures are logged.
-
-    Args:
-        stage: ``val`` or ``test``.
-        name: Name of the attribution, as the user chose it, or of the callback that shows several.
-        metric: Name of the metric; None for pictures.
-        dataloader_idx: Index of the dataloader, where there are several.
-
-    Returns:
-        The key; scalars are to be logged under it with ``add_dataloader_idx=False``.
-
-    Example:
-        >>> log_key("val", "gradcam", "average_drop")
-        'val/xai/gradcam/average_drop'
-        >>> log_key("test", "maps", dataloader_idx=1)
-        'test/xai/maps/dataloader_idx_1'
-    """
-    index = None if dataloader_idx is None else f"dataloader_idx_{dataloader_idx}"
-    return "/".join(part for part in (stage, "xai", name, metric, index) if part is not None)
-
-
 def declare_metrics(loggers: Iterable[Any], directions: Mapping[str, bool | None]) -> None:
     """Tell W&B which end of each metric is the good one, so that its summaries and tables sort rightly.
 
@@ -88,11 +66,11 @@ def log_figures(loggers: Iterable[Any], values: Mapping[str, float], step: int) 
 
     Args:
         loggers: The Trainer's loggers.
-        values: Numbers by key, from `log_key`.
+        values: Numbers by key.
         step: The Trainer's global step.
 
     Example:
-        >>> log_figures([], {log_key("val", "integrity", "share"): 0.01}, step=0)
+        >>> log_figures([], {"val/xai/integrity/share": 0.01}, step=0)
     """
     for logger in loggers:
         with _guard(logger, "figures from outside of validation are lost"):
@@ -119,7 +97,7 @@ def log_panel(loggers: Iterable[Any], key: str, panel: Panel, step: int) -> None
 
     Args:
         loggers: The Trainer's loggers.
-        key: From `log_key`.
+        key: As `LogKey` writes it.
         panel: The pictures.
         step: The Trainer's global step.
 
@@ -127,7 +105,7 @@ def log_panel(loggers: Iterable[Any], key: str, panel: Panel, step: int) -> None
         >>> import os, tempfile, torch
         >>> from pytorch_lightning.loggers import CSVLogger
         >>> logger = CSVLogger(tempfile.mkdtemp())
-        >>> log_panel([logger], log_key("val", "maps"), Panel(torch.rand(1, 3, 8, 8)), step=100)
+        >>> log_panel([logger], "val/xai/maps", Panel(torch.rand(1, 3, 8, 8)), step=100)
         >>> wait_for_panels([logger])
         >>> os.listdir(f"{logger.log_dir}/xai/val/xai/maps")
         ['step=00000100.png']

@@ -16,10 +16,11 @@ from lightning_xai.callbacks.base import ListeningCallback, Unpack, first_two, s
 from lightning_xai.callbacks.integrity_check import IntegrityCheck
 from lightning_xai.callbacks.integrity_finding import Finding, changed_since, picture
 from lightning_xai.callbacks.integrity_run import IntegrityRun, Outcome, Phase, attempt
-from lightning_xai.callbacks.loggers import log_figures, log_key, log_panel
+from lightning_xai.callbacks.loggers import log_figures, log_panel
 from lightning_xai.callbacks.probes import Probes
 from lightning_xai.callbacks.processes import own_passes
 from lightning_xai.integrity import Digest, Fingerprint, OneClassError, Threshold, Verdict, for_model
+from lightning_xai.log_keys import LogKey
 from lightning_xai.metrics import Boxes
 from lightning_xai.trace import Observer, Trace, evaluation_mode, is_image_batch, own_pass
 from lightning_xai.types import OneLayer, Tokens
@@ -284,7 +285,7 @@ class ModelIntegrity(ListeningCallback):
         finding, shown = self._run.check.traced_back(self.model, probes, finding, context)
         if trainer.loggers:
             panel = picture(self.model, shown, self.finder.layer(self.layer), finding, context, self.standard)
-            log_panel(trainer.loggers, log_key(stage_of(trainer), self.name), panel, trainer.global_step)
+            log_panel(trainer.loggers, str(LogKey(stage_of(trainer), self.name)), panel, trainer.global_step)
         return finding
 
     def _explain(self, finding: Finding) -> None:
@@ -327,7 +328,7 @@ class ModelIntegrity(ListeningCallback):
             log_figures(trainer.loggers, values, trainer.global_step)
 
     def _key(self, trainer: pl.Trainer, figure: str) -> str:
-        return log_key(stage_of(trainer), self.name, figure)
+        return str(LogKey(stage_of(trainer), self.name, figure))
 
 
 def _kind(value: object) -> str:

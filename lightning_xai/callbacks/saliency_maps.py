@@ -13,9 +13,10 @@ from torch import Tensor
 from lightning_xai.attribution import Attribution
 from lightning_xai.baselines import Baseline, black, check_standardized, to_pixels
 from lightning_xai.callbacks.base import ExplainingCallback, Unpack, first_two, loaders_of, stage_of
-from lightning_xai.callbacks.loggers import log_key, log_panel
+from lightning_xai.callbacks.loggers import log_panel
 from lightning_xai.callbacks.probes import Probes
 from lightning_xai.explain import attribute
+from lightning_xai.log_keys import LogKey
 from lightning_xai.metrics import Boxes, average_drop, masked_scores
 from lightning_xai.scores import log_softmax, predicted, resolve_targets
 from lightning_xai.trace import Capture, Trace, run
@@ -144,7 +145,7 @@ class SaliencyMaps(ExplainingCallback):
             if stage != stage_of(trainer) or not followed.panels:
                 continue
             followed.kept = True
-            key = log_key(stage, self.name, dataloader_idx=i if several else None)
+            key = str(LogKey(stage, self.name, dataloader_idx=i if several else None))
             log_panel(trainer.loggers, key, _joined(followed.panels), trainer.global_step)
             followed.panels.clear()
 

@@ -9,14 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torchmetrics import MeanMetric, Metric
+from torchmetrics import Metric
 
-from lightning_xai.metrics import Batch, ExplanationMetric, degenerate, number_of
-
-CONSTANT_MAPS = "ConstantMaps"
-"""Name in the log of the share of images, in percent, whose map shows nothing."""
-OVER_CONTROLS = "_over_controls"
-"""End of a metric's name in the log: by how much a method beats the best control, on images that both have."""
+from lightning_xai.log_keys import OVER_CONTROLS
+from lightning_xai.metrics import Batch, ConstantMaps, ExplanationMetric, number_of
 
 
 @dataclass
@@ -25,7 +21,7 @@ class Tally:
 
     metrics: dict[str, dict[str, ExplanationMetric]]
     shared: dict[str, ExplanationMetric]
-    constant: dict[str, MeanMetric]
+    constant: dict[str, ConstantMaps]
     left: int | None
     left_for_controls: int | None
     beside_controls: dict[str, dict[str, ExplanationMetric]] | None = None
@@ -43,7 +39,7 @@ class Tally:
         """Empty copies of the metrics: of those of a map one for each method."""
         alone = {name: metric for name, metric in metrics.items() if metric.scope == "map"}
         shared = {name: metric for name, metric in metrics.items() if metric.scope != "map"}
-        constant = {name: MeanMetric().to(device) for name in names}
+        constant = {name: ConstantMaps().to(device) for name in names}
         of_methods = {name: _copies(alone, device) for name in names}
         return cls(of_methods, _copies(shared, device), constant, left, left_for_controls)
 
@@ -67,7 +63,7 @@ class Tally:
     def measure(self, batch: Batch) -> None:
         """Ask every metric about one batch."""
         for name, sample in batch.samples.items():
-            self.constant[name].update(100.0 * degenerate(sample.maps))
+            self.constant[name].measure(sample)
             for metric in self.metrics[name].values():
                 metric.measure(sample)
         for metric in self.shared.values():
@@ -80,7 +76,7 @@ class Tally:
         for name, metrics in self.metrics.items():
             found = list(_numbers(metrics))
             yield from ((name, *number) for number in found)
-            yield name, CONSTANT_MAPS, False, float(_computed(self.constant[name]))
+            yield name, ConstantMaps.__name__, ConstantMaps.higher_is_better, float(_computed(self.constant[name]))
             of_controls += found if name in controls else []
         for name, metrics in (self.beside_controls or {}).items() if controls else ():
             for part, better, value in _numbers(metrics):

@@ -1,7 +1,7 @@
 """Faithfulness metrics: a pure function, then its torchmetrics class."""
 
 from lightning_xai.metrics.averages import ImageAverage
-from lightning_xai.metrics.base import ExplanationMetric, FromMetric, Number, number_of
+from lightning_xai.metrics.base import ExplanationMetric, FromMetric, Number, number_named, number_of
 from lightning_xai.metrics.boxes import Boxes, box_masks
 from lightning_xai.metrics.class_sensitivity import ClassSensitivity, class_sensitivity, random_other_targets
 from lightning_xai.metrics.coherency import ADCC, Coherency, Complexity, adcc, coherency, complexity
@@ -17,6 +17,7 @@ from lightning_xai.metrics.confidence import (
     average_increase,
     relative_gain,
 )
+from lightning_xai.metrics.constant_maps import ConstantMaps
 from lightning_xai.metrics.curves import Deletion, Insertion
 from lightning_xai.metrics.energy_levels import EnergyPointingAccuracy, energy_pointing
 from lightning_xai.metrics.gradients import (
@@ -74,6 +75,7 @@ __all__ = [
     "Coherency",
     "Comparison",
     "Complexity",
+    "ConstantMaps",
     "Curve",
     "Deletion",
     "EnergyInBox",
@@ -132,6 +134,7 @@ __all__ = [
     "mosaics",
     "noisy_linear_imputation",
     "normalized_masks",
+    "number_named",
     "number_of",
     "parameter_randomization",
     "patch_masked_scores",

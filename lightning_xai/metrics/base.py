@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 from torchmetrics import Metric
 from torchmetrics.wrappers.abstract import WrapperMetric
 
+from lightning_xai.log_keys import OVER_CONTROLS
 from lightning_xai.metrics.sample import Sample
 
 Need: TypeAlias = Literal["image_gradient", "masked_scores"]
@@ -26,6 +27,7 @@ class Number(NamedTuple):
         title: What it is called.
         unit: Its unit, such as ``%``; empty for a number without one.
         higher_is_better: Which end is the good one; None where neither is.
+        meaning: What it says, in a sentence.
 
     Example:
         >>> Number("Average drop", "%", False).label
@@ -35,6 +37,7 @@ class Number(NamedTuple):
     title: str
     unit: str = ""
     higher_is_better: bool | None = None
+    meaning: str = ""
 
     @property
     def label(self) -> str:
@@ -132,8 +135,47 @@ def number_of(metric: ExplanationMetric | type[ExplanationMetric], name: str | N
     """
     beginnings = [key for key in metric.numbers if name is not None and name.startswith(key)]
     if beginnings:
-        return metric.numbers[max(beginnings, key=len)]
-    return Number(metric.title if name is None else name.replace("_", " "), metric.unit, metric.higher_is_better)
+        return metric.numbers[max(beginnings, key=len)]._replace(meaning=_summary(metric))
+    title = metric.title if name is None else name.replace("_", " ")
+    return Number(title, metric.unit, metric.higher_is_better, _summary(metric))
+
+
+def number_named(name: str) -> Number:
+    """What a logged number is, by its name alone: as readers of logs that another process wrote need it.
+
+    Args:
+        name: Last part of its key.
+
+    Returns:
+        What the metric of that name says of it; for a name that no metric has, its words.
+
+    Example:
+        >>> number_named("AverageDrop").label, number_named("my_metric").label
+        ('Average drop, %; lower is better', 'my metric')
+        >>> number_named("AverageDrop_over_controls").label
+        'Average drop: better than the best control by, %; higher is better'
+    """
+    if name.endswith(OVER_CONTROLS):
+        inner = number_named(name.removesuffix(OVER_CONTROLS))
+        meaning = "Below zero a control, which knows nothing of the class, does better."
+        return Number(f"{inner.title}: better than the best control by", inner.unit, True, meaning)
+    for metric in _kinds(ExplanationMetric):  # type: ignore[type-abstract]  # all kinds, abstract ones too
+        if name == metric.__name__:
+            return number_of(metric)
+        if any(name.startswith(key) for key in metric.numbers):
+            return number_of(metric, name)
+    return Number(name.replace("_", " "))
+
+
+def _kinds(metric: type[ExplanationMetric]) -> Iterator[type[ExplanationMetric]]:
+    for kind in metric.__subclasses__():
+        yield kind
+        yield from _kinds(kind)
+
+
+def _summary(metric: ExplanationMetric | type[ExplanationMetric]) -> str:
+    kind = metric if isinstance(metric, type) else type(metric)
+    return (kind.__doc__ or "").strip().partition("\n")[0].replace("`", "")
 
 
 class FromMetric(WrapperMetric, ExplanationMetric):

@@ -10,7 +10,7 @@ from lightning_xai.regularization.errors import (
     L2DistanceLoss,
     SigmoidMaskingLoss,
 )
-from lightning_xai.regularization.mixin import GuidedGradientMixin
+from lightning_xai.regularization.mixin import TERM_NUMBERS, GuidedGradientMixin
 from lightning_xai.regularization.schedules import ConstantWeight, LinearWarmup
 from lightning_xai.regularization.teachers import (
     class_score_teacher,
@@ -23,6 +23,7 @@ from lightning_xai.regularization.teachers import (
 from lightning_xai.regularization.term import GuidedGradientLoss, GuidedGradientTerms
 
 __all__ = [
+    "TERM_NUMBERS",
     "AdaptiveWeight",
     "CenteredSigmoidMaskingLoss",
     "ConstantWeight",

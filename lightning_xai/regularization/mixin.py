@@ -8,6 +8,8 @@ import pytorch_lightning as pl
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_xai.log_keys import LogKey
+from lightning_xai.metrics import Number
 from lightning_xai.regularization.alignment import Criterion
 from lightning_xai.regularization.refusals import require_strategy
 from lightning_xai.regularization.term import GuidedGradientLoss, GuidedGradientTerms
@@ -16,6 +18,20 @@ if TYPE_CHECKING:  # it is mixed into a LightningModule, of either package
     _LightningModule = pl.LightningModule
 else:
     _LightningModule = object
+
+
+TERM_NUMBERS = {
+    "classification_loss": Number("Classification loss"),
+    "regularization_loss": Number("Guided-gradient loss"),
+    "weight": Number("Weight of the term, λ"),
+    "cosine": Number("Alignment: cosine of gradient and guided gradient", "", True),
+    "norm_ratio": Number("Norm of the gradient relative to the guided one"),
+    "saturated": Number("Share of saturated images", meaning="Images that the term does not see: their loss is zero."),
+    "nonfinite_steps": Number("Steps whose term was not finite"),
+    "parameter_cosine": Number("Cosine of the two losses' gradients at the parameters"),
+    "parameter_norm_ratio": Number("Norm of the term's gradient relative to the loss's, at the parameters"),
+}
+"""What the training term logs, by the last part of its keys, in the order in which it is read."""
 
 
 class GuidedGradientMixin(_LightningModule):
@@ -90,7 +106,8 @@ class GuidedGradientMixin(_LightningModule):
         require_strategy(getattr(self, "_trainer", None))
         classifier = self if model is None else model
         terms = term(classifier, images, targets, criterion, self.global_step if step is None else step)
-        logged = {f"train/{term.name(classifier)}/{key}": value for key, value in _logged(term, terms).items()}
+        name = term.name(classifier)
+        logged = {str(LogKey("train", name, key)): value for key, value in _logged(term, terms).items()}
         self.log_dict(logged, batch_size=len(images))
         return terms.loss, terms.logits
 

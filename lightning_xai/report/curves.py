@@ -11,6 +11,8 @@ from matplotlib import style
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from lightning_xai.log_keys import LogKey
+from lightning_xai.report.numbers import number_of_key
 from lightning_xai.report.pictures import evenly
 from lightning_xai.report.run_folder import Log
 
@@ -18,21 +20,6 @@ COLOURS = 8
 """Lines of the page's style sheet: ``--line-0`` and so on; then they begin anew."""
 DASHES = ("", "5 2", "1.5 2", "7 2 1.5 2")
 _POINTS = 400
-
-_TITLES = {
-    "classification_loss": "Classification loss",
-    "regularization_loss": "Guided-gradient loss",
-    "weight": "Weight of the term, λ",
-    "cosine": "Alignment: cosine of gradient and guided gradient",
-    "norm_ratio": "Norm of the gradient relative to the guided one",
-    "saturated": "Share of saturated images",
-    "accuracy": "Accuracy",
-    "loss": "Loss",
-    "AverageDrop": "Average drop, %; lower is better",
-    "AverageIncrease": "Average increase, %; higher is better",
-    "AverageGain": "Average gain, %; higher is better",
-    "ConstantMaps": "Maps that show nothing, %; lower is better",
-}
 
 Points = Mapping[int, float]
 
@@ -91,7 +78,7 @@ def sections(logs: Sequence[tuple[str, Log]]) -> list[Section]:
     Example:
         >>> log = Log("", values={"val/accuracy": {9: 0.5, 19: 0.75}})
         >>> [(one.title, [chart.words for chart in one.charts]) for one in sections([("", log)])]
-        [('Validation', ['Accuracy, over steps 9 to 19. Last values: 0.75.'])]
+        [('Validation', ['Accuracy; higher is better, over steps 9 to 19. Last values: 0.75.'])]
     """
     found: dict[str, dict[str, list[tuple[str, str, Points]]]] = {}
     for model, log in logs:
@@ -108,24 +95,17 @@ def sections(logs: Sequence[tuple[str, Log]]) -> list[Section]:
 def _place(key: str) -> tuple[str, str, str]:
     """Section, chart and line that a logged key belongs to; those of tests, single values, to no section shown."""
     stage, *rest = key.split("/")
+    own = LogKey.parse(key)
     if stage == "test":
         return "Test", key, ""
-    if rest[:1] == ["xai"] and len(rest) >= 3:
-        return "Explanations", " ".join([title_of(rest[2]), *rest[3:]]), rest[1]
-    if stage in ("train", "val") and rest:
-        inner = f" at {'/'.join(rest[1:-1])}" if len(rest) > 2 else ""  # a term taken at an inner layer
-        return {"train": "Training", "val": "Validation"}[stage], title_of(rest[-1]) + inner, ""
-    return "Other", key, ""
-
-
-def title_of(metric: str) -> str:
-    """What a metric is called in the page.
-
-    Example:
-        >>> title_of("AverageDrop"), title_of("my_metric")
-        ('Average drop, %; lower is better', 'my metric')
-    """
-    return _TITLES.get(metric, metric.replace("_", " "))
+    if own is None or own.metric is None:
+        titles = {"train": "Training", "val": "Validation"}
+        return (titles[stage], number_of_key(key).label, "") if stage in titles and rest else ("Other", key, "")
+    if stage == "train":
+        inner = "/".join(own.name.split("/")[1:])  # a term taken at an inner layer
+        return "Training", number_of_key(key).label + f" at {inner}" * bool(inner), ""
+    index = "" if own.dataloader_idx is None else f", dataloader {own.dataloader_idx}"
+    return "Explanations", number_of_key(key).label + index, own.name
 
 
 def _section(title: str, charts: Mapping[str, list[tuple[str, str, Points]]]) -> Section:

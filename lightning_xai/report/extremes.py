@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lightning_xai.report.curves import title_of
+from lightning_xai.metrics import number_named
 from lightning_xai.report.followed import UNREADABLE, split_name
 from lightning_xai.report.pictures import PanelFile, Pictures, read_panel
 from lightning_xai.report.results import Example
@@ -67,7 +67,7 @@ def extremes(
     """
     shown = _Shower(pictures)
     return [
-        Extremes(title_of(metric), column, model, *shown.ends(column, found, higher))
+        Extremes(number_named(metric).label, column, model, *shown.ends(column, found, higher))
         for metric, higher in higher_is_better.items()
         for column, model, found in _combinations(images, metric)
         if len(found) > 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from lightning_xai.log_keys import LogKey
 from lightning_xai.report.run_folder import Log
 
 
@@ -40,14 +41,19 @@ def checks(logs: Sequence[tuple[str, Log]]) -> list[Checks]:
 
 
 def _of(model: str, log: Log) -> Iterator[Checks]:
-    for key, flags in log.values.items():
-        if key.count("/") == 3 and "/xai/" in key and key.endswith("/flagged"):
-            prefix = key.removesuffix("flagged")
-            stage, _, name, _ = key.split("/")
-            label = ", ".join(filter(None, (model, name * (name != "integrity"), stage * (stage != "val"))))
-            figures = {one.removeprefix(prefix): values for one, values in log.values.items() if one.startswith(prefix)}
+    for text, flags in log.values.items():
+        key = LogKey.parse(text)
+        if key is not None and key.metric == "flagged" and key.stage != "train":
+            unusual = key.name * (key.name != "integrity"), key.stage * (key.stage != "val")
+            beside = [one for one in log.own_values() if (one[0].stage, one[0].name) == (key.stage, key.name)]
+            figures = {str(one.metric): values for one, values in beside}
             last = {one: values[max(values)] for one, values in figures.items()}
-            yield Checks(label, any(flags.values()), _words(flags, figures.get("suspicion", {})), last)
+            yield Checks(
+                ", ".join(filter(None, (model, *unusual))),
+                any(flags.values()),
+                _words(flags, figures.get("suspicion", {})),
+                last,
+            )
 
 
 def _words(flags: dict[int, float], suspicion: dict[int, float]) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lightning_xai.log_keys import LogKey
 from lightning_xai.report.results import Results
 
 _LOGGER_FOLDER = re.compile(r"csv|(csv|version)_\d+|lightning_logs")
@@ -31,6 +32,11 @@ class Log:
     values: dict[str, dict[int, float]] = field(default_factory=dict)
     epochs: dict[int, int] = field(default_factory=dict)
     panels: dict[str, dict[int, Path]] = field(default_factory=dict)
+
+    def own_values(self) -> list[tuple[LogKey, dict[int, float]]]:
+        """Values under keys of this package."""
+        keys = {key: LogKey.parse(key) for key in self.values}
+        return [(own, self.values[key]) for key, own in keys.items() if own is not None and own.metric is not None]
 
     def epoch(self, step: int) -> int | None:
         """The epoch in which a step was made, where it was logged; pictures bear the number of steps made."""

@@ -19,7 +19,7 @@ from PIL import Image
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.loggers.logger import DummyLogger
 
-from lightning_xai.callbacks.loggers import declare_metrics, log_key, log_panel, wait_for_panels
+from lightning_xai.callbacks.loggers import declare_metrics, log_panel, wait_for_panels
 from lightning_xai.visualization import Panel, as_uint8, raster
 
 # mlflow's tables use a loader strategy that SQLAlchemy 2.1 deprecates; it is said when mlflow's store is imported.
@@ -52,24 +52,6 @@ def stored(several: list[Any], key: str, panel: Panel, step: int) -> None:
 def figure(panel: Panel, step: int) -> np.ndarray:
     """What loggers without tables should show."""
     return raster(panel.figure(f"{KEY}, step {step}"))
-
-
-# Keys
-
-
-@pytest.mark.parametrize(
-    ("arguments", "key"),
-    [
-        (("val", "gradcam", "average_drop"), "val/xai/gradcam/average_drop"),
-        (("test", "my map", "maps", None), "test/xai/my map/maps"),
-        (("val", "saliency"), "val/xai/saliency"),
-        (("test", "saliency", None, 1), "test/xai/saliency/dataloader_idx_1"),
-        (("val", "gradcam", "average_drop", 0), "val/xai/gradcam/average_drop/dataloader_idx_0"),
-    ],
-)
-def test_keys_name_stage_attribution_and_metric(arguments: tuple[Any, ...], key: str) -> None:
-    """The index appears where there are several dataloaders, zero included."""
-    assert log_key(*arguments) == key
 
 
 def test_importing_loads_no_logger() -> None:

@@ -182,10 +182,10 @@ def test_a_metric_has_one_plot_with_all_methods_and_controls(run: Path, capsys: 
     assert first["config"]["metrics"] == ["val/accuracy"]
     plots = {panel["config"]["chartTitle"]: panel["config"]["metrics"] for panel in panels}
     for title in (
-        "val: AverageDrop (lower is better)",
-        "val: AverageGain (higher is better)",
-        "val: AverageIncrease (higher is better)",
-        "test: AverageDrop (lower is better)",
+        "val: Average drop, %; lower is better",
+        "val: Average gain, %; higher is better",
+        "val: Average increase, %; higher is better",
+        "test: Average drop, %; lower is better",
     ):
         assert {key.split("/")[2] for key in plots[title]} == {*METHODS, *CONTROLS}
 
@@ -198,9 +198,9 @@ def test_the_term_and_the_verdict_come_in_the_order_of_their_meaning(
     term = [panel["config"]["metrics"][0].rpartition("/")[2] for panel in found["Training term"]]
     assert term[:4] == ["classification_loss", "regularization_loss", "weight", "cosine"]
     watched = found["Integrity"]
-    assert watched[0]["config"]["metrics"] == ["test/xai/integrity/flagged", "val/xai/integrity/flagged"]
+    assert watched[0]["config"]["metrics"] == ["val/xai/integrity/flagged", "test/xai/integrity/flagged"]
     media = [panel["config"]["mediaKeys"] for panel in watched if panel["viewType"] == "Media Browser"]
-    assert "val/xai/integrity/Grad-CAM raw logit" in media[-3]
+    assert "val/xai/integrity/Grad-CAM raw logit" in media[0]
 
 
 def test_tables_can_be_filtered_by_class_and_sorted_by_drop(run: Path, rows: list[dict[str, Any]]) -> None:
@@ -285,7 +285,7 @@ def test_several_dataloaders_and_terms_have_plots_of_their_own() -> None:
     found = sections_of(Keys.of({**drops, **losses}))
     plots = {panel.title: panel.y for panel in found["Faithfulness"]}
     assert plots == {
-        f"val: AverageDrop (lower is better), dataloader {i}": [
+        f"val: Average drop, %; lower is better, dataloader {i}": [
             f"val/xai/{name}/AverageDrop/dataloader_idx_{i}" for name in ("a", "b")
         ]
         for i in range(2)

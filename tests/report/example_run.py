@@ -9,7 +9,8 @@ import torch
 from matplotlib.figure import Figure
 from pytorch_lightning.loggers import CSVLogger
 
-from lightning_xai.callbacks.loggers import log_key, log_panel
+from lightning_xai.callbacks.loggers import log_panel
+from lightning_xai.log_keys import LogKey
 from lightning_xai.report import Example, Picture, Results, Table
 from lightning_xai.visualization import Panel, overlay
 
@@ -35,11 +36,13 @@ def write_log(
     logger = CSVLogger(folder, name="", version="csv_0")
     for epoch, step in enumerate(steps):
         logger.log_metrics({"train/loss": 1 / step, "epoch": epoch}, step - 1)
-        values = {log_key("val", name, metric): 50 + step + i for i, name in enumerate(methods) for metric in METRICS}
+        values = {
+            str(LogKey("val", name, metric)): 50 + step + i for i, name in enumerate(methods) for metric in METRICS
+        }
         integrity = {"suspicion": 0.02 * epoch, "flagged": float(step == flagged_at)}
-        values |= {log_key("val", "integrity", figure): value for figure, value in integrity.items()}
+        values |= {str(LogKey("val", "integrity", figure)): value for figure, value in integrity.items()}
         logger.log_metrics({"val/accuracy": 1 - 1 / step, "epoch": epoch, **values}, step - 1)
-        log_panel([logger], log_key("val", "maps"), panel(methods, seed=step), step)
+        log_panel([logger], str(LogKey("val", "maps")), panel(methods, seed=step), step)
     logger.save()
 
 

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from lightning_xai.report.curves import DASHES, sections, title_of
+from lightning_xai.report.curves import DASHES, sections
 from lightning_xai.report.run_folder import Log
 
 
@@ -25,10 +25,10 @@ def test_curves_are_sorted_into_sections_and_tests_left_out():
     keys += ["val/xai/gradcam/AverageDrop", "val/xai/integrity/flagged", "val/xai/integrity/suspicion"]
     found = of(("", Log("", {key: curve() for key in keys})))
     assert {title: [chart.title for chart in one.charts] for title, one in found.items()} == {
-        "Training": ["Alignment: cosine of gradient and guided gradient"],
-        "Validation": ["Loss"],
+        "Training": ["Alignment: cosine of gradient and guided gradient; higher is better"],
+        "Validation": ["Loss; lower is better"],
         "Explanations": ["Average drop, %; lower is better"],
-        "Integrity": ["flagged", "suspicion"],
+        "Integrity": ["Verdict: 1 where a logit shift is seen; lower is better", "Suspicion; lower is better"],
         "Other": ["lr-Adam"],
     }
 
@@ -74,7 +74,7 @@ def test_words_tell_the_last_values():
         (model, Log(model, {"val/accuracy": curve(scale=i + 0.125)})) for i, model in enumerate(("plain", "guided"))
     ]
     (chart,) = of(*logs)["Validation"].charts
-    assert chart.words == "Accuracy, over steps 0 to 20. Last values: plain 0.25; guided 2.25."
+    assert chart.words == "Accuracy; higher is better, over steps 0 to 20. Last values: plain 0.25; guided 2.25."
 
 
 def test_what_never_changes_is_told_and_not_drawn():
@@ -104,8 +104,3 @@ def test_a_single_epoch_is_a_point():
     (chart,) = of(("a", Log("a", {"val/loss": {9: 1.0}})), ("b", Log("b", {"val/loss": {9: 2.0}})))["Validation"].charts
     assert chart.words.endswith("Last values: a 1; b 2.")
     assert "<use" in chart.svg
-
-
-def test_metrics_without_a_title_keep_their_name():
-    """Any metric of the user's."""
-    assert title_of("my_metric") == "my metric"
