@@ -47,6 +47,24 @@ def test_the_training_step_of_the_readme_trains(tmp_path, monkeypatch):
     assert list((tmp_path / "lightning_logs").rglob("*.png"))
 
 
+def test_the_metric_of_the_readme_is_measured(tmp_path, monkeypatch):
+    """In a Trainer, beside ours."""
+    import pytorch_lightning as pl
+    import torch
+    from torch.utils.data import DataLoader, TensorDataset
+
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    (own,) = (block for block in blocks if "def measure" in block)
+    namespace: dict[str, object] = {}
+    exec(compile(blocks[0].split("trainer = ")[0] + own, "README.md", "exec"), namespace)
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    trainer = pl.Trainer(accelerator="cpu", callbacks=namespace["callbacks"][-1:], **quiet)
+    data = DataLoader(TensorDataset(torch.randn(4, 3, 64, 64), torch.arange(4)), 2)
+    trainer.validate(namespace["Classifier"](), data, verbose=False)
+    assert 1 / 64**2 < trainer.callback_metrics["val/xai/again/LargestShare"] < 1
+
+
 def test_pictures_of_the_readme_are_there():
     """And they are files of the repository."""
     pictures = re.findall(r"!\[.*?\]\((.*?)\)", TEXT)

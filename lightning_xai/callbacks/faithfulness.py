@@ -282,7 +282,11 @@ class _Asked:
     def batch_size(self) -> int:
         return len(self.trace.images)
 
-    def predict(self, images: Tensor) -> Tensor:
+    @property
+    def takes_images_alone(self) -> bool:
+        return True
+
+    def predict(self, images: Tensor, rows: Tensor) -> Tensor:
         return self.trace.predict(images)
 
     def explain(
@@ -290,6 +294,7 @@ class _Asked:
         names: Sequence[str],
         images: Tensor,
         targets: Tensor,
+        rows: Tensor | None,
         *,
         model: nn.Module | None = None,
         noise_source: Tensor | None = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,13 @@ from lightning_xai.metrics.sample import Batch, Sample
 from lightning_xai.metrics.sweep import STEPS, Curve, Sweep, sweep
 
 TOLERANCE = 0.2
-"""Probability by which the ends of a stretch differ, else it is taken to be straight."""
+"""Probability by which the ends of a stretch differ, else it is taken to be straight.
+
+Measured with `STEPS` against 100 steps, over Grad-CAM, input x gradient and the five controls: the area of an image is
+off by 0.027 in the mean (ResNet-20, 150 images of CIFAR) and by 0.012 (SqueezeNet, 24 photographs), the mean area of no
+map by more than 0.013, from 6 and 5 points between the ends of a curve. 8 equal steps, 7 points, are off by 0.032 and
+0.017, the mean areas by up to 0.027.
+"""
 
 
 class CurveMetric(ImageAverage):
@@ -154,7 +161,7 @@ class Insertion(CurveMetric):
 
 
 def _sweep(batch: Batch, steps: int, tolerance: float) -> Sweep:
-    data = batch.classifier.predict, batch.images, batch.stacked_maps, batch.targets
+    data = batch.ask, batch.images, batch.stacked_maps, batch.targets
     options: dict[str, Any] = {"steps": steps, "tolerance": tolerance, "score": batch.probability}
     return sweep(*data, batch_size=batch.classifier.batch_size, **options)
 
@@ -179,5 +186,6 @@ def _probabilities_behind(batch: Batch, baseline: Baseline) -> Tensor:
     """Probabilities (N,) of the classes where nothing of the images is left; what stands behind may be one for all."""
     images, behind = _behind(batch, baseline), batch.once(Batch.behind, baseline)
     one_for_all = behind.ndim < 4 or len(behind) == 1
-    logits = float64_logits(batch.classifier.predict, images[:1] if one_for_all else images)
+    rows = torch.arange(1 if batch.classifier.takes_images_alone and one_for_all else len(images))
+    logits = float64_logits(partial(batch.ask, of=rows), images[rows])
     return batch.probability(logits.expand(len(images), -1), batch.targets)

@@ -3,11 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from lightning_xai.types import Score
+
+
+class Ask(Protocol):
+    """A classifier that is told which image of the batch each one was made from: what else it takes goes by that."""
+
+    def __call__(self, images: Tensor, of: Tensor) -> Tensor:
+        """Images (M,C,H,W), made from images (M,) of the batch, to logits (M,K)."""
+
+
+def asking(predict: Callable[[Tensor], Tensor]) -> Ask:
+    """A classifier that takes images alone, whichever they were made from.
+
+    Args:
+        predict: The classifier, images (M,C,H,W) to logits (M,K).
+
+    Returns:
+        The same with a second argument.
+
+    Example:
+        >>> asking(lambda images: images.flatten(1))(torch.ones(1, 1, 1, 2), torch.tensor([0]))
+        tensor([[1., 1.]])
+    """
+    return lambda images, of: predict(images)
 
 
 def check_maps(images: Tensor, maps: Tensor, targets: Tensor) -> None:
@@ -58,8 +83,9 @@ def float64_logits(predict: Callable[[Tensor], Tensor], images: Tensor) -> Tenso
 
 
 def scores_of(
-    predict: Callable[[Tensor], Tensor],
+    ask: Ask,
     made: Callable[[Tensor], Tensor],
+    of: Tensor,
     targets: Tensor,
     *,
     score: Score,
@@ -68,9 +94,10 @@ def scores_of(
     """Scores of images that need not all be there at once: passes are filled across whatever the images differ in.
 
     Args:
-        predict: The classifier, images to logits (M,K).
+        ask: The classifier.
         made: Numbers of images (M,) to images (M,C,H,W).
-        targets: Class of each image, (J,).
+        of: Which image of the batch each is made from, (J,).
+        targets: Class of each image of the batch, (N,).
         score: The number per image.
         batch_size: Most images in one forward; None for all.
 
@@ -81,15 +108,15 @@ def scores_of(
         ValueError: If ``batch_size`` is less than 1, or logits are of another shape.
 
     Example:
-        >>> images = torch.arange(6.0).view(3, 2, 1, 1)
-        >>> classifier, second = lambda images: images.flatten(1), lambda logits, targets: logits[:, 1]
-        >>> scores_of(classifier, lambda some: images[some], torch.zeros(3).long(), score=second, batch_size=2)
+        >>> images, of = torch.arange(6.0).view(3, 2, 1, 1), torch.arange(3)
+        >>> classifier, second = asking(lambda images: images.flatten(1)), lambda logits, targets: logits[:, 1]
+        >>> scores_of(classifier, lambda some: images[some], of, torch.zeros(3).long(), score=second, batch_size=2)
         tensor([1., 3., 5.], dtype=torch.float64)
     """
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"`batch_size` expected 1 or more, or None for all images, got {batch_size}.")
     scores = [torch.zeros(0, dtype=torch.float64, device=targets.device)]
-    for some in torch.arange(len(targets), device=targets.device).split(batch_size or max(1, len(targets))):
+    for some in torch.arange(len(of), device=of.device).split(batch_size or max(1, len(of))):
         if len(some):
-            scores.append(score(float64_logits(predict, made(some)), targets[some]))
+            scores.append(score(float64_logits(partial(ask, of=of[some]), made(some)), targets[of[some]]))
     return torch.cat(scores)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lightning_xai.metrics.forwards import check_maps, scores_of
+from lightning_xai.metrics.forwards import Ask, asking, check_maps, scores_of
 from lightning_xai.scores import at_least_float32, log_softmax
 from lightning_xai.types import Score
 
@@ -126,14 +126,28 @@ def masked_scores(
         tensor([0.7311], dtype=torch.float64)
     """
     check_maps(images, maps, targets)
-    n, flat = len(images), maps.flatten(0, -3)
-    behind = baseline.expand_as(images)
+    data = asking(predict), images, maps, targets
+    return asked_masked_scores(*data, baseline=baseline, score=score, batch_size=batch_size)
+
+
+def asked_masked_scores(
+    ask: Ask,
+    images: Tensor,
+    maps: Tensor,
+    targets: Tensor,
+    *,
+    baseline: Tensor,
+    score: Score,
+    batch_size: int | None,
+) -> Tensor:
+    """`masked_scores` of a classifier that takes more than images."""
+    n, flat, behind = len(images), maps.flatten(0, -3), baseline.expand_as(images)
+    of = torch.arange(len(flat), device=images.device) % max(1, n)
 
     def masked(some: Tensor) -> Tensor:
-        return masked_images(images[some % n], flat[some], behind[some % n])
+        return masked_images(images[of[some]], flat[some], behind[of[some]])
 
-    of = targets.repeat(len(flat) // max(1, n))
-    return scores_of(predict, masked, of, score=score, batch_size=batch_size).view(maps.shape[:-2])
+    return scores_of(ask, masked, of, targets, score=score, batch_size=batch_size).view(maps.shape[:-2])
 
 
 def _rectified(maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_xai.metrics.forwards import asking
 from lightning_xai.metrics.sweep import STEPS, Curve, sweep
 from lightning_xai.scores import post_softmax
 from lightning_xai.types import Score
@@ -78,7 +79,7 @@ def deletion_curve(
         tensor([[0.9526, 0.7311, 0.5000]], dtype=torch.float64)
     """
     options: Any = {"steps": steps, "score": score, "tolerance": tolerance, "batch_size": batch_size}
-    path = sweep(predict, images, maps, targets, **options)
+    path = sweep(asking(predict), images, maps, targets, **options)
     return path.curve(images, baseline.to(images).expand_as(images))
 
 
@@ -126,7 +127,7 @@ def insertion_curve(
         tensor([[0.5000, 0.8808, 0.9526]], dtype=torch.float64)
     """
     options: Any = {"steps": steps, "score": score, "tolerance": tolerance, "batch_size": batch_size}
-    path = sweep(predict, images, maps, targets, **options)
+    path = sweep(asking(predict), images, maps, targets, **options)
     return path.curve(baseline.to(images).expand_as(images), images)
 
 
@@ -175,7 +176,7 @@ def perturbation_curves(
         tensor([[0.5000, 0.8808, 0.9526]], dtype=torch.float64)
     """
     options: Any = {"steps": steps, "score": score, "tolerance": tolerance, "batch_size": batch_size}
-    path = sweep(predict, images, maps, targets, **options)
+    path = sweep(asking(predict), images, maps, targets, **options)
     masked = baseline.to(images).expand_as(images)
     start = masked if insertion_baseline is None else insertion_baseline.to(images).expand_as(images)
     ends = path.at(images), path.at(masked)

@@ -204,7 +204,7 @@ def _by_method(batch: Batch, layers: Sequence[str]) -> dict[str, Tensor]:
     names = list(batch.maps)
 
     def explain(model: nn.Module) -> Tensor:
-        found = batch.classifier.explain(names, batch.images, batch.targets, model=model)
+        found = batch.classifier.explain(names, batch.images, batch.targets, batch.rows, model=model)
         return torch.cat([found[name] for name in names])
 
     similarities = parameter_randomization(batch.classifier.model, explain, layers=layers).randomization_similarities

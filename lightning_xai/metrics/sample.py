@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_xai.baselines import Baseline, black
 from lightning_xai.metrics.boxes import Boxes
-from lightning_xai.metrics.masking import masked_images, masked_scores
+from lightning_xai.metrics.masking import asked_masked_scores, masked_images
 from lightning_xai.scores import log_softmax
 from lightning_xai.types import Score
 
@@ -56,19 +56,33 @@ class Classifier(Protocol):
     def batch_size(self) -> int:
         """Most images that are to be in one forward."""
 
-    def predict(self, images: Tensor) -> Tensor:
-        """Images (N,C,H,W) to logits (N,K), without a graph."""
+    @property
+    def takes_images_alone(self) -> bool:
+        """Whether equal images have equal logits, since nothing else goes with them."""
+
+    def predict(self, images: Tensor, rows: Tensor) -> Tensor:
+        """Images (M,C,H,W), made from these images of the pass (M,), to logits (M,K), without a graph."""
 
     def explain(
         self,
         names: Sequence[str],
         images: Tensor,
         targets: Tensor,
+        rows: Tensor | None,
         *,
         model: nn.Module | None = None,
         noise_source: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """The maps (N,H,W) of some of the methods; ``model`` is a copy of the classifier that takes its place."""
+        """The maps (M,H,W) of some of the methods.
+
+        Args:
+            names: Names of the methods.
+            images: Images (M,C,H,W).
+            targets: Their classes (M,).
+            rows: Which images of the pass they were made from, (M,); None for none.
+            model: A copy of the classifier that takes its place.
+            noise_source: Images (M,C,H,W) whose content seeds noise in the place of these.
+        """
 
     def image_gradients(self, *, guided_rule: bool) -> Tensor:
         """Gradients (N,C,H,W) of the centred logits at the images of the pass."""
@@ -141,6 +155,10 @@ class Batch:
             self._known[key] = function(self, *args, **kwargs)
         return self._known[key]
 
+    def ask(self, images: Tensor, of: Tensor) -> Tensor:
+        """The classifier, images (M,C,H,W) that were made from these of the batch, (M,), to logits (M,K)."""
+        return self.classifier.predict(images, self.rows[of])
+
     def behind(self, baseline: Baseline) -> Tensor:
         """What stands behind the images where they are masked, standardised as they are."""
         return baseline(self.images, self.setting.mean, self.setting.std)
@@ -167,8 +185,8 @@ class Batch:
     @cached_property
     def masked_scores(self) -> dict[str, Tensor]:
         """Log-probabilities (N,) of the classes on the masked images by method, float64: a forward for each."""
-        found = masked_scores(
-            self.classifier.predict,
+        found = asked_masked_scores(
+            self.ask,
             self.images,
             self.stacked_maps,
             self.targets,
@@ -193,7 +211,7 @@ class Sample:
         >>> images, maps, targets = torch.ones(1, 3, 1, 2), torch.tensor([[[0.0, 1.0]]]), torch.tensor([0])
         >>> class Mean:  # a classifier, in the place of the callback's own
         ...     batch_size = 1
-        ...     def predict(self, images):
+        ...     def predict(self, images, rows):
         ...         return images.mean((2, 3))
         >>> batch = Batch(images, images.mean((2, 3)), targets, {"cam": maps}, Mean(), Setting((0.5,) * 3, (0.5,) * 3),
         ...     rows=torch.tensor([0]))
@@ -288,8 +306,8 @@ class Sample:
         return self.batch.once(Batch.behind, baseline or self.batch.setting.baseline)
 
     def predict(self, images: Tensor) -> Tensor:
-        """The classifier, images (N,C,H,W) to logits (N,K), without a graph."""
-        return self.batch.classifier.predict(images)
+        """The classifier, images (N,C,H,W) that were made from those of the sample to logits (N,K), without a graph."""
+        return self.batch.classifier.predict(images, self.batch.rows)
 
     def explain(self, images: Tensor, targets: Tensor | None = None, *, noise_source: Tensor | None = None) -> Tensor:
         """The method, images (N,C,H,W) to maps (N,H,W).
@@ -303,7 +321,8 @@ class Sample:
             The maps.
         """
         classes = self.targets if targets is None else targets
-        return self.batch.classifier.explain([self.name], images, classes, noise_source=noise_source)[self.name]
+        data = images, classes, self.batch.rows if len(images) == len(self.images) else None
+        return self.batch.classifier.explain([self.name], *data, noise_source=noise_source)[self.name]
 
     def log_probability(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The confidence (N,) of classes."""

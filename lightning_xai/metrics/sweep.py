@@ -10,12 +10,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_xai.metrics.forwards import check_maps, scores_of
+from lightning_xai.metrics.forwards import Ask, check_maps, scores_of
 from lightning_xai.metrics.masking import degenerate
 from lightning_xai.scores import post_softmax
 from lightning_xai.types import Score
 
 STEPS = 16
+"""Steps of a curve, where none are named."""
 COARSE = 4
 """Stretches at whose ends a curve is always computed."""
 
@@ -89,7 +90,7 @@ class Sweep:
     """The way from one image to another, pixel by pixel in the order of maps; what `sweep` makes.
 
     Attributes:
-        predict: The classifier.
+        ask: The classifier.
         targets: Class of each image, (N,).
         ranks: Place of each pixel in the order, (N,H,W) or (M,N,H,W).
         counts: Number of pixels that have been replaced at each point, (S+1,).
@@ -98,7 +99,7 @@ class Sweep:
         batch_size: Most images in one forward.
     """
 
-    predict: Callable[[Tensor], Tensor]
+    ask: Ask
     targets: Tensor
     ranks: Tensor
     counts: Tensor
@@ -108,7 +109,7 @@ class Sweep:
 
     def at(self, images: Tensor) -> Tensor:
         """Scores (N,) of images as they are."""
-        return self._scores(lambda some: images[some], self.targets)
+        return self._scores(lambda some: images[some], torch.arange(len(images), device=images.device))
 
     def curve(self, first: Tensor, last: Tensor, ends: tuple[Tensor, Tensor] | None = None) -> Curve:
         """Scores while pixels of some images (N,C,H,W) are replaced by those of others, most relevant first.
@@ -153,20 +154,20 @@ class Sweep:
 
     def _replaced(self, first: Tensor, last: Tensor, of: Tensor, counts: Tensor) -> Tensor:
         """Scores (J,) of the images of some maps with so many pixels replaced; passes are filled across both."""
-        ranks, n = self.ranks.flatten(0, -3), len(first)
+        ranks, rows = self.ranks.flatten(0, -3), of % max(1, len(first))
 
         def replaced(some: Tensor) -> Tensor:
             chosen = (ranks[of[some]] < counts[some, None, None])[:, None]
-            return torch.where(chosen, last[of[some] % n], first[of[some] % n])
+            return torch.where(chosen, last[rows[some]], first[rows[some]])
 
-        return self._scores(replaced, self.targets[of % max(1, n)])
+        return self._scores(replaced, rows)
 
-    def _scores(self, made: Callable[[Tensor], Tensor], targets: Tensor) -> Tensor:
-        return scores_of(self.predict, made, targets, score=self.score, batch_size=self.batch_size)
+    def _scores(self, made: Callable[[Tensor], Tensor], of: Tensor) -> Tensor:
+        return scores_of(self.ask, made, of, self.targets, score=self.score, batch_size=self.batch_size)
 
 
 def sweep(
-    predict: Callable[[Tensor], Tensor],
+    ask: Ask,
     images: Tensor,
     maps: Tensor,
     targets: Tensor,
@@ -179,7 +180,7 @@ def sweep(
     """What deletion and insertion share: the order of the pixels, and how many are replaced at each point.
 
     Args:
-        predict: As for `deletion_curve`, and so are the arguments that are not listed.
+        ask: The classifier.
         images: Images (N,C,H,W).
         maps: Maps (N,H,W), or those of several methods, (M,N,H,W).
         targets: Class of each image, (N,).
@@ -196,7 +197,7 @@ def sweep(
 
     Example:
         >>> images = torch.zeros(2, 1, 2, 2)
-        >>> sweep(lambda images: images, images, images[:, 0], torch.tensor([0, 0]), steps=2).counts
+        >>> sweep(lambda images, of: images, images, images[:, 0], torch.tensor([0, 0]), steps=2).counts
         tensor([0, 2, 4])
     """
     check_maps(images, maps, targets)
@@ -208,4 +209,4 @@ def sweep(
     # Rounded up in whole numbers.
     counts = -(-torch.arange(steps + 1, device=images.device) * pixels // steps)
     ranks = relevance_ranks(maps.flatten(0, -3)).view(maps.shape)
-    return Sweep(predict, targets, ranks, counts, score, tolerance, batch_size or max(1, len(images)))
+    return Sweep(ask, targets, ranks, counts, score, tolerance, batch_size or max(1, len(images)))

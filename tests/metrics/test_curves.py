@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -24,6 +24,7 @@ from lightning_xai.metrics import (
     perturbation_curves,
 )
 from lightning_xai.metrics.sweep import relevance_ranks
+from lightning_xai.scores import pre_softmax
 
 ZERO = torch.tensor(0.0)
 FIRST = torch.tensor([0])
@@ -265,6 +266,67 @@ class TestForwards:
         kept = [tensor.clone() for tensor in given]
         assert not deletion_curve(small_net().double(), *given, baseline=ZERO).probabilities.requires_grad
         assert all(torch.equal(tensor, copy) for tensor, copy in zip(given, kept, strict=True))
+
+
+class TestTolerance:
+    """Curves that are computed where they bend."""
+
+    @pytest.mark.parametrize("function", [deletion_curve, insertion_curve])
+    @pytest.mark.parametrize("steps", [1, 2, 3, 5, 7, 16, 30])
+    def test_without_tolerance_every_point_is_computed(self, function: Any, steps: int) -> None:
+        """Also where neighbours are equal: the image is black but for one pixel."""
+        images, predict = torch.zeros(1, 1, 8, 8, dtype=torch.float64), Forwards()
+        images[0, 0, 2, 3] = 1.0
+        function(
+            lambda shown: predict(shown.expand(-1, 3, -1, -1)), images, images[:, 0], FIRST, baseline=ZERO, steps=steps
+        )
+        assert sum(predict.sizes) == steps + 1
+
+    @pytest.mark.parametrize("tolerance", [0.005, 0.015])
+    def test_no_point_is_computed_between_neighbours_that_agree(self, tolerance: float) -> None:
+        """The rule itself, for each image: a straight line there, the exact value everywhere else."""
+        data, predict = example(), Forwards()
+        options: dict[str, Any] = {"baseline": ZERO, "steps": 16, "score": pre_softmax}
+        exact = deletion_curve(predict, *data, **options).probabilities
+        predict.sizes.clear()
+        found = deletion_curve(predict, *data, tolerance=tolerance, **options).probabilities
+        expected, computed = exact.clone(), 0
+        for curve in expected:
+            computed += 5
+            for low in (0, 4, 8, 12):
+                computed += refined(curve, low, low + 4, tolerance, True)
+        torch.testing.assert_close(found, expected)
+        assert 25 < computed < 5 * 17
+        assert sum(predict.sizes) == computed
+
+    def test_scores_that_are_not_finite_are_looked_at_closely(self) -> None:
+        """They agree with nothing."""
+        predict = Forwards()
+        broken = lambda images: predict(images) * torch.nan  # noqa: E731
+        curve = deletion_curve(broken, *example(), baseline=ZERO, steps=16, tolerance=0.9)
+        assert sum(predict.sizes) == 5 * 17
+        assert curve.probabilities.isnan().all()
+
+    def test_methods_share_a_sweep(self) -> None:
+        """Maps (M,N,H,W) give the curves of each method, in passes that are filled across them."""
+        images, maps, targets = example()
+        both, predict = torch.stack([maps, -maps]), Forwards()
+        curves = deletion_curve(predict, images, both, targets, baseline=ZERO, steps=4).probabilities
+        assert curves.shape == (2, 5, 5)
+        assert predict.sizes == [5] * 10
+        for found, one in zip(curves, both, strict=True):
+            alone = deletion_curve(predict, images, one, targets, baseline=ZERO, steps=4).probabilities
+            torch.testing.assert_close(found, alone)
+
+
+def refined(curve: Tensor, low: int, high: int, tolerance: float, known: bool) -> int:
+    """Make a curve straight between neighbours that agree, downwards; returns how many points are left to compute."""
+    if high - low < 2:
+        return 0
+    middle, bent = (low + high) // 2, known and abs(float(curve[high] - curve[low])) >= tolerance
+    if not bent:
+        curve[middle] = curve[low] + (curve[high] - curve[low]) * (middle - low) / (high - low)
+    return bent + refined(curve, low, middle, tolerance, bent) + refined(curve, middle, high, tolerance, bent)
 
 
 class TestErrors:
