@@ -42,10 +42,10 @@ class DoubleBackward(TorchFunctionMode):
     def __torch_function__(
         self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Hand the two functions to the forms below."""
+        """Hand the functions to the forms below."""
         kwargs = kwargs or {}
-        if function in (torch.conv2d, F.batch_norm) and torch.is_grad_enabled() and not _saved_tensors_are_hooked():
-            return (_convolution if function is torch.conv2d else _batch_norm)(*args, **kwargs)
+        if function in _FORMS and torch.is_grad_enabled() and not _saved_tensors_are_hooked():
+            function = _FORMS[function]
         return function(*args, **kwargs)
 
 
@@ -251,6 +251,18 @@ class _BatchNormBackward(Function):
         by_x, by_g, by_of_g, constant = (_by_channel(one, x) for one in (by_x, by_g, -r * b, constant))
         of_x = torch.addcmul(constant, x, by_x).addcmul_(of_g, by_of_g).addcmul_(g, by_g)
         return of_g, of_x.to(x.dtype), (s * r).to(gamma.dtype), None, None, None
+
+
+def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
+    """PyTorch has no second derivative of it; written so that the guided rule takes its bounds for no rectifier's."""
+    return F.hardtanh(input, -3.0, 3.0) / 6 + 0.5
+
+
+_FORMS: dict[Any, Callable[..., Tensor]] = {
+    torch.conv2d: _convolution,
+    F.batch_norm: _batch_norm,
+    F.hardsigmoid: _hardsigmoid,
+}
 
 
 def _plain_backward(

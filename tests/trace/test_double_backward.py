@@ -126,6 +126,18 @@ def test_parameters_are_differentiated_in_a_plain_backward_pass():
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("inplace", [False, True])
+def test_hardsigmoid_is_differentiated_twice(inplace):
+    """PyTorch cannot; away from its corners it is a straight line."""
+    x = torch.tensor([-4.0, -2.0, 0.5, 2.9, 3.1], dtype=torch.float64, requires_grad=True)
+    with DoubleBackward():
+        y = nn.Hardsigmoid(inplace)(x.clone())
+    torch.testing.assert_close(y, F.hardsigmoid(x))
+    (gradient,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(gradient.sum(), x)
+    torch.testing.assert_close(second, torch.tensor([0, 1 / 18, 1 / 18, 1 / 18, 0], dtype=torch.float64))
+
+
 def test_half_precision_is_as_exact_as_that_of_pytorch():
     """Under autocast both are about equally far from float64."""
     model, images = net(torch.float32), torch.rand(4, 3, 9, 9)
