@@ -18,7 +18,6 @@ import common.threads  # noqa: F401
 
 import argparse
 import copy
-import platform
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,7 +35,9 @@ from torchvision.models import resnet18
 import benchmarks.peers as peers
 import lightning_xai as xai
 from benchmarks.clock import seconds_of
-from benchmarks.training import profiles, tables
+from benchmarks.training import measurements, profiles, records
+from benchmarks.training import table as training_table
+from common.measured import machine, save_measurement
 from lightning_xai.attribution import CLRP, LRP, SGLRP
 
 LAYER = "layer4"
@@ -136,6 +137,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--training", action="store_true", help="time training steps with the term, not maps")
     parser.add_argument("--profile", action="store_true", help="with --training: where the time goes, on a CPU")
+    parser.add_argument("--out", type=Path, help="with --training: file for the numbers, as JSON")
     parser.add_argument("--fast-dev-run", action="store_true", help="one round on two images of 32 px")
     args = parser.parse_args(arguments)
     if args.fast_dev_run:
@@ -185,17 +187,6 @@ def time_once(row: Row, model: nn.Module, images: Tensor, targets: Tensor) -> tu
     return forward, seconds_of(lambda: row.method(model_of_row, images_of_row, targets), images.device)
 
 
-def machine(device: torch.device) -> str:
-    """What the numbers were measured on."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    name = names[0] if names else platform.processor() or platform.machine()
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-    return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-
-
 def table(results: Sequence[Result], title: str) -> Table:
     """One line for each row, methods together."""
     found = Table(title=title, box=SIMPLE_HEAD, title_justify="left")
@@ -211,6 +202,21 @@ def table(results: Sequence[Result], title: str) -> Table:
     return found
 
 
+def train(args: argparse.Namespace, device: torch.device) -> None:
+    """Measure training steps, print them, and write them down where asked."""
+    if args.profile:
+        for one in profiles(args.rounds, small=args.fast_dev_run):
+            Console(width=110).print(one, machine(device))
+        return
+    rows: list[dict[str, Any]] = []
+    for setting, results in measurements(args.rounds, device, small=args.fast_dev_run):
+        title = f"{setting.title}, {args.rounds} rounds"
+        Console(width=110).print(training_table(results, title), machine(device))
+        rows += records(setting, results)
+        if args.out:
+            save_measurement(args.out, rows, device)
+
+
 def main(arguments: Sequence[str] | None = None) -> list[Result]:
     """Measure what the command line asks for, and print it."""
     args = parse(arguments)
@@ -218,9 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Result]:
     if args.threads:
         torch.set_num_threads(args.threads)
     if args.training:
-        measure_training = profiles if args.profile else partial(tables, device=device)
-        for one in measure_training(args.rounds, small=args.fast_dev_run):
-            Console(width=110).print(one, machine(device))
+        train(args, device)
         return []
     torch.manual_seed(0)
     model = resnet18().eval().to(device)

@@ -45,6 +45,7 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -52,7 +53,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
-from torchvision.models import resnet18
+from torchvision.models import resnet18, resnet50
 
 import lightning_xai as xai
 from benchmarks.clock import seconds_of
@@ -103,20 +104,41 @@ class Setting:
     image_size: int
     layer: str
     reach: float
+    memory_format: torch.memory_format = torch.contiguous_format
+
+    @property
+    def title(self) -> str:
+        """For the table."""
+        suffix = ", channels_last" if self.memory_format == torch.channels_last else ""
+        return f"{self.name}, batch {self.batch_size}, {self.image_size} px{suffix}"
 
 
 SETTINGS = [
     Setting("ResNet-18", partial(resnet18, num_classes=10), 32, 64, "layer3", 2.4),
     Setting("ResNet-20", partial(CifarResNet, 3), 64, 32, "layer2", 2.7),
 ]
+FORMATS = [
+    replace(setting, memory_format=memory_format)
+    for setting in (
+        replace(SETTINGS[0], image_size=32),
+        SETTINGS[1],
+        Setting("ResNet-50", partial(resnet50, num_classes=10), 8, 64, "layer3", 2.8),
+    )
+    for memory_format in (torch.contiguous_format, torch.channels_last)
+]
+
+
+def exact_rows(setting: Setting) -> list[Row]:
+    """The exact term, and its double backward left to PyTorch."""
+    term = xai.GuidedGradientLoss(weight=WEIGHT)
+    return [Row("exact", with_term(term), reach=setting.reach), Row("exact, double backward of PyTorch", by_pytorch)]
 
 
 def rows_of(setting: Setting) -> list[Row]:
     """What is measured for a network."""
-    ours = partial(xai.GuidedGradientLoss, weight=xai.regularization.ConstantWeight(WEIGHT))
+    ours = partial(xai.GuidedGradientLoss, weight=WEIGHT)
     return [
-        Row("exact", with_term(ours()), reach=setting.reach),
-        Row("exact, double backward of PyTorch", by_pytorch),
+        *exact_rows(setting),
         Row("batch_norm='evaluation'", with_term(ours(batch_norm="evaluation"))),
         *(Row(f"every_n_steps={n}", with_term(ours(every_n_steps=n)), n, 1 + 1.5 / n) for n in (2, 4, 8)),
         Row("fraction=0.25", with_term(ours(fraction=0.25))),
@@ -151,8 +173,9 @@ def measure(setting: Setting, rows: Sequence[Row], rounds: int, device: torch.de
     """Run all rows in turn, each after a plain step, round after round."""
     torch.manual_seed(0)
     images = torch.randn(setting.batch_size, 3, setting.image_size, setting.image_size, device=device)
+    images = images.to(memory_format=setting.memory_format)
     targets = torch.randint(10, (setting.batch_size,), device=device)
-    start = setting.make().to(device)
+    start = setting.make().to(device).to(memory_format=setting.memory_format)
     results = [Result(row) for row in rows]
     for n in range(rounds + 1):
         for result in results:
@@ -192,12 +215,21 @@ def quartiles(values: list[float]) -> tuple[float, float, float]:
     return low, middle, high
 
 
-def tables(rounds: int, device: torch.device, *, small: bool = False) -> Iterator[Table]:
+def measurements(rounds: int, device: torch.device, *, small: bool = False) -> Iterator[tuple[Setting, list[Result]]]:
     """One for each network, as soon as it is measured; ``small`` is for trying out, on few small images."""
-    for setting in SETTINGS:
-        one = replace(setting, batch_size=8, image_size=32) if small else setting
-        title = f"{one.name}, batch {one.batch_size}, {one.image_size} px, {rounds} rounds"
-        yield table(measure(one, rows_of(one), rounds, device), title)
+    for settings, rows in ((SETTINGS, rows_of), (FORMATS, exact_rows)):
+        for setting in settings:
+            one = replace(setting, batch_size=8, image_size=32) if small else setting
+            yield one, measure(one, rows(one), rounds, device)
+
+
+def records(setting: Setting, results: Sequence[Result]) -> list[dict[str, Any]]:
+    """The rows of a table in long form, times in plain steps."""
+    return [
+        {"network": setting.title, "term": result.row.name, "rounds": len(result.ratios)}
+        | dict(zip(("low", "median", "high"), (round(one, 3) for one in quartiles(result.ratios)), strict=True))
+        for result in results
+    ]
 
 
 def profiles(rounds: int, *, small: bool = False) -> Iterator[Table]:

@@ -1,0 +1,56 @@
+"""Measurements that the documentation quotes: rows of numbers with the command, the commit and the machine."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common.run import write_whole
+
+
+def machine(device: torch.device | None = None) -> str:
+    """What numbers were measured on."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    name = names[0] if names else platform.processor() or platform.machine()
+    if device is not None and device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def save_measurement(path: Path, rows: Sequence[dict[str, Any]], device: torch.device | None = None) -> None:
+    """Write rows in long form, one a line, below what they come from.
+
+    Args:
+        path: The file, as a rule in ``recipes/results``.
+        rows: One dict for each number or group of numbers.
+        device: Where they were measured.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_measurement(Path(folder) / "one.json", [{"steps": 2.5}])
+        ...     json.loads((Path(folder) / "one.json").read_text())["rows"]
+        [{'steps': 2.5}]
+    """
+    here = Path(__file__).parent
+    found = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, check=False
+    )
+    script, *options = sys.argv
+    head = {
+        "command": " ".join(["python", f"recipes/{Path(script).name}", *options]),
+        "commit": found.stdout.strip() or None,
+        "machine": machine(device),
+    }
+    lines = ",\n  ".join(json.dumps(row) for row in rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, f'{json.dumps(head, indent=1)[:-2]},\n "rows": [\n  {lines}\n ]\n}}\n')
