@@ -262,7 +262,7 @@ def _operators(setting: Setting, loss: Loss, rounds: int) -> dict[str, float]:
     model = setting.make()
     training = Training(model, torch.optim.SGD(model.parameters(), 0.01, momentum=0.9))
     training.step(loss, images, targets)
-    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+    with profile(activities=[ProfilerActivity.CPU], acc_events=True) as profiler:
         for _ in range(rounds):
             training.step(loss, images, targets)
     return {event.key: event.self_cpu_time_total for event in profiler.key_averages()}
