@@ -53,20 +53,20 @@ from __future__ import annotations
 
 import common.threads  # noqa: F401
 
-import argparse
 import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from common.options import DataOptions, ModelOptions, RunOptions, add_options, built
+from common.options import DataOptions, ModelOptions, RunOptions, device_option, option, parsed
 from common.run import Run, joined
 from lightning_xai import metrics
 from papers.sglrp.measures import Values, mosaics, patches, pointing
-from papers.sglrp.networks import Subject, loaded, photographs, planted
+from papers.sglrp.networks import Judged, loaded, photographs, planted
 from papers.sglrp.pictures import pictures
 from papers.sglrp.report import published, tables
 
@@ -77,14 +77,14 @@ CHUNK = 16
 class Experiment:
     """The measurements of one run, chunk by chunk."""
 
-    def __init__(self, args: argparse.Namespace, run: Run, subjects: Sequence[Subject]) -> None:
-        self.args, self.run, self.subjects = args, run, subjects
+    def __init__(self, settings: Settings, run: Run, subjects: Sequence[Judged]) -> None:
+        self.settings, self.run, self.subjects = settings, run, subjects
         self.main = subjects[0]
 
     def batches(self, dataset: Any, indices: Sequence[int]) -> list[tuple[Tensor, ...]]:
         """Items of a dataset in batches on the device, whose size is no matter of the results."""
-        fields = [one.to(self.args.device) for one in loaded(dataset, indices)]
-        return list(zip(*(one.split(self.args.batch_size) for one in fields), strict=True))
+        fields = [one.to(self.settings.device) for one in loaded(dataset, indices)]
+        return list(zip(*(one.split(self.settings.data.batch_size) for one in fields), strict=True))
 
     def patches(self) -> Values:
         """Figure 11 on the first photographs."""
@@ -96,7 +96,7 @@ class Experiment:
             ]
             return joined(found)
 
-        return joined(self.run.parts("patches", chunks(self.main.images, self.args.n_images), compute))
+        return joined(self.run.parts("patches", chunks(self.main.images, self.settings.n_images), compute))
 
     def pointing(self) -> Values | None:
         """Figure 13 on the boxed images; None without them."""
@@ -111,20 +111,20 @@ class Experiment:
             ]
             return joined(found)
 
-        return joined(self.run.parts("pointing", chunks(boxed, self.args.n_boxed), compute))
+        return joined(self.run.parts("pointing", chunks(boxed, self.settings.n_boxed), compute))
 
     def pairs(self, found: Values) -> list[list[int]]:
         """Pairs of photographs of different classes that the network knows, no photograph twice."""
         scores, labels = torch.tensor(found["label"]["score"]), torch.tensor(found["labels"])
-        groups = metrics.confident_groups(scores, labels, size=2, confidence=self.args.confidence)
-        return torch.tensor(found["index"])[groups][: self.args.n_mosaics].tolist()
+        groups = metrics.confident_groups(scores, labels, size=2, confidence=self.settings.confidence)
+        return torch.tensor(found["index"])[groups][: self.settings.n_mosaics].tolist()
 
     def mosaics(self, pairs: Sequence[Sequence[int]]) -> dict[str, Values]:
         """Two images in one, by network."""
         found = {}
         for i, subject in enumerate(self.subjects):
 
-            def compute(chosen: Sequence[Sequence[int]], subject: Subject = subject) -> Values:
+            def compute(chosen: Sequence[Sequence[int]], subject: Judged = subject) -> Values:
                 sides = [self.batches(subject.images, list(side)) for side in zip(*chosen, strict=True)]
                 return joined([mosaics(subject, *both) for both in zip(*sides, strict=True)])
 
@@ -145,50 +145,67 @@ def chunks(dataset: Any, n: int) -> list[range]:
     return [range(start, min(start + CHUNK, n)) for start in range(0, n, CHUNK)]
 
 
-def classifier_options() -> argparse.ArgumentParser:
-    """The options that describe one classifier."""
-    parser = argparse.ArgumentParser(prog="--beside", add_help=False)
-    parser.add_argument("--name", help="in tables; default: that of the model")
-    add_options(parser, ModelOptions())
-    return parser
+@dataclass(frozen=True)
+class Network:
+    """A classifier and its name."""
+
+    model: ModelOptions = ModelOptions()
+    name: str | None = option(None, "in tables; default: that of the model")
 
 
-def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+@dataclass(frozen=True)
+class Settings:
+    """The experiment."""
+
+    data: DataOptions = DataOptions()
+    network: Network = Network()
+    run: RunOptions = RunOptions(Path("runs/sglrp"))
+    boxed: Path | None = option(None, "folder with boxes.csv and label_to_imagenet.csv")
+    beside: tuple[str, ...] = option((), "further classifiers, for figure 8", metavar="OPTIONS")
+    n_images: int = option(80, "images for figure 11")
+    n_boxed: int = option(100, "images for figures 9 and 13")
+    n_mosaics: int = option(30, "pairs of images for figures 6 and 8")
+    confidence: float = option(0.5, "least probability of the labels of a pair")
+    device: str = device_option()
+
+    def __post_init__(self) -> None:
+        given, model = self.data.data, self.network.model.model
+        if given is not None and model is None:
+            raise ValueError("--data expected --model beside it.")
+        if given is None and (model or self.boxed or self.beside):
+            raise ValueError("--model, --boxed and --beside expected --data beside them.")
+        if min(self.n_images, self.n_boxed) < 1:
+            raise ValueError("--n-images and --n-boxed expected 1 or more.")
+        if given is not None and ".tar" in given:
+            raise ValueError("--data expected a folder: an interrupted run cannot go on in the middle of shards.")
+        for text, one in zip(self.beside, self.others, strict=True):
+            if one.model.model is None:
+                raise ValueError(f"--beside expected the options of a classifier, --model among them, got {text!r}.")
+
+    @property
+    def others(self) -> list[Network]:
+        """The further classifiers."""
+        return [parsed(Network, "--beside", shlex.split(text)) for text in self.beside]
+
+
+def parse(argv: Sequence[str] | None = None) -> Settings:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, parents=[classifier_options()]
-    )
-    parser.add_argument("--boxed", type=Path, help="folder with boxes.csv and label_to_imagenet.csv")
-    parser.add_argument("--beside", nargs="*", default=[], metavar="OPTIONS", help="further classifiers, for figure 8")
-    parser.add_argument("--n-images", type=int, default=80, help="images for figure 11")
-    parser.add_argument("--n-boxed", type=int, default=100, help="images for figures 9 and 13")
-    parser.add_argument("--n-mosaics", type=int, default=30, help="pairs of images for figures 6 and 8")
-    parser.add_argument("--confidence", type=float, default=0.5, help="least probability of the labels of a pair")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to compute")
-    add_options(parser, DataOptions(), RunOptions(Path("runs/sglrp")))
-    args = parser.parse_args(argv)
-    if args.data is not None and args.model is None:
-        parser.error("--data expected --model beside it.")
-    if args.data is None and (args.model or args.boxed or args.beside):
-        parser.error("--model, --boxed and --beside expected --data beside them.")
-    if min(args.n_images, args.n_boxed) < 1:
-        parser.error("--n-images and --n-boxed expected 1 or more.")
-    if args.data is not None and ".tar" in args.data:
-        parser.error("--data expected a folder: an interrupted run cannot go on in the middle of shards.")
-    for text in args.beside:
-        if classifier_options().parse_args(shlex.split(text)).model is None:
-            parser.error(f"--beside expected the options of a classifier, --model among them, got {text!r}.")
-    if args.fast_dev_run:
-        args.n_images, args.n_boxed, args.n_mosaics, args.confidence = 4, 4, 2, 0.0
-    return args
+    found = parsed(Settings, __doc__, argv)
+    few = {"n_images": 4, "n_boxed": 4, "n_mosaics": 2, "confidence": 0.0}
+    return replace(found, **few) if found.run.fast_dev_run else found  # type: ignore[arg-type]
 
 
-def subjects(args: argparse.Namespace) -> list[Subject]:
+def subjects(settings: Settings) -> list[Judged]:
     """The classifier, and those beside it."""
-    if args.data is None:
-        return planted(args)
-    others = [classifier_options().parse_args(shlex.split(text)) for text in args.beside]
-    found = [photographs(argparse.Namespace(**vars(args) | vars(one))) for one in (args, *others)]
+    run, compute = settings.run, {"device": settings.device, "batch_size": settings.data.batch_size}
+    if settings.data.data is None:
+        return planted(max(settings.n_images, settings.n_boxed), run.seed, small=run.fast_dev_run, **compute)  # type: ignore[arg-type]
+    found = [
+        photographs(
+            settings.data, one.model, settings.n_images, settings.boxed, name=one.name, seed=run.seed, **compute
+        )
+        for one in (settings.network, *settings.others)
+    ]
     names = [subject.name for subject in found]
     if len(set(names)) < len(names):
         raise SystemExit(f"--name expected another name for each classifier, got {names}.")
@@ -197,15 +214,15 @@ def subjects(args: argparse.Namespace) -> list[Subject]:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Run the experiment; returns what was measured, image by image."""
-    args = parse(argv)
-    run = Run(built(RunOptions, args), vars(args), free=("batch_size", "device"))
-    experiment = Experiment(args, run, subjects(args))
+    settings = parse(argv)
+    run = Run(settings.run, settings, free=("batch_size", "device"))
+    experiment = Experiment(settings, run, subjects(settings))
     found: Values = {"patches": experiment.patches(), "pointing": experiment.pointing()}
     pairs = experiment.pairs(found["patches"])
     found["mosaics"] = experiment.mosaics(pairs)
-    summary = f"{experiment.main.name}: " + ("photographs" if args.data else "images with planted evidence")
-    drawn = pictures(experiment.subjects, found, pairs, run.folder, args.device)
-    made = tables(found, experiment.main.n_classes, args.seed)
+    summary = f"{experiment.main.name}: " + ("photographs" if settings.data.data else "images with planted evidence")
+    drawn = pictures(experiment.subjects, found, pairs, run.folder, settings.device)
+    made = tables(found, experiment.main.n_classes, settings.run.seed)
     run.finish("Softmax-gradient LRP", summary, made, drawn, published(found))
     return found
 

@@ -16,7 +16,6 @@ from sglrp import Experiment, main, parse
 from torch import nn
 
 import lightning_xai as xai
-from common.options import RunOptions, built
 from common.run import Run
 from lightning_xai import attribution
 from lightning_xai.attribution.lrp.methods import softmax_gradient
@@ -29,10 +28,14 @@ from papers.sglrp import networks as sglrp_networks
 from papers.sglrp.curves import accuracies, areas, condition, overtaken_at, pooled
 from papers.sglrp.examples import worked_examples
 from papers.sglrp.measures import patches, pointing, printed_seed, side_by_side
-from papers.sglrp.networks import Subject, loaded
+from papers.sglrp.networks import Judged, loaded
 from papers.sglrp.report import tables
 
 SEEN = ["LRP", "CLRP", "CLRP1", "CLRP2", "SGLRP", "Guided Grad-CAM"]
+
+
+# the network of depthwise convolutions, where z+ hands on less than all
+pytestmark = pytest.mark.filterwarnings("ignore:LRP expected the relevance:UserWarning")
 
 
 def small_network():
@@ -47,18 +50,17 @@ def subject_of(images, labels, masks=None, network=None):
     """A subject with images in [0, 1] that are not standardised."""
     torch.manual_seed(0)
     boxed = None if masks is None else list(zip(images, labels, masks, strict=True))
-    return Subject(
-        "small",
+    return Judged(
         network or small_network(),
-        "0",
-        list(zip(images, labels, strict=True)),
-        boxed,
-        xai.scores.label,
-        [1, 1, 1],
-        ["a", "b", "c"],
         (0.0,) * 3,
         (1.0,) * 3,
-        (0.0,) * 3,
+        ["a", "b", "c"],
+        "0",
+        name="small",
+        images=list(zip(images, labels, strict=True)),
+        boxed=boxed,
+        n_classes=[1, 1, 1],
+        color=(0.0,) * 3,
     )
 
 
@@ -79,7 +81,7 @@ def args_of(folder, *options):
 
 def measured(args, subject):
     """Everything that is measured."""
-    experiment = Experiment(args, Run(built(RunOptions, args), vars(args), free=("batch_size",)), [subject])
+    experiment = Experiment(args, Run(args.run, args, free=("batch_size",)), [subject])
     found = {"patches": experiment.patches(), "pointing": experiment.pointing()}
     pairs = experiment.pairs(found["patches"])
     return found | {"mosaics": experiment.mosaics(pairs)}
@@ -161,7 +163,7 @@ def test_an_interrupted_run_gives_what_an_uninterrupted_one_gives(tmp_path, subj
     assert [path.name for path in (folder / "parts").iterdir()] == ["patches_0000.json"]
     args = args_of(folder, "--resume")
     rest = replace(subject, images=Unreachable(subject.images, [0, 1]))
-    assert Experiment(args, Run(built(RunOptions, args), vars(args)), [rest]).patches() == whole["patches"]
+    assert Experiment(args, Run(args.run, args), [rest]).patches() == whole["patches"]
     assert measured(args, subject) == whole
 
 

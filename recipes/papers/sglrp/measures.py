@@ -13,7 +13,7 @@ import lightning_xai as xai
 from lightning_xai import metrics
 from lightning_xai.attribution import is_reversed
 from lightning_xai.scores import log_softmax
-from papers.sglrp.networks import Subject
+from papers.sglrp.networks import Judged
 
 LEVELS = tuple(range(101))
 """Energies in percent of figure 13."""
@@ -54,7 +54,7 @@ def facts(logits: Tensor, targets: Tensor, maps: dict[str, Tensor]) -> Values:
     }
 
 
-def patches(subject: Subject, images: Tensor, labels: Tensor) -> Values:
+def patches(subject: Judged, images: Tensor, labels: Tensor) -> Values:
     """Figure 11: change of the probability when the pixels around each map's maximum take the average colour."""
     logits = subject.predict(images)
     color = xai.baselines.mean_color(images, subject.mean, subject.std, color=subject.color)
@@ -70,7 +70,7 @@ def patches(subject: Subject, images: Tensor, labels: Tensor) -> Values:
     return found
 
 
-def pointing(subject: Subject, images: Tensor, labels: Tensor, masks: Tensor) -> Values:
+def pointing(subject: Judged, images: Tensor, labels: Tensor, masks: Tensor) -> Values:
     """Figure 13: how many points of each map lie on the object, and how many there are, by energy."""
     logits = subject.predict(images)
     targets = subject.boxed_targets(logits, labels)
@@ -101,7 +101,7 @@ def side_by_side(first: Tensor, second: Tensor) -> tuple[Tensor, list[Tensor]]:
     return both, [torch.cat(halves, 2) for halves in ((~right, right), (right, ~right))]
 
 
-def mosaics(subject: Subject, first: Sequence[Tensor], second: Sequence[Tensor]) -> Values:
+def mosaics(subject: Judged, first: Sequence[Tensor], second: Sequence[Tensor]) -> Values:
     """In place of figure 6: the share of each map's positive relevance on the one of two images that it explains."""
     (_, left, left_labels), (_, right, right_labels) = first, second
     both, halves = side_by_side(left, right)

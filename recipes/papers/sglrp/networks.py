@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from timm.models import register_model
 from torch import Tensor, nn
-from torch.utils.data import Dataset, TensorDataset, default_collate
+from torch.utils.data import TensorDataset, default_collate
 
 import lightning_xai as xai
 from common.data.boxed import BoxedImages, most_probable_of
@@ -21,52 +21,37 @@ from common.data.cifar import CLASSES as CIFAR_CLASSES
 from common.data.cifar import MEAN as CIFAR_MEAN
 from common.data.cifar import STD as CIFAR_STD
 from common.data.cifar import CifarResNet, cifar10
-from common.data.images import IMAGENET_MEAN, eval_transform, image_data
+from common.data.images import IMAGENET_MEAN, eval_transform
 from common.data.planted import CLASSES, planted_evidence
-from common.networks import create_classifier, model_options
-from common.options import DataOptions, ModelOptions, built
+from common.networks import classifier_of
+from common.options import DataOptions, ModelOptions
 from common.planted_network import fitted
+from common.subject import Subject, given
 from lightning_xai import attribution
 from lightning_xai.attribution import absolute_target_logit, negated_z_plus
+from lightning_xai.types import TargetRule
 
 SIDE, MEAN, STD = 40, (0.5,) * 3, (0.25,) * 3
 """Of the images with planted evidence."""
 
 
 @dataclass(frozen=True)
-class Subject:
+class Judged(Subject):
     """A classifier with the images on which its maps are judged.
 
     Attributes:
-        name: Its name in tables.
-        network: The classifier.
-        layer: Where Guided Grad-CAM looks; None for the last layer with a spatial output.
         images: Items ``(image (C,H,W), label)``; a name in place of an image that cannot be read.
         boxed: Items ``(image (C,H,W), number of the label, mask (H,W) of the object)``, or None.
         boxed_targets: From logits and numbers of labels to the classes that are explained.
         n_classes: How many of the classifier's classes each label of the boxed images stands for.
-        classes: Names of the classes.
-        mean: Mean by which images are standardised.
-        std: Standard deviation by which they are.
         color: The average colour of the images, which patches take.
     """
 
-    name: str
-    network: nn.Module
-    layer: str | None
-    images: Dataset[Any]
-    boxed: Dataset[Any] | None
-    boxed_targets: Callable[[Tensor, Tensor | None], Tensor]
-    n_classes: Sequence[int]
-    classes: Sequence[str]
-    mean: Sequence[float]
-    std: Sequence[float]
-    color: Sequence[float]
-
-    def predict(self, images: Tensor) -> Tensor:
-        """Images (N,C,H,W) to logits (N,K), without a graph."""
-        with torch.no_grad():
-            return self.network(images)
+    images: Any = ()
+    boxed: Any = None
+    boxed_targets: TargetRule = xai.scores.label
+    n_classes: Sequence[int] = ()
+    color: Sequence[float] = ()
 
     def methods(self) -> dict[str, xai.Attribution]:
         """The paper's methods, and the contrasts that go by the name of CLRP.
@@ -112,42 +97,45 @@ def loaded(dataset: Any, indices: Sequence[int]) -> list[Tensor]:
     return default_collate(readable)
 
 
-def photographs(args: argparse.Namespace) -> Subject:
+def photographs(
+    data: DataOptions,
+    model: ModelOptions,
+    n: int,
+    boxed: Path | None = None,
+    *,
+    name: str | None = None,
+    **compute: Any,
+) -> Judged:
     """A classifier and the photographs of folders, in an order shuffled once, or the first test images of CIFAR-10.
 
     Args:
-        args: The command line, with the options of the classifier.
-
-    Returns:
-        The subject.
+        data: The images.
+        model: The classifier.
+        n: How many images of CIFAR-10.
+        boxed: Folder of the boxed images.
+        name: In tables; None for that of the model.
+        compute: ``seed`` of the order, ``device`` and ``batch_size`` of the subject.
     """
-    images: Dataset[Any]
-    mean: Sequence[float]
-    std: Sequence[float]
-    if holds_cifar(args.data):
-        classes, mean, std = list(CIFAR_CLASSES), CIFAR_MEAN, CIFAR_STD
-        images = TensorDataset(*cifar10(Path(args.data), "test", args.n_images))
+    if holds_cifar(str(data.data)):
+        images: Any = TensorDataset(*cifar10(Path(str(data.data)), "test", n))
+        network = classifier_of(model, len(CIFAR_CLASSES)).eval().to(compute["device"])
+        options = {"device": compute["device"], "batch_size": compute["batch_size"], "layer": model.layer}
+        subject = Subject(network, CIFAR_MEAN, CIFAR_STD, CIFAR_CLASSES, name=name_of(model), **options)
     else:
-        data = image_data(built(DataOptions, args), built(ModelOptions, args), seed=args.seed)
-        images, classes, mean, std = data.val, data.classes, data.mean, data.std
-    weights = {"pretrained": args.pretrained, "weights": args.weights}
-    network = create_classifier(args.model, len(classes), **weights, **model_options(args.model_options)).eval()
-    boxed = None
-    if args.boxed is not None:
-        boxed = BoxedImages(args.boxed, eval_transform(args.image_size, mean, std))
-    return Subject(
-        args.name or args.model.rpartition(":")[2],
-        network.to(args.device),
-        args.layer,
-        images,
-        boxed,
-        most_probable_of(boxed.classes) if boxed else xai.scores.label,
-        [len(one) for one in boxed.classes] if boxed else [],
-        classes,
-        mean,
-        std,
-        IMAGENET_MEAN,
-    )
+        subject, loaders = given(data, model, **compute)
+        images = loaders.val
+    more: dict[str, Any] = {}
+    if boxed is not None:
+        found = BoxedImages(boxed, eval_transform(data.image_size, subject.mean, subject.std))
+        counts = [len(one) for one in found.classes]
+        more = {"boxed": found, "boxed_targets": most_probable_of(found.classes), "n_classes": counts}
+    fields = {one.name: getattr(subject, one.name) for one in dataclasses.fields(subject)}
+    return Judged(**fields | {"name": name or subject.name}, images=images, color=IMAGENET_MEAN, **more)
+
+
+def name_of(model: ModelOptions) -> str:
+    """The name of a model without its package."""
+    return str(model.model).rpartition(":")[2]
 
 
 def holds_cifar(data: str) -> bool:
@@ -155,24 +143,25 @@ def holds_cifar(data: str) -> bool:
     return (Path(data) / "cifar10_test.npz").exists()
 
 
-def planted(args: argparse.Namespace) -> list[Subject]:
+def planted(n: int, seed: int, *, small: bool, device: str, batch_size: int) -> list[Judged]:
     """Three small networks, trained here on images of which it is known what decides their class.
 
     Args:
-        args: The command line.
-
-    Returns:
-        The subjects; they have the same images.
+        n: Number of images that are judged, the same for all.
+        seed: Of training images and weights; the other images have the next one.
+        small: Whether to train on few images.
+        device: As of `Subject`.
+        batch_size: As of `Subject`.
     """
-    n = max(args.n_images, args.n_boxed, 1)
-    images, labels, masks = drawn(n, args.seed + 1)
-    training = drawn(128 if args.fast_dev_run else 2048, args.seed)[:2]
+    images, labels, masks = drawn(n, seed + 1)
+    training = drawn(128 if small else 2048, seed)[:2]
+    own = {"images": TensorDataset(images, labels), "boxed": TensorDataset(images, labels, masks)}
+    shared: dict[str, Any] = own | {"n_classes": [1] * len(CLASSES), "color": MEAN, "device": device}
     subjects = []
     for name, make in NETWORKS.items():
-        pl.seed_everything(args.seed, verbose=False)
-        network = trained(make(), *training).to(args.device)
-        own = TensorDataset(images, labels), TensorDataset(images, labels, masks), xai.scores.label
-        subjects.append(Subject(name, network, None, *own, [1] * len(CLASSES), CLASSES, MEAN, STD, MEAN))
+        pl.seed_everything(seed, verbose=False)
+        network = trained(make(), *training).to(device)
+        subjects.append(Judged(network, MEAN, STD, CLASSES, batch_size=batch_size, name=name, **shared))
     return subjects
 
 

@@ -21,7 +21,7 @@ from lightning_xai.report import Picture
 from lightning_xai.scores import log_softmax
 from lightning_xai.visualization import Panel, overlay
 from papers.sglrp.curves import accuracies, condition, pooled
-from papers.sglrp.networks import Subject, loaded
+from papers.sglrp.networks import Judged, loaded
 
 COLOURS = {
     "LRP": "tab:gray",
@@ -37,7 +37,7 @@ DRAWN = 3
 
 
 def pictures(
-    subjects: Sequence[Subject], found: Mapping[str, Any], pairs: Sequence[Sequence[int]], folder: Path, device: str
+    subjects: Sequence[Judged], found: Mapping[str, Any], pairs: Sequence[Sequence[int]], folder: Path, device: str
 ) -> list[Picture]:
     """Draw all figures.
 
@@ -96,7 +96,7 @@ def _pointing(axes: Axes, found: Mapping[str, Any]) -> None:
 class Atlas:
     """Pictures of maps: one row for an image and a class, one column for a method."""
 
-    def __init__(self, subjects: Sequence[Subject], folder: Path, device: str) -> None:
+    def __init__(self, subjects: Sequence[Judged], folder: Path, device: str) -> None:
         self.subjects, self.folder, self.device = subjects, folder, device
 
     def examples(self, indices: Sequence[int]) -> Picture:
@@ -122,7 +122,7 @@ class Atlas:
         rows = [self._of_pair(subject, chosen, tell=True) for subject in self.subjects]
         return [first, self._save("networks.png", "Figure 8: the same two images, explained for each network", rows)]
 
-    def _of_pair(self, subject: Subject, pair: Sequence[int], *, tell: bool = False) -> Rows:
+    def _of_pair(self, subject: Judged, pair: Sequence[int], *, tell: bool = False) -> Rows:
         _, images, labels, *_ = loaded(subject.images, pair)
         both = torch.cat(list(images), 2)[None].expand(2, -1, -1, -1)
         return self._rows(subject, both, labels, tell=tell)
@@ -143,7 +143,7 @@ class Atlas:
         return [self._save("failures.png", "Figure 9: objects that fill their images, and insignificant ones", rows)]
 
     def _rows(
-        self, subject: Subject, images: Tensor, targets: Tensor, masks: Tensor | None = None, *, tell: bool = False
+        self, subject: Judged, images: Tensor, targets: Tensor, masks: Tensor | None = None, *, tell: bool = False
     ) -> Rows:
         images, targets = images.to(self.device), targets.to(self.device)
         logits = subject.predict(images)
