@@ -147,11 +147,11 @@ def attribute(trace: Trace, targets: Tensor, attributions: Mapping[str, Attribut
     return maps
 
 
-def named_attributions(attributions: Mapping[str, Attribution]) -> dict[str, Attribution]:
+def named_attributions(attributions: Mapping[str, Attribution] | Attribution) -> dict[str, Attribution]:
     """A copy of the named methods, each checked to be one.
 
     Args:
-        attributions: Named methods.
+        attributions: Named methods, or one, which is called by its class.
 
     Returns:
         The same, as a dict.
@@ -160,6 +160,8 @@ def named_attributions(attributions: Mapping[str, Attribution]) -> dict[str, Att
         TypeError: If it is not a mapping of names to attributions.
         ValueError: If it is empty.
     """
+    if isinstance(attributions, Attribution):
+        return {type(attributions).__name__: attributions}
     if not isinstance(attributions, Mapping):
         kind = type(attributions).__name__
         raise TypeError(f"`attributions` expected an Attribution or a dict of them, got {kind}.{_remedy(attributions)}")

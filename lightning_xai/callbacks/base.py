@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import pytorch_lightning as pl
-from pytorch_lightning.utilities.rank_zero import rank_zero_info
+from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_xai.attribution import Attribution
+from lightning_xai.callbacks.batches import Unpack, check_labels, first_two, is_multi_hot, taken_apart
 from lightning_xai.callbacks.classifier import ClassifierFinder
 from lightning_xai.callbacks.listening import HeardStep, StepListener
 from lightning_xai.callbacks.loggers import wait_for_panels
 from lightning_xai.callbacks.processes import own_passes, require_no_tensor_parallelism, require_whole_parameters
 from lightning_xai.explain import capture_for, named_attributions
 from lightning_xai.metrics import Boxes
-from lightning_xai.trace import Capture, Trace, plain_tensors, run
-from lightning_xai.types import OneLayer
-
-Unpack: TypeAlias = Callable[[Any], Sequence[Any]]
-"""How a batch is taken apart: ``batch -> (images (N,C,H,W), labels (N,) or None)``, and boxes where there are any."""
+from lightning_xai.scores import log_softmax
+from lightning_xai.trace import Capture, Trace, name_of, plain_tensors, run
+from lightning_xai.types import OneLayer, Score
 
 
 def _callback_classes() -> tuple[type, ...]:
@@ -37,33 +37,6 @@ if TYPE_CHECKING:
     LightningCallback = pl.Callback
 else:
     LightningCallback = type("LightningCallback", _callback_classes(), {"__doc__": "A callback of either package."})
-
-
-def first_two(batch: Any) -> tuple[Tensor, Tensor | None]:
-    """Images and labels of a batch that is a sequence: its first two items.
-
-    Args:
-        batch: What the dataloader gives.
-
-    Returns:
-        Images and labels.
-
-    Raises:
-        TypeError: If the batch is no sequence.
-
-    Example:
-        >>> import torch
-        >>> first_two([torch.zeros(2, 3, 4, 4), torch.tensor([0, 1])])[1]
-        tensor([0, 1])
-    """
-    if isinstance(batch, Tensor):
-        return batch, None
-    if not isinstance(batch, (list, tuple)) or not batch:
-        raise TypeError(
-            f"The batch expected to be a sequence (images, labels, ...), got {type(batch).__name__}. "
-            "Say how to take it apart: `unpack=lambda batch: (batch['image'], batch['label'])`, say."
-        )
-    return batch[0], batch[1] if len(batch) > 1 else None
 
 
 def share_of(total: int, rank: int, world_size: int) -> int:
@@ -82,6 +55,10 @@ def share_of(total: int, rank: int, world_size: int) -> int:
         [3, 2]
     """
     return max(0, (total - rank + world_size - 1) // world_size)
+
+
+# What was said of each module, by whichever of its callbacks.
+_TOLD: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
 
 
 class ListeningCallback(LightningCallback):
@@ -183,6 +160,8 @@ class ListeningCallback(LightningCallback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Begin to listen."""
+        if self._failure is not None:
+            return
         capture = self.capture if self.finder.known and self.wants(trainer, dataloader_idx) else None
         self.listener.start(pl_module, capture, trainer.precision_plugin.forward_context)
 
@@ -235,15 +214,20 @@ class ListeningCallback(LightningCallback):
             images, labels, boxes = self.unpacked(batch)
             with plain_tensors():
                 trace = step.trace(len(images)) or self._own_trace(trainer, images, step)
+                check_labels(labels, trace.logits, self.model)
+                self._tell_of(trainer.lightning_module, trace.logits)
                 self.heard(trainer, trace, labels, boxes, dataloader_idx)
 
     def unpacked(self, batch: Any) -> tuple[Tensor, Tensor | None, Boxes | None]:
         """Images, labels and boxes of a batch."""
-        images, labels, boxes = (*self.unpack(batch), None)[:3]
-        if not isinstance(images, Tensor) or images.ndim != 4:
-            found = f"shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
-            raise TypeError(f"`unpack` expected to give images (N, C, H, W) and labels, got images of {found}.")
-        return images, labels, boxes
+        return taken_apart(batch, self.unpack, lambda told: self.say_once(rank_zero_info, told))
+
+    def _tell_of(self, pl_module: nn.Module, logits: Tensor) -> None:
+        """Say which module is explained: numbers that are no class logits look like them."""
+        told = f"{name_of(pl_module, self.model)!r} ({type(self.model).__name__}), {logits.shape[1]} classes"
+        if told not in _TOLD.setdefault(pl_module, set()):
+            _TOLD[pl_module].add(told)
+            rank_zero_info(f"The classifier that is explained: {told}. `classifier=` names another module.")
 
     def _own_trace(self, trainer: pl.Trainer, images: Tensor, step: HeardStep) -> Trace:
         if step.observer is not None:  # nobody could have listened yet; the step may have changed the batch's images
@@ -254,6 +238,11 @@ class ListeningCallback(LightningCallback):
                 rank_zero_info,
                 "the validation step was not heard calling the classifier on the batch's images; it is run once more "
                 "for the explanations. To save that pass, call the module itself in the step.",
+            )
+        if not images.is_floating_point():
+            raise TypeError(
+                "`unpack` expected to give images as the classifier gets them, since it is run on them, got "
+                f"{images.dtype}. Do what the step does: `unpack=lambda batch: (batch[0] / 255, batch[1])`, say."
             )
         return run(self.model, images, self.capture(), trainer.precision_plugin.forward_context)
 
@@ -267,7 +256,7 @@ class ExplainingCallback(ListeningCallback):
     """Hears the classifier for the sake of named methods.
 
     Args:
-        attributions: Named methods.
+        attributions: Named methods, or one, which is called by its class.
         classifier: Dotted name of the module that takes images and gives logits; None to find it in the first batch.
         unpack: How a batch is taken apart.
 
@@ -277,7 +266,11 @@ class ExplainingCallback(ListeningCallback):
     """
 
     def __init__(
-        self, attributions: Mapping[str, Attribution], *, classifier: str | None = None, unpack: Unpack = first_two
+        self,
+        attributions: Mapping[str, Attribution] | Attribution,
+        *,
+        classifier: str | None = None,
+        unpack: Unpack = first_two,
     ) -> None:
         super().__init__(classifier=classifier, unpack=unpack)
         self.attributions = named_attributions(attributions)
@@ -290,9 +283,23 @@ class ExplainingCallback(ListeningCallback):
         """All that the methods need."""
         return self.full_capture()
 
+    def compare_scores(self, labels: Tensor | None, log_probability: Score) -> None:
+        """Say once where the confidence is that of a softmax, and the labels are those of sigmoids."""
+        if log_probability is log_softmax and is_multi_hot(labels):
+            self.say_once(
+                rank_zero_warn,
+                "labels mark several classes of an image, or none, while the confidence is that of a softmax. Pass "
+                "`log_probability=log_sigmoid`, and `score=sigmoid` or `pre_softmax` to the methods.",
+            )
+
     def full_capture(self) -> Capture:
         """What a forward must keep for all attributions."""
         return capture_for(self.model, self.attributions.values(), self.finder.automatic)
+
+
+def is_due(trainer: pl.Trainer, every_n_epochs: int) -> bool:
+    """Whether a callback works in this epoch: each n-th of a fit, the first included, and always outside of one."""
+    return trainer.state.fn != "fit" or trainer.current_epoch % every_n_epochs == 0
 
 
 def stage_of(trainer: pl.Trainer) -> str:

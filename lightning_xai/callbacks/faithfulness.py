@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from lightning_xai.attribution import Attribution, CenteredGaussian, Edges, FakeCAM, Random, Shuffled
 from lightning_xai.baselines import Baseline, black, check_standardized
-from lightning_xai.callbacks.base import ExplainingCallback, Unpack, first_two, images_of_rank, loaders_of, stage_of
+from lightning_xai.callbacks.base import ExplainingCallback, images_of_rank, is_due, loaders_of, stage_of
+from lightning_xai.callbacks.batches import Unpack, first_two
 from lightning_xai.callbacks.loggers import declare_metrics
 from lightning_xai.callbacks.tally import Tally
 from lightning_xai.explain import attribute, named_attributions
@@ -44,7 +45,7 @@ class Faithfulness(ExplainingCallback):
     method is than the best of them on those very images, in the metric's unit: below 0 a control wins.
 
     Args:
-        attributions: Named methods.
+        attributions: Named methods, or one, which is called by its class.
         metrics: Metrics such as ``[AverageDrop(), Insertion()]`` (named by their class), or a dict of them: any
             `ExplanationMetric`; wrap another metric of torchmetrics in `FromMetric`.
         mean: Mean by which images were standardised, one number per channel.
@@ -75,7 +76,7 @@ class Faithfulness(ExplainingCallback):
 
     def __init__(
         self,
-        attributions: Mapping[str, Attribution],
+        attributions: Mapping[str, Attribution] | Attribution,
         metrics: Sequence[ExplanationMetric] | Mapping[str, ExplanationMetric],
         *,
         mean: Sequence[float],
@@ -143,6 +144,7 @@ class Faithfulness(ExplainingCallback):
         self, trainer: pl.Trainer, trace: Trace, labels: Tensor | None, boxes: Boxes | None, dataloader_idx: int
     ) -> None:
         """Update every metric of every attribution with one batch."""
+        self.compare_scores(labels, self.setting.log_probability)
         tally = self._tallies[dataloader_idx]
         finite = self._known(
             trace.logits.isfinite().all(1)[: tally.left]
@@ -165,7 +167,7 @@ class Faithfulness(ExplainingCallback):
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin with empty metrics on the module's device."""
-        self._due = trainer.state.fn != TrainerFn.FITTING or trainer.current_epoch % self.every_n_epochs == 0
+        self._due = is_due(trainer, self.every_n_epochs)
         self._begun, self._spent = time.perf_counter(), 0.0
         if not self._due:
             return

@@ -12,7 +12,8 @@ import torch
 from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
-from lightning_xai.callbacks.base import ListeningCallback, Unpack, first_two, stage_of
+from lightning_xai.callbacks.base import ListeningCallback, stage_of
+from lightning_xai.callbacks.batches import Unpack, first_two
 from lightning_xai.callbacks.integrity_check import IntegrityCheck
 from lightning_xai.callbacks.integrity_finding import Finding, changed_since, picture
 from lightning_xai.callbacks.integrity_run import IntegrityRun, Outcome, Phase, attempt
@@ -118,7 +119,7 @@ class ModelIntegrity(ListeningCallback):
 
     def _new_run(self) -> IntegrityRun:
         given = self.images is not None
-        probes = Probes(self.n_images, images=[self.images] if self.images is not None else [], complete=given)
+        probes = Probes(self.n_images, [] if self.images is None else [self.images], complete=given, one_size=True)
         return IntegrityRun(probes, IntegrityCheck(self.reference, self.image_level, self.threshold))
 
     @property
@@ -156,6 +157,18 @@ class ModelIntegrity(ListeningCallback):
     def wants(self, trainer: pl.Trainer, dataloader_idx: int) -> bool:
         """Whether this is rank zero, and probes are still to be taken."""
         return trainer.is_global_zero and dataloader_idx == 0 and not self._run.probes.complete
+
+    def _attend(self, trainer: pl.Trainer, work: Callable[[], None]) -> None:
+        """What hinders the finding of a classifier or of probes is told like what hinders a check, and ends no run."""
+        try:
+            work()
+        except Exception as error:
+            self._failure = error
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """All ranks were told already."""
+
+    on_test_end = on_validation_end
 
     def heard(
         self, trainer: pl.Trainer, trace: Trace, labels: Tensor | None, boxes: Boxes | None, dataloader_idx: int
@@ -238,6 +251,8 @@ class ModelIntegrity(ListeningCallback):
             self.finder.find(observer)
 
     def _look_at_first(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any) -> Finding:
+        if self._failure is not None:
+            raise self._failure
         self._prepare(trainer, pl_module, batch)
         return self._look(trainer)
 
@@ -255,11 +270,14 @@ class ModelIntegrity(ListeningCallback):
         if finding is not None:
             self._take(trainer, finding)
         elif isinstance(error, OneClassError) and self.images is None:  # as networks in their first steps are
-            self.say_once(rank_zero_info, f"nothing can be checked as long as that is so: {error}")
+            if not _is_untrained(trainer):
+                self.say_once(rank_zero_info, f"nothing can be checked as long as that is so: {error}")
         else:
             self._run.outcome.trouble = f"the classifier could not be checked. {type(error).__name__}: {error}"
 
     def _look(self, trainer: pl.Trainer) -> Finding:
+        if self._failure is not None:
+            raise self._failure
         context, probes = trainer.precision_plugin.forward_context, torch.cat(self._run.probes.images)
         return self._run.check.look(self.model, probes, self.finder.layer(self.layer), trainer.global_step, context)
 
@@ -273,7 +291,7 @@ class ModelIntegrity(ListeningCallback):
                 self.say_once(rank_zero_warn, told)
             finding = located or finding
             self._run.outcome.alarm = f"raw-logit maps of the classifier are not to be trusted.\n{finding}"
-        self._explain(finding)
+        self._explain(trainer, finding)
         saved, self._saved = self._saved, {}
         if changed := changed_since(saved, self.model, finding):
             rank_zero_warn(f"ModelIntegrity: {changed}")
@@ -288,9 +306,9 @@ class ModelIntegrity(ListeningCallback):
             log_panel(trainer.loggers, str(LogKey(stage_of(trainer), self.name)), panel, trainer.global_step)
         return finding
 
-    def _explain(self, finding: Finding) -> None:
+    def _explain(self, trainer: pl.Trainer, finding: Finding) -> None:
         """Say once what is no alarm, and no all-clear either."""
-        if finding.verdict is Verdict.CANNOT_TELL:
+        if finding.verdict is Verdict.CANNOT_TELL and not _is_untrained(trainer):
             reasons = "; ".join(finding.inspection.caveats) or "no figure is defined"
             self.say_once(rank_zero_info, f"the classifier cannot be judged without a reference: {reasons}.")
         if self._run.checked_at is None and finding.comparison and finding.comparison.verdict is Verdict.CHANGED:
@@ -329,6 +347,11 @@ class ModelIntegrity(ListeningCallback):
 
     def _key(self, trainer: pl.Trainer, figure: str) -> str:
         return str(LogKey(stage_of(trainer), self.name, figure))
+
+
+def _is_untrained(trainer: pl.Trainer) -> bool:
+    """Whether nobody trained yet: what there is to say of a fresh head is that it is fresh."""
+    return trainer.state.fn == "fit" and trainer.global_step == 0
 
 
 def _kind(value: object) -> str:

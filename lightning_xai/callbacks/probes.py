@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 
@@ -16,9 +17,9 @@ class Probes:
         images: Images (n,C,H,W) of each batch that gave some.
         labels: Their labels, where there are any.
         complete: Whether no more will be taken.
+        one_size: Whether images of another size than the first are left out.
 
     Example:
-        >>> import torch
         >>> probes = Probes(wanted=3)
         >>> for batch in torch.arange(4.0).view(2, 2, 1, 1, 1):
         ...     probes.take(batch)
@@ -30,6 +31,7 @@ class Probes:
     images: list[Tensor] = field(default_factory=list)
     labels: list[Tensor] = field(default_factory=list)
     complete: bool = False
+    one_size: bool = False
 
     @property
     def count(self) -> int:
@@ -43,11 +45,33 @@ class Probes:
             images: Images (N,C,H,W).
             labels: Their labels.
         """
+        if self.one_size and self.images and images.shape[1:] != self.images[0].shape[1:]:
+            return
         missing = self.wanted - self.count
         self.images.append(images[:missing].to("cpu", copy=True))  # a view would keep the batch
         if labels is not None:
             self.labels.append(labels[:missing].to("cpu", copy=True))
         self.complete = self.count >= self.wanted
+
+    def batches(self, start: int = 0) -> list[tuple[Tensor, Tensor | None]]:
+        """Images and labels, those of one size together.
+
+        Args:
+            start: From which of the batches on that gave some.
+
+        Returns:
+            One pair for each size, in the order in which the sizes came first.
+        """
+        by_size: dict[torch.Size, list[int]] = {}
+        for i in range(len(self.images))[start:]:
+            by_size.setdefault(self.images[i].shape[1:], []).append(i)
+        return [
+            (
+                torch.cat([self.images[i] for i in rows]),
+                torch.cat([self.labels[i] for i in rows]) if self.labels else None,
+            )
+            for rows in by_size.values()
+        ]
 
     def restart(self) -> None:
         """Forget the images of an epoch that was not finished."""

@@ -8,11 +8,14 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+import torch.nn.functional as F
+from pytorch_lightning.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
 from lightning_xai.attribution import Attribution
 from lightning_xai.baselines import Baseline, black, check_standardized, to_pixels
-from lightning_xai.callbacks.base import ExplainingCallback, Unpack, first_two, loaders_of, stage_of
+from lightning_xai.callbacks.base import ExplainingCallback, is_due, loaders_of, stage_of
+from lightning_xai.callbacks.batches import Unpack, first_two
 from lightning_xai.callbacks.loggers import log_panel
 from lightning_xai.callbacks.probes import Probes
 from lightning_xai.explain import attribute
@@ -43,22 +46,25 @@ class SaliencyMaps(ExplainingCallback):
     Trainer (W&B, TensorBoard, MLflow, CSV), from rank zero, beside the training.
 
     Args:
-        attributions: Named methods.
+        attributions: Named methods, or one, which is called by its class.
         mean: Mean by which images were standardised, one number per channel.
         std: Standard deviation by which images were standardised.
         n_images: Number of images to follow on each dataloader.
+        every_n_epochs: Epochs of training from one picture to the next, the first included; `validate` and `test`
+            always draw.
         name: Last part of the key, ``val/xai/<name>``; give two callbacks two names.
         baseline: What stands where the map hides the image, for the drop: `black` (the
             papers'), `mean_color` or `blurred`.
         targets: Which class is explained; None for the predicted one.
         class_names: Names of the classes, for captions.
+        channels: Which channels are drawn, one or three of them; None for all of images that have no other number.
         log_probability: The confidence in captions; ``log_sigmoid`` for one-logit and multi-label heads.
         classifier: Dotted name of the module that takes images and gives logits; None to find it.
         unpack: How a batch is taken apart.
 
     Raises:
         TypeError: If an argument has the wrong type.
-        ValueError: If there is no attribution, or ``n_images`` is less than 1.
+        ValueError: If there is no attribution, or a number is less than 1.
 
     Example:
         >>> from lightning_xai import GradCAM
@@ -68,27 +74,34 @@ class SaliencyMaps(ExplainingCallback):
 
     def __init__(
         self,
-        attributions: Mapping[str, Attribution],
+        attributions: Mapping[str, Attribution] | Attribution,
         *,
         mean: Sequence[float],
         std: Sequence[float],
         n_images: int = 8,
+        every_n_epochs: int = 1,
         name: str = "maps",
         baseline: Baseline = black,
         targets: Targets = None,
         class_names: Sequence[str] | None = None,
+        channels: Sequence[int] | None = None,
         log_probability: Score = log_softmax,
         classifier: str | None = None,
         unpack: Unpack = first_two,
     ) -> None:
         super().__init__(attributions, classifier=classifier, unpack=unpack)
-        if n_images < 1:
-            raise ValueError(f"`n_images` expected 1 or more, got {n_images}.")
+        for argument, value in {"n_images": n_images, "every_n_epochs": every_n_epochs}.items():
+            if value < 1:
+                raise ValueError(f"`{argument}` expected 1 or more, got {value}.")
+        if channels is not None and len(channels) not in (1, 3):
+            raise ValueError(f"`channels` expected one channel or three, got {list(channels)}.")
         self.mean, self.std = tuple(mean), tuple(std)
         self.n_images = n_images
+        self.every_n_epochs = every_n_epochs
         self.baseline = baseline
         self.targets = targets
         self.class_names = class_names
+        self.channels = channels
         self.log_probability = log_probability
         self.name = name
         self._followed: dict[tuple[str, int], _Followed] = {}
@@ -99,7 +112,7 @@ class SaliencyMaps(ExplainingCallback):
 
     def wants(self, trainer: pl.Trainer, dataloader_idx: int) -> bool:
         """Whether this is rank zero, somebody looks, and images of this epoch are still to be drawn."""
-        if not (trainer.is_global_zero and trainer.loggers):
+        if not (trainer.is_global_zero and trainer.loggers and is_due(trainer, self.every_n_epochs)):
             return False
         followed = self._of(trainer, dataloader_idx)
         return not followed.panels if followed.kept else not followed.probes.complete
@@ -112,22 +125,40 @@ class SaliencyMaps(ExplainingCallback):
         self, trainer: pl.Trainer, trace: Trace, labels: Tensor | None, boxes: Boxes | None, dataloader_idx: int
     ) -> None:
         """Take images until there are enough; draw those just taken, in later epochs all of them."""
+        self.compare_scores(labels, self.log_probability)
         followed = self._of(trainer, dataloader_idx)
-        probes = followed.probes
         if not followed.kept:
-            if not probes.images:  # a later batch may hold a single odd image
+            if not followed.probes.images:  # a later batch may hold a single odd image
                 check_standardized(trace.images, self.mean, self.std)
-            captions = labels if labels is not None and labels.ndim == 1 else None  # multi-hot labels are none
-            probes.take(trace.images, captions)
-        first = 0 if followed.kept else -1
-        images = torch.cat(probes.images[first:]).to(trace.images.device)
-        known = torch.cat(probes.labels[first:]).to(images.device) if probes.labels else None
-        followed.panels.append(self._panel(trainer, images, known))
+                self._check(trace)
+            followed.probes.take(trace.images, labels)
+        for images, known in followed.probes.batches(0 if followed.kept else -1):
+            device = trace.images.device
+            followed.panels.append(self._panel(trainer, images.to(device), None if known is None else known.to(device)))
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Begin anew: images are followed through one run, since the next one may have other data."""
         super().setup(trainer, pl_module, stage)
         self._followed = {}
+        if not trainer.loggers:
+            self.say_once(
+                rank_zero_info, "nothing is drawn, as the Trainer has no logger: `logger=CSVLogger('logs')`, say."
+            )
+
+    def _check(self, trace: Trace) -> None:
+        """Whether there is a name for each class, and a picture can be made of the channels."""
+        classes, channels = max(trace.logits.shape[1], 2), trace.images.shape[1]
+        if self.class_names is not None and len(self.class_names) < classes:
+            raise ValueError(
+                f"`class_names` expected a name for each of the {classes} classes, got {len(self.class_names)}."
+            )
+        if channels not in (1, 3) and self.channels is None:
+            raise ValueError(
+                f"`channels` expected which of the {channels} channels are drawn, `channels=(0, 1, 2)` say, got None: "
+                "pictures have one or three."
+            )
+        if wrong := [one for one in self.channels or () if not 0 <= one < channels]:
+            raise ValueError(f"`channels` expected channels of the images, in [0, {channels - 1}], got {wrong}.")
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Forget the panels of an epoch that was not finished."""
@@ -159,15 +190,23 @@ class SaliencyMaps(ExplainingCallback):
         trace = run(self.model, images, self.full_capture(), trainer.precision_plugin.forward_context)
         targets = resolve_targets(self.targets, trace.logits, labels)
         found = predicted(trace.logits)
-        pixels = to_pixels(images, self.mean, self.std)
+        pixels = self._pixels(images)
         maps = attribute(trace, targets, self.attributions)
-        facts: dict[str, list[Any]] = {"label": self._names(labels)} if labels is not None else {}
+        facts: dict[str, list[Any]] = {}
+        if labels is not None and labels.ndim == 1:  # multi-hot labels are no caption
+            facts["label"] = self._names(labels)
         facts["prediction"] = self._names(found)
         facts["probability"] = self.log_probability(trace.logits, found).exp().tolist()
         if self.targets is not None:
             facts["explained"] = self._names(targets)
         facts |= {f"{name} drop": self._drops(trace, one, targets).tolist() for name, one in maps.items()}
         return Panel(pixels.cpu(), {name: overlay(pixels, one).cpu() for name, one in maps.items()}, facts)
+
+    def _pixels(self, images: Tensor) -> Tensor:
+        if self.channels is None:
+            return to_pixels(images, self.mean, self.std)
+        mean, std = ([values[one] for one in self.channels] for values in (self.mean, self.std))
+        return to_pixels(images[:, list(self.channels)], mean, std)
 
     def _drops(self, trace: Trace, maps: Tensor, targets: Tensor) -> Tensor:
         """The drop of each image (N,); NaN where the logits are."""
@@ -185,9 +224,14 @@ class SaliencyMaps(ExplainingCallback):
 
 
 def _joined(panels: list[Panel]) -> Panel:
-    names = panels[0].overlays
+    """One panel of several, all pictures in the size of the first."""
+    size = panels[0].images.shape[2:]
+
+    def joined(pictures: list[Tensor]) -> Tensor:
+        return torch.cat([F.interpolate(one, size) if one.shape[2:] != size else one for one in pictures])
+
     return Panel(
-        torch.cat([panel.images for panel in panels]),
-        {name: torch.cat([panel.overlays[name] for panel in panels]) for name in names},
+        joined([panel.images for panel in panels]),
+        {name: joined([panel.overlays[name] for panel in panels]) for name in panels[0].overlays},
         {name: [value for panel in panels for value in panel.facts[name]] for name in panels[0].facts},
     )

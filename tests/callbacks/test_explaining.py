@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from lightning_xai import AverageDrop, Faithfulness, GradCAM, GuidedGradient, InputGradient, SaliencyMaps
 from lightning_xai.callbacks import base
-from lightning_xai.callbacks.base import ExplainingCallback, first_two
+from lightning_xai.callbacks.base import ExplainingCallback
+from lightning_xai.callbacks.batches import first_two
 from lightning_xai.explain import capture_for
 from lightning_xai.scores import centered
 from lightning_xai.trace import Trace, plain_tensors, run
@@ -288,14 +289,15 @@ def test_a_named_classifier_driven_through_its_parts_is_run_once_more(said: list
     trainer(callbacks=[probe]).validate(module, data, verbose=False)
     assert forwards.sizes == [4] * 6
     assert torch.equal(torch.cat([trace.images for trace in probe.traces]), data.dataset.tensors[0])
-    assert len(said) == 1
-    assert "Probe: the validation step was not heard calling the classifier" in said[0]
+    assert len(said) == 2
+    assert sum("Probe: the validation step was not heard calling the classifier" in one for one in said) == 1
 
 
 def test_a_step_that_calls_the_classifier_hears_no_complaint(said: list[str]) -> None:
     """Also where the first batch was needed to find it."""
     trainer(callbacks=[Probe({"gradcam": GradCAM()})]).validate(classifier(), loader(), verbose=False)
-    assert said == []
+    expected = "The classifier that is explained: 'model' (SmallNet), 3 classes. `classifier=` names another module."
+    assert said == [expected]
 
 
 def test_a_backbone_is_no_classifier() -> None:
@@ -369,10 +371,10 @@ def test_a_classifier_made_late_can_be_named(hook: str) -> None:
 
 def test_batches_of_any_form_are_taken_apart_by_unpack() -> None:
     """A dict here."""
-    samples = [{"image": image, "class": i} for i, image in enumerate(random_images(8))]
+    samples = [{"image": image, "class": i % 3} for i, image in enumerate(random_images(8))]
     probe = Probe(classifier="model", unpack=lambda batch: (batch["image"], batch["class"]))
     trainer(callbacks=[probe]).validate(classifier(), torch.utils.data.DataLoader(samples, 4), verbose=False)
-    assert torch.cat(probe.labels).tolist() == list(range(8))
+    assert torch.cat(probe.labels).tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
 
 
 def test_a_batch_without_labels_is_the_images() -> None:

@@ -130,6 +130,7 @@ def test_heads_with_one_logit_are_measured_by_the_sigmoid() -> None:
     """The confidence is that of the predicted side."""
     methods = {"gradcam": GradCAM("conv2", score=sigmoid)}
     module, data = classifier(model=confident_net(classes=1)), loader()
+    data.dataset.tensors[1].remainder_(2)
     running = trainer(callbacks=[measured(methods, log_probability=log_sigmoid)])
     running.validate(module, data, verbose=False)
     expected = by_hand(

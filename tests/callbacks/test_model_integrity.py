@@ -518,6 +518,65 @@ def test_a_network_that_has_only_begun_to_learn_is_no_reason_to_warn() -> None:
     assert callback.finding is None
 
 
+class Flat(nn.Module):
+    """No layer of it has more than one position."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(data(1)[0].numel(), 8), nn.ReLU(), nn.Linear(8, 4))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layers(images)
+
+
+@pytest.mark.parametrize(
+    ("step", "told", "options"),
+    [
+        (lambda module, images: module.model(images), "`layer=None` expected a layer with an output", {}),
+        (lambda module, images: module.model(images), "`layer=None` expected", {"num_sanity_val_steps": 0}),
+        (lambda module, images: None, "Expected one module that takes images", {}),
+    ],
+    ids=["flat", "flat in training", "unheard"],
+)
+def test_a_classifier_that_cannot_be_judged_ends_no_run(step: Any, told: str, options: dict[str, Any]) -> None:
+    """One warning; under "raise" an error."""
+    for action, told_by in (
+        ("warn", pytest.warns(UserWarning, match=told)),
+        ("raise", pytest.raises(RuntimeError, match=told)),
+    ):
+        module = classifier(step=step, model=Flat())
+        with told_by:
+            running = trainer(callbacks=[ModelIntegrity(action=action)], max_epochs=2, **options)  # type: ignore[arg-type]
+            running.fit(module, batches(), batches())
+        assert module.trained == (8 if action == "warn" else 0)
+
+
+def test_nothing_is_said_of_a_head_that_nobody_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its predictions are undecided or all of one class, as everybody expects; after the first epoch that is news."""
+    said: list[str] = []
+    monkeypatch.setattr(module_under_test, "rank_zero_info", said.append)
+    one_class = Toy()
+    with torch.no_grad():
+        one_class.head.bias[0] += 100.0
+    for model in (Toy(), one_class):
+        fitted(ModelIntegrity(threshold=Threshold(0.0)), module_of(model), limit_val_batches=0)
+        assert said == []
+        fitted(ModelIntegrity(threshold=Threshold(0.0)), module_of(model))
+        assert len(said) == 1
+        said.clear()
+
+
+def test_probes_of_other_sizes_are_passed_over() -> None:
+    """A check takes one batch."""
+    images, labels = data(32)
+    wide = torch.nn.functional.pad(images[:2], (0, 4))
+    callback = Steps()
+    mixed = [(images[:8], labels[:8]), (wide, labels[:2]), (images[8:], labels[8:])]
+    loader = DataLoader(mixed, batch_size=None)  # type: ignore[arg-type]
+    trainer(callbacks=[callback]).validate(module_of(), loader, verbose=False)
+    assert torch.equal(callback.probes[0], images)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "told"),
     [

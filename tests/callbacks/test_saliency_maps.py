@@ -12,12 +12,13 @@ from callbacks import wandb_reader
 from callbacks.definitions import by_hand
 from callbacks.trainers import MEAN, STD, Forwards, classifier, imported, loader, packages, run_stage, trainer
 from PIL import Image
-from support import random_images
+from support import random_images, small_net
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_xai import GradCAM, InputGradient, SaliencyMaps, explain
 from lightning_xai.baselines import mean_color, to_pixels
+from lightning_xai.callbacks import base
 from lightning_xai.callbacks import saliency_maps as module_under_test
 from lightning_xai.scores import label, log_sigmoid, sigmoid
 from lightning_xai.visualization import Panel, overlay
@@ -28,7 +29,7 @@ DROPS = ("gradcam drop", "gradient drop")
 
 def maps(**options: Any) -> SaliencyMaps:
     """Three images, two methods."""
-    return SaliencyMaps(METHODS, **{"mean": MEAN, "std": STD, "n_images": 3, **options})
+    return SaliencyMaps(**{"attributions": METHODS, "mean": MEAN, "std": STD, "n_images": 3, **options})
 
 
 @pytest.fixture
@@ -335,3 +336,140 @@ def test_images_are_kept_without_their_batch(panels: list[Any]) -> None:
     for followed in callback._followed.values():
         kept += followed.probes.images
     assert [image.untyped_storage().nbytes() for image in kept] == [3 * 8 * 8 * 4]
+
+
+# Batches as people have them
+
+
+def batch(images: Tensor, labels: Any) -> DataLoader:
+    """A dataloader of one batch that is handed on as it is."""
+    return DataLoader([(images, labels)], batch_size=None, collate_fn=lambda one: one)  # type: ignore[arg-type]
+
+
+def drawn_of(panels: list[Any], data: Any, module: Any = None, **options: Any) -> Panel:
+    """The panel of one validation."""
+    module = classifier() if module is None else module
+    looked_at(callbacks=[maps(**options)]).validate(module, data, verbose=False)
+    return panels[-1][2]
+
+
+def test_images_of_different_sizes_are_drawn_one_by_one(panels: list[Any]) -> None:
+    """At batch size one; the pictures have the size of the first, the maps were made at each image's own."""
+    images = [random_images(1, size=size)[0] for size in (8, 12, 8)]
+    data = DataLoader(list(zip(images, range(3), strict=True)), 1)  # type: ignore[arg-type]
+    for epochs in (1, 2):
+        module = classifier()
+        looked_at(callbacks=[maps()], max_epochs=epochs).fit(module, loader(), data)
+        panel = panels[-1][2]
+        assert panel.images.shape == (3, 3, 8, 8)
+        shown = dict(zip(panel.facts["label"], panel.images, strict=True))
+        for i in (0, 2):
+            assert torch.equal(shown[i], to_pixels(images[i][None], MEAN, STD)[0])
+        second = images[1][None]
+        expected = module.model.eval()(second).softmax(1).max().item()
+        assert panel.facts["probability"][panel.facts["label"].index(1)] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("labels", "shown"),
+    [
+        ([0, 1, 2], [0, 1, 2]),
+        ((0, 1, 2), [0, 1, 2]),
+        (np.array([0, 1, 2]), [0, 1, 2]),
+        (torch.tensor([[0], [1], [2]]), [0, 1, 2]),
+        (["ant", "bee", "cat"], None),
+        ({"class": torch.tensor([0, 1, 2])}, None),
+        ([{"boxes": torch.zeros(1, 4)}] * 3, None),
+    ],
+)
+def test_labels_of_any_kind_are_understood_or_left_out(
+    panels: list[Any], labels: Any, shown: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is left out is told with what to pass."""
+    said: list[str] = []
+    monkeypatch.setattr(base, "rank_zero_info", said.append)
+    panel = drawn_of(panels, batch(random_images(3), labels))
+    assert panel.facts.get("label") == shown
+    assert any("labels (N,) for 3 images were expected" in one for one in said) == (shown is None)
+
+
+def test_functions_of_multi_hot_labels_get_them(panels: list[Any]) -> None:
+    """As in Faithfulness."""
+    labels = torch.tensor([[0, 1, 1], [1, 0, 1], [1, 1, 0]])
+    panel = drawn_of(
+        panels,
+        batch(random_images(3), labels),
+        targets=lambda logits, labels: labels.argmax(1),
+        log_probability=log_sigmoid,
+        attributions={"gradcam": GradCAM("conv2", score=sigmoid)},
+    )
+    assert panel.facts["explained"] == [1, 0, 0]
+
+
+def test_multi_hot_labels_under_a_softmax_are_noticed(panels: list[Any]) -> None:
+    """Once."""
+    labels = torch.tensor([[0, 1, 1], [1, 0, 1], [1, 1, 0]])
+    with pytest.warns(UserWarning, match="Pass `log_probability=log_sigmoid`"):
+        drawn_of(panels, batch(random_images(3), labels))
+
+
+def test_labels_that_are_no_classes_of_the_classifier_are_refused(panels: list[Any]) -> None:
+    """Then it is another module that gives the class logits."""
+    message = r"classes in \[0, 2\], as the classifier \(a SmallNet\) gives 3 numbers for each image, got 7"
+    with pytest.raises(ValueError, match=message):
+        drawn_of(panels, batch(random_images(3), torch.tensor([0, 1, 7])))
+
+
+def test_names_are_expected_for_all_classes(panels: list[Any]) -> None:
+    """Not found missing when one is first predicted."""
+    with pytest.raises(ValueError, match="a name for each of the 3 classes, got 2"):
+        drawn_of(panels, loader(), class_names=["ant", "bee"])
+
+
+def test_a_choice_of_channels_is_drawn(panels: list[Any]) -> None:
+    """Of images that have more than a picture; without a choice, it is asked for."""
+    images, module = random_images(3, channels=5), classifier(model=small_net(channels=5))
+    options = {"mean": (0.5,) * 5, "std": (0.25,) * 5}
+    with pytest.raises(ValueError, match=r"which of the 5 channels are drawn, `channels=\(0, 1, 2\)`"):
+        drawn_of(panels, batch(images, None), module, **options)
+    with pytest.raises(ValueError, match=r"channels of the images, in \[0, 4\], got \[7\]"):
+        drawn_of(panels, batch(images, None), module, channels=(0, 1, 7), **options)
+    panel = drawn_of(panels, batch(images, None), module, channels=(4, 0, 2), **options)
+    assert torch.equal(panel.images, to_pixels(images[:, [4, 0, 2]], MEAN, STD))
+
+
+def test_integers_that_the_step_converts_are_no_hindrance(panels: list[Any]) -> None:
+    """Where the classifier is heard; where it is not, the conversion is asked for."""
+    bytes_ = (random_images(3) * 32 + 128).clamp(0, 255).byte()
+    heard = classifier(step=lambda module, images: module.model((images / 255 - 0.5) / 0.25))
+    panel = drawn_of(panels, batch(bytes_, None), heard, classifier="model")
+    torch.testing.assert_close(panel.images, bytes_ / 255)
+    with pytest.raises(TypeError, match=r"got torch.uint8. Do what the step does: `unpack=lambda"):
+        drawn_of(panels, batch(bytes_, None), classifier(step=lambda module, images: None), classifier="model")
+
+
+# How often, and under which name
+
+
+def test_pictures_are_drawn_in_every_nth_epoch(panels: list[Any]) -> None:
+    """The first included; outside of a fit always."""
+    module, callback = classifier(), maps(every_n_epochs=2)
+    looked_at(callbacks=[callback], max_epochs=4).fit(module, loader(), loader())
+    assert [step for _, step, _ in panels] == [2, 6]
+    looked_at(callbacks=[callback]).validate(module, loader(), verbose=False)
+    assert len(panels) == 3
+
+
+def test_one_method_is_called_by_its_class(panels: list[Any]) -> None:
+    """No dict is needed."""
+    callback = SaliencyMaps(GradCAM("conv2"), mean=MEAN, std=STD)
+    looked_at(callbacks=[callback]).validate(classifier(), loader(), verbose=False)
+    assert set(panels[0][2].overlays) == {"GradCAM"}
+
+
+def test_a_trainer_without_a_logger_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody sees what is not drawn."""
+    said: list[str] = []
+    monkeypatch.setattr(module_under_test, "rank_zero_info", said.append)
+    trainer(callbacks=[maps()]).validate(classifier(), loader(), verbose=False)
+    assert said == ["SaliencyMaps: nothing is drawn, as the Trainer has no logger: `logger=CSVLogger('logs')`, say."]
