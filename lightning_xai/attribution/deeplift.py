@@ -19,7 +19,7 @@ from lightning_xai.scores import at_least_float32
 from lightning_xai.trace import Call, Handler, Interception, Trace, intercepted
 
 _SMALLEST_STEP = 1e-10
-"""Inputs that differ by less have the gradient for a multiplier; as in captum."""
+"""Inputs that differ by less have the gradient for a multiplier, as in captum; in float16, by its smallest number."""
 
 
 def secant_slope(inputs: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -39,7 +39,7 @@ def secant_slope(inputs: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
         (tensor([0.5000]), tensor([False]))
     """
     step, rise = _difference(inputs), _difference(outputs)
-    close = step.abs() < _SMALLEST_STEP
+    close = _too_close(step)
     return torch.where(close, 0, rise / step), close
 
 
@@ -177,6 +177,10 @@ def _overwritten(call: Call, outputs: Tensor) -> Tensor:
     return call.argument(0, "input").copy_(outputs) if call.inplace else outputs
 
 
+def _too_close(step: Tensor) -> Tensor:
+    return step.abs() < max(_SMALLEST_STEP, torch.finfo(step.dtype).tiny)
+
+
 def _difference(values: Tensor) -> Tensor:
     image, baseline = values.chunk(2)
     return image - baseline
@@ -243,5 +247,4 @@ class _Divided(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, contributions: Tensor) -> tuple[Tensor, None]:
-        close = ctx.step.abs() < _SMALLEST_STEP
-        return _for_images(torch.where(close, 0, sum(contributions.chunk(2)) / ctx.step)), None
+        return _for_images(torch.where(_too_close(ctx.step), 0, sum(contributions.chunk(2)) / ctx.step)), None

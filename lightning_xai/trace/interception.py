@@ -57,6 +57,7 @@ class Call:
         on_path: The tensors among the arguments that descend from the images, in order.
         marks: What is known of each tensor that descends from the images.
         model: The model that is running.
+        watch: What makes functions that a handler calls come to handlers, too.
     """
 
     function: Callable[..., Any]
@@ -65,6 +66,7 @@ class Call:
     on_path: list[Tensor]
     marks: WeakTensorKeyDictionary
     model: nn.Module
+    watch: AbstractContextManager[Any]
 
     @property
     def inplace(self) -> bool:
@@ -86,6 +88,16 @@ class Call:
         args, kwargs = tree_map(lambda one: changed.get(id(one), one), (self.args, self.kwargs))
         on_path = [changed[id(one)] for one in self.on_path]
         return dataclasses.replace(self, args=args, kwargs=kwargs, on_path=on_path)
+
+    def watched(self, function: Callable[..., Any], *args: Any) -> Any:
+        """What a function gives that is made of others, each of which goes to its handler.
+
+        Args:
+            function: A function in terms of torch functions.
+            args: Its arguments.
+        """
+        with self.watch:
+            return function(*args)
 
     def giving(self, result: Any) -> Call:
         """A call that gives what is known already."""
@@ -170,7 +182,7 @@ class _Mode(TorchFunctionMode):
         if is_bystander():
             return function(*args, **kwargs)
         given = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
-        call = Call(function, args, kwargs, [one for one in given if one in self.marks], self.marks, self._model)
+        call = Call(function, args, kwargs, [one for one in given if one in self.marks], self.marks, self._model, self)
         if any(self._is_foreign(one) for one in given):
             raise call.refusal(
                 "expected tensors made by torch functions, got one made by a custom autograd function or by scripted "
@@ -182,7 +194,8 @@ class _Mode(TorchFunctionMode):
         with torch.enable_grad():  # parts of a model that run without gradients hand relevance on, too
             result, mark = self._handlers.get(function, _unhandled)(call)
         for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor) and (call.inplace or not any(tensor is one for one in call.on_path)):
+            new = isinstance(tensor, Tensor) and not any(tensor is one for one in call.on_path)
+            if (new and tensor.requires_grad) or call.inplace:  # zeros in somebody's shape descend from nobody
                 self.marks[tensor], self._origins[tensor] = mark, tensor.grad_fn
         return result
 

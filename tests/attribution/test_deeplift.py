@@ -116,6 +116,17 @@ def test_equal_image_and_baseline_give_zero():
     assert found.abs().max() == 0
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ["relu", "silu", "max-pooling", "gate"])
+def test_short_numbers_give_the_same_maps(dtype, name):
+    """Also where image and baseline agree, and 1e-10 is zero."""
+    model, images = seeded(lambda: network(*MIDDLES[name])), random_images(2, 12, dtype=torch.float64)
+    images[:, :, :6] = 0.1
+    expected = explain(model, images, 1, attributions=DeepLIFT(baseline=BASELINE))
+    found = explain(model.to(dtype), images.to(dtype), 1, attributions=DeepLIFT(baseline=BASELINE))
+    assert (found - expected).norm() < 0.1 * expected.norm()
+
+
 def test_batch_equals_images_one_by_one():
     """No image sees another, nor another's baseline."""
     model, images = small_net().double(), random_images(3, dtype=torch.float64)

@@ -20,7 +20,17 @@ MOVES = [
         *("flatten", "view", "reshape", "permute", "transpose", "movedim", "swapaxes", "squeeze", "unsqueeze", "t"),
         *("stack", "chunk", "split", "tensor_split", "unbind", "getitem", "select", "narrow"),
         *("pad", "expand", "repeat", "tile", "clone", "contiguous", "to", "float", "double"),
-        *("unflatten", "roll", "flip", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle"),
+        *(
+            "unflatten",
+            "roll",
+            "flip",
+            "masked_fill",
+            "index_select",
+            "unfold",
+            "pixel_shuffle",
+            "pixel_unshuffle",
+            "channel_shuffle",
+        ),
         *("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"),
     ),
     Tensor.T.__get__,  # type: ignore[attr-defined]
@@ -43,8 +53,16 @@ GATES = spellings("sigmoid", "hardsigmoid")
 CONVOLUTIONS = spellings("conv1d", "conv2d", "conv3d")
 LINEAR = spellings("linear")
 MATRIX_PRODUCTS = spellings("matmul", "bmm")
+EINSTEIN_SUMS = spellings("einsum")
 SOFTMAXES = spellings("softmax")
 LAYER_NORMALIZATIONS = spellings("layer_norm")
 GROUP_NORMALIZATIONS = spellings("group_norm")
+MULTI_HEAD_ATTENTIONS = spellings("multi_head_attention_forward")
+RMS_NORMALIZATIONS = spellings("rms_norm")
+VECTOR_NORMALIZATIONS = spellings("normalize")
+MAKERS = spellings(
+    *("new_zeros", "new_ones", "new_empty", "new_full", "new_tensor"),
+    *("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like"),
+)
 ATTENTIONS = spellings("scaled_dot_product_attention")
 NORMALIZATIONS = spellings("batch_norm")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_xai.attribution.base import Attribution
 from lightning_xai.attribution.gradient import channel_sum
 from lightning_xai.attribution.lrp.conservation import to_be_checked, warn_of_loss
-from lightning_xai.attribution.lrp.operations import Mark, Operations
+from lightning_xai.attribution.lrp.operations import Operations
 from lightning_xai.attribution.lrp.rules import InputRule, Rule, ZBox, negated_z_plus, z_plus
 from lightning_xai.attribution.lrp.seeds import (
     Seed,
@@ -22,6 +22,7 @@ from lightning_xai.attribution.lrp.seeds import (
     softmax_gradient,
     target_logit,
 )
+from lightning_xai.attribution.lrp.steps import Mark
 from lightning_xai.attribution.lrp.sums import SumRule, by_sign
 from lightning_xai.scores import at_least_float32
 from lightning_xai.trace import Interception, Trace, intercepted
