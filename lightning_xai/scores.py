@@ -65,6 +65,35 @@ def centered(logits: Tensor, targets: Tensor) -> Tensor:
     return pre_softmax(logits, targets) - logits.mean(1)
 
 
+def log_odds(logits: Tensor, targets: Tensor) -> Tensor:
+    """The logit of the target class against all others together, ``z_c - logsumexp_{j != c} z_j``.
+
+    The log-odds of the softmax, ``log p_c - log(1 - p_c)``: the weighted contrast of Wang and Wang ("Why Not Other
+    Classes?", NeurIPS 2022), with the softmax over the other classes for weights. A zero-sum score that does not
+    saturate, and deaf to classes without probability, through which `centered` can be steered. Its gradient is that of
+    `log_softmax` divided by ``1 - p_c``: methods that are positively homogeneous in the gradient give the same maps up
+    to scale. With two classes it is twice `centered`.
+
+    Args:
+        logits: Logits (N,K), K >= 2.
+        targets: Class for each image, (N,).
+
+    Returns:
+        Scores (N,), any real number, float32 or better.
+
+    Raises:
+        ValueError: If there is one logit only.
+
+    Example:
+        >>> log_odds(torch.tensor([[1.0, 3.0]]), torch.tensor([1]))
+        tensor([2.])
+    """
+    _require_classes(logits, "log_odds")
+    logits = at_least_float32(logits)
+    others = logits.scatter(1, targets[:, None], -torch.inf)
+    return pre_softmax(logits, targets) - others.logsumexp(1)
+
+
 def log_softmax(logits: Tensor, targets: Tensor) -> Tensor:
     """Log of the softmax probability, ``log p_c = logsigmoid(z_c - logsumexp_{j != c} z_j)``.
 
@@ -86,9 +115,7 @@ def log_softmax(logits: Tensor, targets: Tensor) -> Tensor:
         tensor([-0.6931])
     """
     _require_classes(logits, "log_softmax")
-    logits = at_least_float32(logits)
-    others = logits.scatter(1, targets[:, None], -torch.inf)
-    return F.logsigmoid(pre_softmax(logits, targets) - others.logsumexp(1))
+    return F.logsigmoid(log_odds(logits, targets))
 
 
 def post_softmax(logits: Tensor, targets: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from lightning_xai.scores import (
     centered,
     label,
+    log_odds,
     log_sigmoid,
     log_softmax,
     post_softmax,
@@ -25,6 +26,7 @@ TARGETS = torch.tensor([2, 1])
     [
         (pre_softmax, lambda z, c: z[c]),
         (centered, lambda z, c: z[c] - sum(z) / 3),
+        (log_odds, lambda z, c: z[c] - torch.cat([z[:c], z[c + 1 :]]).exp().sum().log()),
         (log_softmax, lambda z, c: F.log_softmax(z, 0)[c]),
         (post_softmax, lambda z, c: z[c].exp() / z.exp().sum()),
         (sigmoid, lambda z, c: 1 / (1 + (-z[c]).exp())),
@@ -51,16 +53,25 @@ def test_softmax_scores_keep_their_gradient_when_saturated(margin):
         assert gradient.sum().abs() <= 1e-6 * gradient.abs().sum()
 
 
-@pytest.mark.parametrize("score", [centered, log_softmax, post_softmax])
+@pytest.mark.parametrize("score", [centered, log_odds, log_softmax, post_softmax])
 def test_zero_sum_scores_do_not_see_a_common_shift(score):
     """Z + t leaves the score; the raw logit follows t."""
     torch.testing.assert_close(score(LOGITS + 7.5, TARGETS), score(LOGITS, TARGETS))
     assert not torch.allclose(pre_softmax(LOGITS + 7.5, TARGETS), pre_softmax(LOGITS, TARGETS))
 
 
+def test_log_odds_are_deaf_to_classes_without_probability_and_do_not_saturate():
+    """The gradient is the class minus the softmax over the others, whatever the margin; two classes: twice centred."""
+    logits = torch.tensor([[60.0, 0.0, -40.0]], requires_grad=True)
+    (gradient,) = torch.autograd.grad(log_odds(logits, torch.tensor([0])).sum(), logits)
+    torch.testing.assert_close(gradient, torch.tensor([[1.0, -1.0, 0.0]]), rtol=0, atol=1e-12)
+    two = LOGITS[:, :2]
+    torch.testing.assert_close(log_odds(two, TARGETS // 2), 2 * centered(two, TARGETS // 2))
+
+
 def test_half_precision_logits_give_float32_scores():
     """Softmax in bfloat16 would lose most digits."""
-    for score in (pre_softmax, centered, log_softmax, post_softmax, sigmoid):
+    for score in (pre_softmax, centered, log_odds, log_softmax, post_softmax, sigmoid):
         assert score(LOGITS.bfloat16(), TARGETS).dtype == torch.float32
 
 
@@ -72,7 +83,7 @@ def test_one_logit_is_explained_for_either_side():
     assert resolve_targets(second_best, logits).tolist() == [0, 0]
 
 
-@pytest.mark.parametrize("score", [centered, log_softmax, post_softmax])
+@pytest.mark.parametrize("score", [centered, log_odds, log_softmax, post_softmax])
 def test_softmax_scores_refuse_one_logit(score):
     """A softmax over one class is constant; the message names what to use."""
     with pytest.raises(ValueError, match=r"at least 2 classes, got shape \(2, 1\).*score=sigmoid"):

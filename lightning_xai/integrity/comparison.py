@@ -9,9 +9,8 @@ from torch import Tensor
 
 from lightning_xai.integrity.evidence import Evidence
 from lightning_xai.integrity.final_layer import centered_logits
-from lightning_xai.integrity.measures import median
+from lightning_xai.integrity.measures import agreement, median
 from lightning_xai.integrity.verdict import Verdict
-from lightning_xai.ranks import rank_correlation
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +30,8 @@ class ModelComparison:
             coarser model and the size of the centred logits. A shift ``t`` costs ``eps |t|``.
         gradient_tolerance: The same for gradients, which jump where a rounding switches a ReLU:
             ``4 sqrt(eps) + 8 eps |g_cm| / |g_c|``.
-        differing: The parts of the two models whose digests differ. Told, not judged: benign changes do so too.
+        differing: The parts of the two models whose digests differ. Of those only code is judged: benign changes of
+            numbers do so too.
 
     Example:
         >>> import copy
@@ -59,16 +59,19 @@ class ModelComparison:
 
     @property
     def verdict(self) -> Verdict:
-        """Unchanged, logit shift (raw maps differ, zero-sum maps agree), or changed (both differ).
+        """Unchanged, logit shift (raw maps differ, zero-sum maps agree), changed (both differ), or other code.
 
         Logits are judged by the image that changed most; gradients and maps, which single roundings can move, by the
-        median image.
+        image that only a tenth of all exceeds. Code that differs is never called unchanged: what it does on other
+        images is not known.
         """
         if _exceeds(self.residuals, self.residual_gradients, self.zero_sum_agreement, self):
             return Verdict.CHANGED
         if _exceeds(self.shifts.abs(), self.shift_gradients, self.raw_agreement, self):
             return Verdict.LOGIT_SHIFT
-        return Verdict.UNCHANGED
+        return (
+            Verdict.OTHER_CODE if set(self.differing) & {"code", "hooks", "autograd functions"} else Verdict.UNCHANGED
+        )
 
     @property
     def figures(self) -> dict[str, float]:
@@ -76,11 +79,11 @@ class ModelComparison:
         numbers = {
             "logit residual": float(self.residuals.max()),
             "logit shift": float(self.shifts.abs().max()),
-            "residual gradient": median(self.residual_gradients),
-            "shift gradient": median(self.shift_gradients),
+            "residual gradient": _most(self.residual_gradients),
+            "shift gradient": _most(self.shift_gradients),
         }
-        numbers |= {f"{name} zero-sum": median(one) for name, one in self.zero_sum_agreement.items()}
-        return numbers | {f"{name} raw": median(one) for name, one in self.raw_agreement.items()}
+        numbers |= {f"{name} zero-sum": -_most(-one) for name, one in self.zero_sum_agreement.items()}
+        return numbers | {f"{name} raw": -_most(-one) for name, one in self.raw_agreement.items()}
 
     def __str__(self) -> str:
         lines = [f"{self.verdict} against the reference at {self.layer!r}, {len(self.shifts)} images"]
@@ -136,13 +139,18 @@ VISIBLE = 0.9
 """Below this rank correlation two maps look different."""
 
 
-def _exceeds(values: Tensor, gradients: Tensor, agreement: dict[str, Tensor], comparison: ModelComparison) -> bool:
+def _most(values: Tensor) -> float:
+    """What a tenth of the images exceeds."""
+    return float(values.double().quantile(0.9))
+
+
+def _exceeds(values: Tensor, gradients: Tensor, agreements: dict[str, Tensor], comparison: ModelComparison) -> bool:
     return (
         bool(values.max() > comparison.value_tolerance)
-        or median(gradients) > comparison.gradient_tolerance
-        or any(median(one) < VISIBLE for one in agreement.values())
+        or _most(gradients) > comparison.gradient_tolerance
+        or any(_most(-one) > -VISIBLE for one in agreements.values())
     )
 
 
 def _agreement(first: dict[str, Tensor], second: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: rank_correlation(first[name], second[name]) for name in second}
+    return {name: agreement(first[name], second[name]) for name in second}

@@ -1,15 +1,15 @@
-"""What a model consists of, in hashes: parameters, buffers, tree of modules, code of their forward."""
+"""What a model consists of, in hashes: parameters, buffers, tree of modules, code and hooks."""
 
 from __future__ import annotations
 
 import hashlib
-import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from lightning_xai.integrity.code import code_of_hooks, code_of_modules
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,9 @@ class Digest:
         parameters: Names, dtypes, shapes and values.
         buffers: The same of the buffers, such as BatchNorm's statistics.
         modules: Names, classes and settings of all submodules.
-        code: What ``forward`` and forward hooks of modules from outside torch do: source, or bytecode where there is
-            none.
+        code: Bytecode of all methods of modules from outside torch, of functions that stand on modules themselves, and
+            of functions that these call (`code_of_modules`). It changes with the version of Python.
+        hooks: Places and code of hooks: forward and backward, on parameters, and for all modules of the process.
 
     Example:
         >>> first, second = nn.Linear(2, 2), nn.Linear(2, 2)
@@ -36,6 +37,7 @@ class Digest:
     buffers: str
     modules: str
     code: str
+    hooks: str
 
     @classmethod
     def of(cls, model: nn.Module) -> Digest:
@@ -53,7 +55,8 @@ class Digest:
             parameters=digest_of_tensors(dict(model.named_parameters())),
             buffers=digest_of_tensors(dict(model.named_buffers())),
             modules=_hash(line.encode() for line in tree),
-            code=_hash(text.encode() for name, one in modules for text in (name, *_code_of(one))),
+            code=_hash(code_of_modules(model)),
+            hooks=_hash(code_of_hooks(model)),
         )
 
     def differences(self, other: Digest) -> tuple[str, ...]:
@@ -112,22 +115,3 @@ def _hash(parts: Iterable[bytes]) -> str:
     for part in parts:
         found.update(len(part).to_bytes(8, "little") + part)  # the length keeps "ab", "c" apart from "a", "bc"
     return found.hexdigest()
-
-
-def _code_of(module: nn.Module) -> Iterable[str]:
-    # torch's own classes are named in the tree, and their code changes with every release
-    if not type(module).__module__.startswith("torch."):
-        yield _source(type(module).forward)
-    own = module.__dict__.get("forward")
-    if own is not None and not type(own).__module__.startswith("lightning_xai."):  # a trace that is listening just now
-        yield _source(own)
-    for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
-        yield _source(hook)
-
-
-def _source(function: Callable[..., Any]) -> str:
-    try:
-        return inspect.getsource(function)
-    except (OSError, TypeError):  # typed into an interpreter, or no Python function
-        code = getattr(function, "__code__", None)
-        return type(function).__qualname__ if code is None else f"{code.co_code.hex()} {code.co_names} {code.co_consts}"

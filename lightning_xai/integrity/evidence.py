@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 
 from lightning_xai.attribution import Attribution
 from lightning_xai.explain import attribute, capture_for
+from lightning_xai.integrity.code import autograd_functions
+from lightning_xai.integrity.digest import Digest
 from lightning_xai.integrity.heads import check_logits
 from lightning_xai.integrity.inspection import mean_logit
 from lightning_xai.integrity.measures import class_weighted_maps
@@ -24,6 +27,8 @@ MAP_SIZE = 16
 """Maps are averaged down to at most this many positions in each direction."""
 AT_LAYER = ("Grad-CAM", "HiResCAM")
 """The maps that are always compared, at the layer."""
+KINDS = ("raw ", "zero-sum ")
+"""With what the names of maps begin in a file."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +42,7 @@ class Evidence:
         raw_maps: Maps of the raw logit before any ReLU, (N,h,w) by name.
         zero_sum_maps: Maps of the centred score, likewise.
         eps: Spacing of the numbers the model computes with, relative to 1.
+        functions: Autograd functions between layer and logits that are written in Python, with hashes of their code.
     """
 
     logits: Tensor
@@ -45,6 +51,7 @@ class Evidence:
     raw_maps: dict[str, Tensor]
     zero_sum_maps: dict[str, Tensor]
     eps: float
+    functions: tuple[str, ...] = ()
 
 
 def traced(
@@ -79,13 +86,13 @@ def for_model(model: nn.Module, images: Tensor) -> Tensor:
     return images.to(like.device, like.dtype)
 
 
-def evidence_of(
-    model: nn.Module, trace: Trace, module: nn.Module, targets: Tensor, methods: Mapping[str, Attribution]
-) -> Evidence:
-    """What a pass shows of a model: two sweeps from the logits to the layer, and what the methods cost.
+def evidence_of(trace: Trace, module: nn.Module, targets: Tensor, methods: Mapping[str, Attribution]) -> Evidence:
+    """What a pass shows of a model: three sweeps from the logits to the layer, and what the methods cost.
+
+    The raw logit has a sweep of its own, by which users' maps are made: a model whose backward pass acts on the
+    gradient of one class alone shows in no other.
 
     Args:
-        model: The classifier.
         trace: A pass that captured the layer and what the methods need.
         module: The explained layer, as it is named in the trace.
         targets: Class to explain for each image, (N,).
@@ -110,9 +117,10 @@ def evidence_of(
             logits=at_least_float32(trace.logits).cpu(),
             common=sketch(common),
             centered=sketch(rest),
-            raw_maps=maps(pre_softmax, common + rest),
+            raw_maps=maps(pre_softmax, at_least_float32(trace.gradient(pre_softmax, targets, of=module))),
             zero_sum_maps=maps(centered, rest),
-            eps=_precision(model, trace.logits, trace.activation(module)),
+            eps=_precision(trace.logits, trace.activation(module)),
+            functions=autograd_functions(trace.nodes),
         )
 
 
@@ -152,14 +160,59 @@ def _small(maps: Tensor) -> Tensor:
     return F.adaptive_avg_pool2d(maps[:, None], (min(height, MAP_SIZE), min(width, MAP_SIZE)))[:, 0].cpu()
 
 
-def _precision(model: nn.Module, *values: Tensor) -> float:
-    """Spacing of the coarsest numbers involved: of what the model gives, and of what its weights were rounded to."""
-    dtypes = {value.dtype for value in values}
-    parameters = [one.detach() for one in model.parameters() if one.is_floating_point()]
-    for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        if parameters and all(torch.equal(one.to(dtype).to(one.dtype), one) for one in parameters):
-            dtypes.add(dtype)  # such as weights kept in half precision and loaded into float32
-            break
-    eps = max(torch.finfo(dtype).eps for dtype in dtypes)
-    tf32 = values[0].is_cuda and torch.float32 in dtypes and torch.backends.cudnn.allow_tf32
+def _precision(*values: Tensor) -> float:
+    """Spacing of the coarsest numbers that the pass computed with. Weights do not count: any can be rounded."""
+    eps = max(torch.finfo(value.dtype).eps for value in values)
+    tf32 = values[0].is_cuda and torch.backends.cudnn.allow_tf32 and any(one.dtype is torch.float32 for one in values)
     return max(eps, 2.0**-10) if tf32 else eps
+
+
+_ABOUT: dict[str, Callable[[Any], bool]] = {
+    "layer": lambda value: isinstance(value, str),
+    "layer_shape": lambda value: _is_list_of(int, value) and len(value) == 3,
+    "eps": lambda value: isinstance(value, float) and 0 < value <= torch.finfo(torch.bfloat16).eps,
+    "functions": lambda value: _is_list_of(str, value),
+    "images": lambda value: isinstance(value, str),
+    "digest": lambda value: (
+        isinstance(value, dict)
+        and set(value) == {one.name for one in fields(Digest)}
+        and _is_list_of(str, list(value.values()))
+    ),
+}
+
+
+def fault_of(about: Any, tensors: Mapping[str, Tensor], maps: Mapping[str, Mapping[str, Tensor]]) -> str | None:
+    """What is wrong with the contents of a file that says of itself that it is a fingerprint.
+
+    Args:
+        about: Its description.
+        tensors: Its tensors.
+        maps: Those that are maps, by kind and method.
+
+    Returns:
+        The first fault in words; None for what `Fingerprint.save` may have written.
+
+    Example:
+        >>> fault_of({}, {}, {})
+        'no proper `layer`'
+    """
+    wrong = [name for name, fits in _ABOUT.items() if not isinstance(about, dict) or not fits(about.get(name))]
+    if wrong:
+        return f"no proper `{wrong[0]}`"
+    logits = tensors.get("logits")
+    if logits is None or logits.ndim != 2 or logits.shape[1] < 2 or 0 in logits.shape:
+        return "no logits (N,K) of at least 2 classes"
+    names = {kind: set(maps[kind]) for kind in KINDS}
+    if names[KINDS[0]] != names[KINDS[1]] or not names[KINDS[0]].issuperset(AT_LAYER):
+        return f"maps of {sorted(names[KINDS[0]])} and of {sorted(names[KINDS[1]])}, expected {list(AT_LAYER)} of both"
+    shapes: dict[str, tuple[int, ...]] = {name: (len(logits), SKETCH) for name in ("common", "centered")}
+    shapes |= {name: (len(logits), *one.shape[1:]) for name, one in tensors.items() if name.startswith(KINDS)}
+    for name, shape in shapes.items():
+        if name not in tensors or tensors[name].shape != shape or (name.startswith(KINDS) and len(shape) != 3):
+            return f"no `{name}` for each of the {len(logits)} images of its logits"
+    bad = [name for name, one in tensors.items() if not one.is_floating_point() or not one.isfinite().all()]
+    return f"numbers in `{bad[0]}` that are not finite" if bad else None
+
+
+def _is_list_of(kind: type, value: Any) -> bool:
+    return isinstance(value, list) and all(type(one) is kind for one in value)

@@ -16,13 +16,12 @@ from torch import Tensor, nn
 from lightning_xai.attribution import Attribution
 from lightning_xai.integrity.comparison import ModelComparison, compare_evidence
 from lightning_xai.integrity.digest import Digest, digest_of_tensor, digest_of_tensors
-from lightning_xai.integrity.evidence import AT_LAYER, Evidence, evidence_of, traced
+from lightning_xai.integrity.evidence import AT_LAYER, KINDS, Evidence, evidence_of, fault_of, traced
 from lightning_xai.scores import predicted
 from lightning_xai.trace import Trace, name_of
 from lightning_xai.types import ForwardContext, OneLayer
 
-FORMAT = "lightning_xai fingerprint 1"
-KINDS = ("raw ", "zero-sum ")
+FORMAT = "lightning_xai fingerprint 2"
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +65,7 @@ class Fingerprint:
         attributions: Mapping[str, Attribution] | None = None,
         context: ForwardContext = nullcontext,
     ) -> Fingerprint:
-        """Take a model's fingerprint: one pass with two sweeps from the logits to the layer, and what the methods cost.
+        """Take a model's fingerprint: one pass, three sweeps from the logits to the layer, and what the methods cost.
 
         Args:
             model: The trusted classifier, images (N,C,H,W) -> logits (N,K), K >= 2.
@@ -84,7 +83,7 @@ class Fingerprint:
         """
         methods = dict(attributions or {})
         module, trace = traced(model, images, layer, methods, context)
-        evidence = evidence_of(model, trace, module, predicted(trace.logits), methods)
+        evidence = evidence_of(trace, module, predicted(trace.logits), methods)
         _, *shape = trace.activation(module).shape
         name = name_of(model, module)
         return cls(name, (shape[0], shape[1], shape[2]), evidence, Digest.of(model), digest_of_tensor(images))
@@ -120,8 +119,8 @@ class Fingerprint:
         module, trace = traced(model, images, at, methods, context)
         name = name_of(model, module)
         self._check_shapes(trace, module, name)
-        found = evidence_of(model, trace, module, predicted(self.evidence.logits), methods)
-        return compare_evidence(found, self.evidence, layer=name, differing=self.digest.differences(Digest.of(model)))
+        found = evidence_of(trace, module, predicted(self.evidence.logits), methods)
+        return compare_evidence(found, self.evidence, layer=name, differing=self._differing(model, found))
 
     def save(self, path: str | Path) -> None:
         """Write the fingerprint into a safetensors file; nothing in it is executed on loading.
@@ -142,6 +141,7 @@ class Fingerprint:
                 "layer": self.layer,
                 "layer_shape": self.layer_shape,
                 "eps": self.evidence.eps,
+                "functions": self.evidence.functions,
                 "digest": dataclasses.asdict(self.digest),
                 "images": self.images,
             }
@@ -165,8 +165,19 @@ class Fingerprint:
         """
         about, tensors = _read(Path(path))
         maps = {kind: {n.partition(" ")[2]: t for n, t in tensors.items() if n.startswith(kind)} for kind in KINDS}
+        if fault := fault_of(about, tensors, maps):
+            raise ValueError(
+                f"`path` expected a file of Fingerprint.save, got {Path(path).name!r}, with {fault}. "
+                "Take the fingerprint again, of a model that is trusted."
+            )
         evidence = Evidence(
-            tensors["logits"], tensors["common"], tensors["centered"], maps["raw "], maps["zero-sum "], about["eps"]
+            logits=tensors["logits"],
+            common=tensors["common"],
+            centered=tensors["centered"],
+            raw_maps=maps["raw "],
+            zero_sum_maps=maps["zero-sum "],
+            eps=about["eps"],
+            functions=tuple(about["functions"]),
         )
         depth, height, width = about["layer_shape"]
         return cls(about["layer"], (depth, height, width), evidence, Digest(**about["digest"]), about["images"])
@@ -182,6 +193,10 @@ class Fingerprint:
             raise ValueError(
                 f"`attributions` expected the methods of the fingerprint, {sorted(theirs)}, got {sorted(methods)}."
             )
+
+    def _differing(self, model: nn.Module, found: Evidence) -> tuple[str, ...]:
+        functions = ("autograd functions",) if found.functions != self.evidence.functions else ()
+        return (*self.digest.differences(Digest.of(model)), *functions)
 
     def _check_shapes(self, trace: Trace, module: nn.Module, name: str) -> None:
         classes = self.evidence.logits.shape[1]
@@ -267,7 +282,10 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         )
     if metadata.get("checksum") != _checksum(metadata.get("about", ""), tensors):
         raise ValueError(f"`path` expected a fingerprint file, got {path.name!r}, whose contents were altered.")
-    return json.loads(metadata["about"]), tensors
+    try:
+        return json.loads(metadata["about"]), tensors
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"`path` expected a fingerprint file, got {path.name!r} without a description.") from error
 
 
 def _checksum(about: str, tensors: dict[str, Tensor]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_xai.ranks import rank_correlation
 from lightning_xai.scores import at_least_float32
 
 
@@ -74,6 +75,25 @@ def median(values: Tensor) -> float:
         1.5
     """
     return float(values.double().nanquantile(0.5))
+
+
+def agreement(first: Tensor, second: Tensor) -> Tensor:
+    """Rank correlation of maps, where it is defined; a flat map agrees with flat ones alone.
+
+    Args:
+        first: Signed maps (N,h,w).
+        second: Signed maps (N,h,w).
+
+    Returns:
+        Correlations (N,) in [-1, 1]; 1 where both maps are flat, 0 where one is flat or holds NaN.
+
+    Example:
+        >>> agreement(torch.zeros(1, 1, 2), torch.tensor([[[1.0, 2.0]]]))
+        tensor([0.], dtype=torch.float64)
+    """
+    flat = [(one.flatten(1).amax(1) == one.flatten(1).amin(1)) for one in (first, second)]
+    found = torch.where(flat[0] & flat[1], 1.0, rank_correlation(first, second))
+    return torch.where(found.isnan(), 0.0, found)
 
 
 def class_weighted_maps(activations: Tensor, gradients: Tensor) -> dict[str, Tensor]:

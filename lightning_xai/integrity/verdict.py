@@ -23,6 +23,8 @@ class Verdict(Enum):
     """Without a reference: the logits share a lot, for which the head or its training may be the reason."""
     UNCHANGED = "unchanged"
     """With a reference: logits, gradients and maps agree, to the precision of the dtype."""
+    OTHER_CODE = "the code differs; its maps on the probes do not"
+    """With a reference: unchanged on the probes, by code, hooks or autograd functions that may act on other images."""
     LOGIT_SHIFT = "logit shift"
     """A number that is the same for all classes moves the raw logits' maps; the softmax and zero-sum maps do not see
     it."""

@@ -16,7 +16,7 @@ from lightning_xai.trace.hooks import forward_hooks, hookable, hooks_apart, is_i
 from lightning_xai.trace.interception import Interception
 from lightning_xai.trace.layers import name_of
 from lightning_xai.trace.modes import differentiable_attention, eager, evaluation_mode, lent, own_pass, plain_tensors
-from lightning_xai.trace.rectifiers import Rectifiers
+from lightning_xai.trace.rectifiers import Rectifiers, graph_of
 from lightning_xai.trace.tokens import Shapes, arranged_as_given
 from lightning_xai.types import ForwardContext, OneLayer, Score, Tokens
 
@@ -116,6 +116,11 @@ class Trace:
     def create_graph(self) -> bool:
         """Whether what the trace gives can be differentiated; detached else."""
         return self._capture.create_graph
+
+    @property
+    def nodes(self) -> set[Any]:
+        """The nodes of the graph from the logits back to where it starts: the captured layers, or the image."""
+        return graph_of(self._logits) if self.has_graph else set()
 
     @property
     def has_graph(self) -> bool:

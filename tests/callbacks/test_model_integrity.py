@@ -306,7 +306,7 @@ def test_verdict_goes_into_the_checkpoint(tmp_path: Path, altered: bool) -> None
     assert state["step"] == 4
     assert state["origin"] == ("model.relu2" if altered else None)
     assert state["figures"] == found_by(callback).figures
-    assert set(state["digest"]) == {"parameters", "buffers", "modules", "code"}
+    assert set(state["digest"]) == {"parameters", "buffers", "modules", "code", "hooks"}
 
 
 def test_validated_weights_are_not_checked_again_for_the_checkpoint(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Comparison with a trusted model, and its fingerprint: verdicts, benign changes, files that are not what they say."""
 
 import copy
+import json
 from unittest import mock
 
 import pytest
@@ -16,6 +17,7 @@ from lightning_xai import GradCAM, InputGradient
 from lightning_xai.attribution import Random
 from lightning_xai.integrity import Digest, Fingerprint, Verdict, center_logits, compare_models
 from lightning_xai.integrity.evidence import sketch
+from lightning_xai.integrity.fingerprint import FORMAT, _checksum, _read
 from papers.logit_shift.attacks import (
     EnergyShift,
     NetworkShift,
@@ -63,7 +65,6 @@ BENIGN = {
     "float64": lambda model: model.double(),
     "bfloat16": lambda model: model.bfloat16(),
     "float16": lambda model: model.half(),
-    "rounded weights": rounded,
     "channels last": lambda model: model.to(memory_format=torch.channels_last),
     "folded BatchNorm": folded,
     "constant": other_bias,
@@ -81,6 +82,7 @@ SHIFTS = {
     "repaired rows": lambda model: center_logits(RowEdit(IMAGES, 10.0)(model), IMAGES),
 }
 CHANGES = {
+    "rounded weights": rounded,  # the pass computed in float32: it explains less than was changed
     "fine-tuned": fine_tuned,
     "untrained": lambda model: Toy().eval(),
     "other loss": lambda model: trained(loss=one_against_rest),
@@ -123,11 +125,12 @@ def test_another_device_passes_and_shifts_are_found_there():
 
 
 def test_a_trigger_that_no_probe_carries_is_found_in_the_code_only():
-    """The behaviour on the probes is that of the trusted model, the digests are not."""
+    """The behaviour on the probes is that of the trusted model, the digests are not: never called unchanged."""
     altered = TriggeredShift(UniformShift("relu2"), torch.full((3, 2, 2), 9.0))(trained())
     comparison = Fingerprint.of(trained(), IMAGES).compare(altered, IMAGES)
-    assert comparison.verdict is Verdict.UNCHANGED
+    assert comparison.verdict is Verdict.OTHER_CODE
     assert {"modules", "code"} <= set(comparison.differing)
+    assert str(comparison).startswith("the code differs; its maps on the probes do not")
 
 
 def test_figures_of_a_shift_are_those_of_its_gradient():
@@ -172,6 +175,61 @@ def test_configured_maps_are_compared_under_both_scores():
     assert comparison.raw_agreement["gradient"].median() < 0.9
     assert comparison.zero_sum_agreement["gradient"].median() > 0.999
     assert comparison.raw_agreement["cam"].median() > 0.999
+
+
+class OneHotLie(torch.autograd.Function):
+    """The identity, whose gradient is that of the first class wherever one class is explained."""
+
+    @staticmethod
+    def forward(ctx, logits):
+        """The logits."""
+        return logits.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        """Another class's where there is one class only, else what it is to be."""
+        one = (gradient != 0).sum(1, keepdim=True) == 1
+        return torch.where(one, F.one_hot(torch.zeros(len(gradient)).long(), gradient.shape[1]) * 1.0, gradient)
+
+
+class Lying(Toy):
+    """The toy with a backward pass of its own."""
+
+    def forward(self, images):
+        """The toy's logits."""
+        return OneHotLie.apply(super().forward(images))
+
+
+def with_lying_backward(model):
+    """The same weights, another backward."""
+    altered = Lying().eval()
+    altered.load_state_dict(model.state_dict())
+    return altered
+
+
+def test_a_backward_that_lies_where_one_class_is_explained_is_a_shift_and_its_code_is_named():
+    """Logits and zero-sum maps are the same; users' raw maps are swept by the path by which they are made."""
+    comparison = Fingerprint.of(trained(), IMAGES).compare(with_lying_backward(trained()), IMAGES)
+    assert comparison.verdict is Verdict.LOGIT_SHIFT
+    assert comparison.figures["logit shift"] == 0
+    assert "autograd functions" in comparison.differing
+
+
+def test_weights_hidden_among_buffers_do_not_widen_the_tolerance():
+    """The only parameter left is exact in bfloat16; the pass computes in float32 all the same."""
+
+    def hidden(model):
+        model.marker = nn.Parameter(torch.ones(1))
+        for module in model.modules():
+            for name, value in [*module.named_parameters(recurse=False)]:
+                if value is not model.marker:
+                    delattr(module, name)
+                    module.register_buffer(name, value.detach())
+        return model
+
+    plain = Fingerprint.of(trained(), IMAGES)
+    first, second = (plain.compare(one, IMAGES) for one in (trained(), hidden(trained())))
+    assert second.gradient_tolerance == pytest.approx(first.gradient_tolerance)
 
 
 def test_sketches_keep_lengths_and_distances():
@@ -242,6 +300,32 @@ def test_other_files_are_errors(tmp_path):
         Fingerprint.load(tmp_path / "weights.safetensors")
     with pytest.raises(FileNotFoundError, match="does not exist"):
         Fingerprint.load(tmp_path / "nothing.safetensors")
+
+
+FORGED = {
+    "no digest": (lambda about, tensors: about.pop("digest"), "no proper `digest`"),
+    "digest of other parts": (lambda about, tensors: about["digest"].pop("code"), "no proper `digest`"),
+    "layer that is a number": (lambda about, tensors: about.update(layer=3), "no proper `layer`"),
+    "shape of two numbers": (lambda about, tensors: about.update(layer_shape=[1, 2]), "no proper `layer_shape`"),
+    "tolerance for anything": (lambda about, tensors: about.update(eps=10.0), "no proper `eps`"),
+    "no logits": (lambda about, tensors: tensors.pop("logits"), r"no logits \(N,K\)"),
+    "NaN logits": (lambda about, tensors: tensors["logits"].fill_(torch.nan), "in `logits` that are not finite"),
+    "integer logits": (lambda about, tensors: tensors.update(logits=tensors["logits"].long()), "not finite"),
+    "sketches of others": (lambda about, tensors: tensors.update(common=tensors["common"][:3]), "no `common` for each"),
+    "no maps": (lambda about, tensors: tensors.pop("raw Grad-CAM"), r"maps of \['HiResCAM'\]"),
+    "flat maps": (lambda about, tensors: tensors.update({"raw HiResCAM": torch.zeros(32)}), "no `raw HiResCAM`"),
+}
+
+
+@pytest.mark.parametrize(("forge", "message"), FORGED.values(), ids=FORGED)
+def test_forged_fingerprints_are_errors(saved, forge, message):
+    """With a checksum that fits: anybody can compute it."""
+    about, tensors = _read(saved)
+    forge(about, tensors)
+    text, tensors = json.dumps(about), {name: one.contiguous() for name, one in tensors.items()}
+    save_file(tensors, saved, metadata={"format": FORMAT, "about": text, "checksum": _checksum(text, tensors)})
+    with pytest.raises(ValueError, match=message):
+        Fingerprint.load(saved)
 
 
 def wider():
@@ -325,7 +409,7 @@ def test_comparison_works_where_gradients_are_off(mode):
     assert found.verdict is Verdict.LOGIT_SHIFT
 
 
-def test_a_comparison_costs_one_forward_and_two_sweeps_of_the_head():
+def test_a_comparison_costs_one_forward_and_three_sweeps_of_the_head():
     """For 32 images, when the layer is known."""
     model = trained()
     fingerprint = Fingerprint.of(model, IMAGES)
@@ -334,7 +418,7 @@ def test_a_comparison_costs_one_forward_and_two_sweeps_of_the_head():
     with mock.patch("torch.autograd.grad", side_effect=torch.autograd.grad) as sweeps:
         fingerprint.compare(model, IMAGES)
     assert sizes == [32]
-    assert [tuple(call.args[1].shape) for call in sweeps.call_args_list] == [(32, 12, 6, 6)] * 2
+    assert [tuple(call.args[1].shape) for call in sweeps.call_args_list] == [(32, 12, 6, 6)] * 3
 
 
 def shadowed(model):
@@ -366,7 +450,7 @@ PARTS = {
     "buffers": counted,
     "modules": settled,
     "code by a forward": shadowed,
-    "code by a hook": hooked,
+    "hooks": hooked,
 }
 
 
