@@ -43,15 +43,10 @@ def absolute_drop(scores: Tensor, masked_scores: Tensor) -> Tensor:
 
     pytorch-grad-cam's ``DropInConfidence``, here of probabilities.
 
-    Args:
-        scores: Log-probabilities of the class on the images, (N,).
-        masked_scores: Log-probabilities of the same class on the masked images, (N,), of the same dtype.
+    Arguments and errors are those of `average_drop`.
 
     Returns:
         Drop of each image (N,) in [0, 100] percentage points, float64; lower is better.
-
-    Raises:
-        ValueError: If the scores are no log-probabilities, or differ in shape or dtype.
 
     Example:
         >>> absolute_drop(torch.tensor([0.8, 0.5]).log(), torch.tensor([0.2, 0.6]).log())
@@ -64,15 +59,10 @@ def absolute_drop(scores: Tensor, masked_scores: Tensor) -> Tensor:
 def average_increase(scores: Tensor, masked_scores: Tensor) -> Tensor:
     """Whether the confidence grows, ``100 [o > p]``.
 
-    Args:
-        scores: Log-probabilities of the class on the images, (N,).
-        masked_scores: Log-probabilities of the same class on the masked images, (N,), of the same dtype.
+    Arguments and errors are those of `average_drop`.
 
     Returns:
         100 or 0 percent for each image, (N,), float64; higher is better.
-
-    Raises:
-        ValueError: If the scores are no log-probabilities, or differ in shape or dtype.
 
     Example:
         >>> average_increase(torch.tensor([0.8, 0.5]).log(), torch.tensor([0.2, 0.6]).log())
@@ -85,15 +75,10 @@ def average_increase(scores: Tensor, masked_scores: Tensor) -> Tensor:
 def average_gain(scores: Tensor, masked_scores: Tensor) -> Tensor:
     """Share of the missing confidence that is won, ``100 max(0, o - p) / (1 - p)``; where p is 1 nothing can be won.
 
-    Args:
-        scores: Log-probabilities of the class on the images, (N,).
-        masked_scores: Log-probabilities of the same class on the masked images, (N,), of the same dtype.
+    Arguments and errors are those of `average_drop`.
 
     Returns:
         Gain of each image (N,) in [0, 100] percent, float64; higher is better.
-
-    Raises:
-        ValueError: If the scores are no log-probabilities, or differ in shape or dtype.
 
     Example:
         >>> average_gain(torch.tensor([0.8, 0.5]).log(), torch.tensor([0.2, 0.6]).log())
@@ -107,15 +92,10 @@ def average_gain(scores: Tensor, masked_scores: Tensor) -> Tensor:
 def relative_gain(scores: Tensor, masked_scores: Tensor) -> Tensor:
     """Gain as a share of the confidence, ``100 max(0, o - p) / p``: a variant of `average_gain`.
 
-    Args:
-        scores: Log-probabilities of the class on the images, (N,).
-        masked_scores: Log-probabilities of the same class on the masked images, (N,), of the same dtype.
+    Arguments and errors are those of `average_drop`.
 
     Returns:
         Gain of each image (N,) in [0, inf] percent, float64; higher is better. From p = 0 any gain is infinite.
-
-    Raises:
-        ValueError: If the scores are no log-probabilities, or differ in shape or dtype.
 
     Example:
         >>> relative_gain(torch.tensor([0.8, 0.5]).log(), torch.tensor([0.2, 0.6]).log())

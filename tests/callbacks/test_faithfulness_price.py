@@ -1,6 +1,8 @@
 """What Faithfulness costs, in forwards that are counted, and the shares that bound it."""
 
 import copy
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +11,10 @@ import torch
 from callbacks.trainers import MEAN, STD, Forwards, classifier, loader, trainer
 from torch import Tensor
 
+from common.data.cifar import MEAN as CIFAR_MEAN
+from common.data.cifar import STD as CIFAR_STD
+from common.data.cifar import CifarResNet, cifar10
+from common.networks import load_weights
 from lightning_xai import (
     ADCC,
     AverageDrop,
@@ -24,6 +30,7 @@ from lightning_xai.attribution import Random, Shuffled
 from lightning_xai.callbacks import faithfulness as module_under_test
 from lightning_xai.metrics import ExplanationMetric, Infidelity, RelativePerformance
 
+DATA = os.environ.get("LIGHTNING_XAI_DATA")
 METHODS = {"cam": GradCAM("conv2")}
 DROP = "val/xai/{}/AverageDrop"
 
@@ -61,6 +68,20 @@ def test_an_explained_image_costs_few_passes_with_the_default_controls(
     _, sizes = validated(faithfulness(metrics), n=272, batch_size=16)
     explained = 256
     assert (sum(sizes) - 16) / explained <= passes
+
+
+@pytest.mark.skipif(not DATA, reason="needs the folder $LIGHTNING_XAI_DATA")
+def test_curves_of_a_trained_network_cost_what_the_readme_says() -> None:
+    """A ResNet-20 on CIFAR-10, whose curves bend as real ones do."""
+    network, data = CifarResNet(3), Path(str(DATA))
+    load_weights(network, data / "weights" / "cifar10_resnet20.safetensors")
+    forwards, metrics = Forwards(network), [AverageDrop(), AverageIncrease(), AverageGain(), Insertion(), Deletion()]
+    callback = Faithfulness(
+        {"cam": GradCAM("layer3")}, metrics, mean=CIFAR_MEAN, std=CIFAR_STD, classifier="model", control_images=8
+    )
+    images = cifar10(data, "test", 64)[0]
+    trainer(callbacks=[callback]).validate(classifier(model=network), loader(64, 16, images), verbose=False)
+    assert sum(forwards.sizes) / 64 == pytest.approx(23, abs=2)
 
 
 def test_maps_of_several_methods_fill_passes_together() -> None:
