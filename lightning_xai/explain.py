@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import overload
 
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lightning_xai.attribution import Attribution
 from lightning_xai.scores import resolve_targets
 from lightning_xai.trace import (
+    Calling,
     Capture,
     Trace,
     current_autocast,
@@ -31,6 +32,7 @@ def explain(
     *,
     attributions: Attribution,
     score: Score | None = None,
+    calling: Calling | None = None,
     create_graph: bool = False,
 ) -> Tensor: ...
 
@@ -43,6 +45,7 @@ def explain(
     *,
     attributions: Mapping[str, Attribution],
     score: Score | None = None,
+    calling: Calling | None = None,
     create_graph: bool = False,
 ) -> dict[str, Tensor]: ...
 
@@ -54,6 +57,7 @@ def explain(
     *,
     attributions: Attribution | Mapping[str, Attribution],
     score: Score | None = None,
+    calling: Calling | None = None,
     create_graph: bool = False,
 ) -> Tensor | dict[str, Tensor]:
     """Maps that show what a classifier looked at, from one forward pass for all methods.
@@ -69,6 +73,10 @@ def explain(
             such as `second_best`.
         attributions: One method, or a dict of named methods.
         score: The number that is explained, for every method; None leaves each method its own.
+        calling: What else the model is given, and where the logits are in what it gives:
+            ``Calling((meta_data,), logits_of=lambda output: output["main"])``, say. Outputs with ``logits``, and the
+            first (N,K) tensor of a tuple or dict, are understood without it. Its context takes the place of the
+            autocast that is on.
         create_graph: Whether the maps can be differentiated, with respect to the parameters and to images that
             require gradients, so that one can be put in a loss. The model is in evaluation mode here too. Not for the
             LRP family and DeepLIFT, which refuse.
@@ -95,12 +103,13 @@ def explain(
     methods = named_attributions({"map": attributions} if isinstance(attributions, Attribution) else attributions)
     if score is not None:
         methods = {name: method.with_score(score) for name, method in methods.items()}
+    calling = replace(Calling() if calling is None else calling, context=current_autocast(images.device))
     automatic = None
     if any(layer is None for method in methods.values() for layer in method.layers()):
-        automatic = last_spatial_layer(model, images)
+        automatic = last_spatial_layer(model, images, calling)
     capture = capture_for(model, methods.values(), automatic)
-    capture = dataclasses.replace(capture, create_graph=create_graph)
-    trace = run(model, images, capture, current_autocast(images.device))
+    capture = replace(capture, create_graph=create_graph)
+    trace = run(model, images, capture, calling)
     if not trace.logits.isfinite().all():
         wrong = _not_finite(trace.logits)
         raise ValueError(f"`model` expected to give finite logits, got NaN or infinity for images {wrong}.")

@@ -64,3 +64,6 @@ layer with a spatial output."""
 
 ForwardContext: TypeAlias = Callable[[], AbstractContextManager[Any]]
 """Makes the context in which a model is to be run, such as a precision plugin's autocast."""
+
+LogitsOf: TypeAlias = Callable[[Any], Tensor | None]
+"""Finds the logits (N,K) in what a classifier gives; None where there are none."""

@@ -296,7 +296,7 @@ class SmoothGradCAMPlusPlus(ScoredAttribution, LayerMaps):
         activations = [at_least_float32(trace.activation(layer)) for layer in layers]
         sums = [torch.zeros_like(one)[:, None].expand(-1, 3, -1, -1, -1) for one in activations]
         for of, noisy in self._noisy_images(trace):
-            gradients = self._gradients(trace.rerun(noisy), targets[of])
+            gradients = self._gradients(trace.rerun(noisy, rows=of), targets[of])
             for i, g in enumerate(gradients):
                 sums[i] = sums[i].index_add(0, of, torch.stack([g, g**2, g**3], dim=1))
         pairs = zip(activations, sums, strict=True)

@@ -91,7 +91,7 @@ class DeepLIFT(ScoredAttribution):
         baseline = baseline_images(images, self.baseline, self.mean, self.std)
         logits = at_least_float32(trace.logits.detach())
         slopes = torch.func.grad(lambda values: self.score(values, targets).sum())(logits)
-        both = trace.rerun(torch.cat([images, baseline]), Secants())
+        both = trace.rerun(torch.cat([images, baseline]), Secants(), rows=torch.arange(len(images)).repeat(2))
         multipliers = both.propagate(torch.cat([slopes, torch.zeros_like(slopes)]))[: len(images)]
         return channel_sum(multipliers * (images - baseline))
 

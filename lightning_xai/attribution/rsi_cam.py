@@ -227,7 +227,7 @@ class RSIGradCAM(ScoredAttribution, LayerMaps):
             of, shares = rows % n, (rows // n).to(images.dtype) / self.n_steps
             chunk = torch.lerp(baseline[of], images[of], shares[:, None, None, None])
             # no name for the trace, which would keep its graph while the next one is made
-            yield of, self._points(trace.rerun(chunk.to(trace.images.dtype)), targets[of])
+            yield of, self._points(trace.rerun(chunk.to(trace.images.dtype), rows=of), targets[of])
         yield torch.arange(n, device=images.device), self._points(trace, targets)
 
     def _points(self, trace: Trace, targets: Tensor) -> list[Tensor]:

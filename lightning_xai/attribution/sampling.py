@@ -39,7 +39,8 @@ def mean_gradient(
     for rows in torch.arange(len(weights) * n, device=total.device).split(batch_size or n):
         steps, of = rows // n, rows % n
         # one expression: a name for the trace would keep its graph while the next one is made
-        gradients = trace.rerun(samples(steps, of).to(trace.images.dtype)).image_gradient(score, targets[of])
+        images = samples(steps, of).to(trace.images.dtype)
+        gradients = trace.rerun(images, rows=of).image_gradient(score, targets[of])
         total = total.index_add(0, of, gradients * weights.to(total)[steps, None, None, None])
     return total
 

@@ -20,7 +20,7 @@ from lightning_xai.callbacks.processes import own_passes, require_no_tensor_para
 from lightning_xai.explain import capture_for, named_attributions
 from lightning_xai.metrics import Boxes
 from lightning_xai.scores import log_softmax
-from lightning_xai.trace import Capture, Trace, name_of, plain_tensors, run
+from lightning_xai.trace import Calling, Capture, Trace, name_of, plain_tensors, run
 from lightning_xai.types import OneLayer, Score
 
 
@@ -163,7 +163,7 @@ class ListeningCallback(LightningCallback):
         if self._failure is not None:
             return
         capture = self.capture if self.finder.known and self.wants(trainer, dataloader_idx) else None
-        self.listener.start(pl_module, capture, trainer.precision_plugin.forward_context)
+        self.listener.start(pl_module, capture, Calling(context=trainer.precision_plugin.forward_context))
 
     on_test_batch_start = on_validation_batch_start
 
@@ -230,8 +230,9 @@ class ListeningCallback(LightningCallback):
             rank_zero_info(f"The classifier that is explained: {told}. `classifier=` names another module.")
 
     def _own_trace(self, trainer: pl.Trainer, images: Tensor, step: HeardStep) -> Trace:
+        calling = Calling(context=trainer.precision_plugin.forward_context)
         if step.observer is not None:  # nobody could have listened yet; the step may have changed the batch's images
-            given = step.images_of(self.model)
+            given, calling = step.images_of(self.model), step.observer.calling_of(self.model)
             images = images if given is None or len(given) != len(images) else given
         else:
             self.say_once(
@@ -244,7 +245,7 @@ class ListeningCallback(LightningCallback):
                 "`unpack` expected to give images as the classifier gets them, since it is run on them, got "
                 f"{images.dtype}. Do what the step does: `unpack=lambda batch: (batch[0] / 255, batch[1])`, say."
             )
-        return run(self.model, images, self.capture(), trainer.precision_plugin.forward_context)
+        return run(self.model, images, self.capture(), calling)
 
     def _begin(self) -> None:
         self._failure = None

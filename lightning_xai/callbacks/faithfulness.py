@@ -24,7 +24,7 @@ from lightning_xai.log_keys import LogKey
 from lightning_xai.metrics import Batch, Boxes, ExplanationMetric, Setting
 from lightning_xai.scores import centered, log_softmax, resolve_targets
 from lightning_xai.trace import Capture, Trace, plain_tensors, run
-from lightning_xai.types import ForwardContext, Score, Targets
+from lightning_xai.types import Score, Targets
 
 _DEAR = 1 / 3
 """Share of the time of a validation from which on it is told."""
@@ -156,7 +156,7 @@ class Faithfulness(ExplainingCallback):
         with_controls = tally.with_controls(len(finite)) if self.controls else len(finite)
         names = [name for name in self.attributions if with_controls or name not in self.controls]
         rows = finite.nonzero()[:, 0]
-        batch = self._batch(trace, labels, boxes, names, trainer.precision_plugin.forward_context)
+        batch = self._batch(trace, labels, boxes, names)
         self._measure(batch.take(rows[rows < with_controls]), tally)
         if with_controls < len(finite):
             tally.leave_controls(self.controls)
@@ -205,12 +205,10 @@ class Faithfulness(ExplainingCallback):
     on_test_epoch_start = on_validation_epoch_start
     on_test_epoch_end = on_validation_epoch_end
 
-    def _batch(
-        self, trace: Trace, labels: Tensor | None, boxes: Boxes | None, names: Sequence[str], context: ForwardContext
-    ) -> Batch:
+    def _batch(self, trace: Trace, labels: Tensor | None, boxes: Boxes | None, names: Sequence[str]) -> Batch:
         targets = resolve_targets(self.targets, trace.logits, labels)
         maps = attribute(trace, targets, {name: self.attributions[name] for name in names})
-        classifier = _Asked(trace, self.capture(), context, self.attributions, targets)
+        classifier = _Asked(trace, self.capture(), self.attributions, targets)
         rows = torch.arange(len(trace.images), device=trace.images.device)
         return Batch(trace.images, trace.logits, targets, maps, classifier, self.setting, rows, labels, boxes)
 
@@ -268,7 +266,6 @@ class _Asked:
 
     trace: Trace
     capture: Capture
-    context: ForwardContext
     methods: Mapping[str, Attribution]
     targets: Tensor
 
@@ -304,7 +301,7 @@ class _Asked:
         methods = {name: self.methods[name] for name in names}
         if model is None:
             return attribute(self.trace.rerun(images, noise_source=noise_source), targets, methods)
-        return attribute(run(model, images, self._capture_of(model), self.context), targets, methods)
+        return attribute(run(model, images, self._capture_of(model), self.trace.calling(len(images))), targets, methods)
 
     def image_gradients(self, *, guided_rule: bool) -> Tensor:
         return self.trace.image_gradient(centered, self.targets, rectifiers="relu" if guided_rule else None)

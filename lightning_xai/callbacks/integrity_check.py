@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from lightning_xai.callbacks.integrity_finding import DRAWN, Finding, origin_of_shift
 from lightning_xai.integrity import Fingerprint, Inspection, Threshold, for_model, inspect_model
-from lightning_xai.types import ForwardContext, OneLayer
+from lightning_xai.trace import Calling
+from lightning_xai.types import OneLayer
 
 
 @dataclass
@@ -26,11 +27,10 @@ class IntegrityCheck:
 
     Example:
         >>> import torch
-        >>> from contextlib import nullcontext
         >>> model = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 2, bias=False))
         >>> model[3].weight.data = torch.tensor([[40.0, -30.0], [-30.0, 40.0]])
         >>> images = torch.rand(8, 2, 4, 4, generator=torch.Generator().manual_seed(0))
-        >>> print(IntegrityCheck().look(model, images, "0", 100, nullcontext).verdict)
+        >>> print(IntegrityCheck().look(model, images, "0", 100, Calling()).verdict)
         no sign of a logit shift
     """
 
@@ -40,7 +40,7 @@ class IntegrityCheck:
     _fingerprint: Fingerprint | None = field(default=None, init=False)
     _origin: tuple[Inspection | None, Tensor] | None = field(default=None, init=False)
 
-    def look(self, model: nn.Module, probes: Tensor, layer: OneLayer, step: int, context: ForwardContext) -> Finding:
+    def look(self, model: nn.Module, probes: Tensor, layer: OneLayer, step: int, calling: Calling) -> Finding:
         """Check the classifier as it is now.
 
         Args:
@@ -48,7 +48,7 @@ class IntegrityCheck:
             probes: Images (N,C,H,W), on any device.
             layer: The explained layer.
             step: Number of optimizer steps that the model has made.
-            context: Context to run it in.
+            calling: What else it is given, where its logits are, and the context it runs in.
 
         Returns:
             The finding.
@@ -62,15 +62,15 @@ class IntegrityCheck:
             layer=layer,
             image_level=self.image_level,
             threshold=self.threshold,
-            context=context,
+            calling=calling,
         )
         if self.reference is None:
             return Finding(step, inspection)
-        self._fingerprint = self._fingerprint or self._trusted(probes, inspection.layer, context)
-        return Finding(step, inspection, self._fingerprint.compare(model, probes, layer=layer, context=context))
+        self._fingerprint = self._fingerprint or self._trusted(probes, inspection.layer, calling)
+        return Finding(step, inspection, self._fingerprint.compare(model, probes, layer=layer, calling=calling))
 
     def traced_back(
-        self, model: nn.Module, probes: Tensor, finding: Finding, context: ForwardContext
+        self, model: nn.Module, probes: Tensor, finding: Finding, calling: Calling
     ) -> tuple[Finding, Tensor]:
         """Where the shift of a flagged model comes from.
 
@@ -78,21 +78,21 @@ class IntegrityCheck:
             model: The classifier.
             probes: Images (N,C,H,W), on any device.
             finding: What flagged it.
-            context: Context to run it in.
+            calling: What else it is given, where its logits are, and the context it runs in.
 
         Returns:
             The finding with the origin, and a few probes to draw, (n,C,H,W), as the model takes them.
         """
         images = for_model(model, probes)
         if self._origin is None:
-            self._origin = origin_of_shift(model, images, finding, context)
+            self._origin = origin_of_shift(model, images, finding, calling)
         origin, rows = self._origin
         return replace(finding, origin=origin), images[rows[:DRAWN]]
 
-    def _trusted(self, probes: Tensor, layer: str, context: ForwardContext) -> Fingerprint:
+    def _trusted(self, probes: Tensor, layer: str, calling: Calling) -> Fingerprint:
         if isinstance(self.reference, Fingerprint):
             return self.reference
         if not isinstance(self.reference, nn.Module):
             return Fingerprint.load(self.reference)  # type: ignore[arg-type]  # a path: there is a reference
         named = layer in dict(self.reference.named_modules())
-        return Fingerprint.of(self.reference, probes, layer=layer if named else None, context=context)
+        return Fingerprint.of(self.reference, probes, layer=layer if named else None, calling=calling)

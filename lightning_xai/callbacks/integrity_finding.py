@@ -13,8 +13,8 @@ from lightning_xai.baselines import to_pixels
 from lightning_xai.explain import attribute, capture_for
 from lightning_xai.integrity import Digest, Inspection, ModelComparison, Verdict, locate_shift
 from lightning_xai.scores import centered, log_softmax, pre_softmax, predicted
-from lightning_xai.trace import predict, run
-from lightning_xai.types import ForwardContext, OneLayer
+from lightning_xai.trace import Calling, predict, run
+from lightning_xai.types import OneLayer
 from lightning_xai.visualization import Panel, overlay
 
 LOCATED_WITH = 8
@@ -121,7 +121,7 @@ def changed_since(saved: dict[str, Any], model: nn.Module, finding: Finding) -> 
 
 
 def origin_of_shift(
-    model: nn.Module, images: Tensor, finding: Finding, context: ForwardContext
+    model: nn.Module, images: Tensor, finding: Finding, calling: Calling
 ) -> tuple[Inspection | None, Tensor]:
     """Where a shift comes from, and the probes that were asked: one of each predicted class first.
 
@@ -129,13 +129,13 @@ def origin_of_shift(
         model: The classifier.
         images: Probes (N,C,H,W).
         finding: The check that flagged the model.
-        context: Context to run the model in.
+        calling: What else the model is given, where its logits are, and the context it runs in.
 
     Returns:
         The check at the last layer that shows the shift, None where none does; rows of the probes, (n,).
     """
-    rows = _of_many_classes(predicted(predict(model, images, context)))[:LOCATED_WITH]
-    return locate_shift(model, images[rows], threshold=finding.inspection.threshold, context=context), rows
+    rows = _of_many_classes(predicted(predict(model, images, calling)))[:LOCATED_WITH]
+    return locate_shift(model, images[rows], threshold=finding.inspection.threshold, calling=calling), rows
 
 
 def _of_many_classes(classes: Tensor) -> Tensor:
@@ -149,7 +149,7 @@ def picture(
     images: Tensor,
     layer: OneLayer,
     finding: Finding,
-    context: ForwardContext,
+    calling: Calling,
     standard: tuple[Sequence[float], Sequence[float]] | None,
 ) -> Panel:
     """Maps of the raw logit and of the centred score side by side, with what was found.
@@ -159,7 +159,7 @@ def picture(
         images: Probes (N,C,H,W), C = 1 or 3; all are drawn.
         layer: The explained layer.
         finding: The check that flagged the model.
-        context: Context to run the model in.
+        calling: What else the model is given, where its logits are, and the context it runs in.
         standard: Mean and deviation by which the images were standardised; None to draw them between the extremes of
             each channel.
 
@@ -171,7 +171,7 @@ def picture(
         for name, method in (("Grad-CAM", GradCAM), ("HiResCAM", HiResCAM))
         for score_name, score in (("raw logit", pre_softmax), ("centred", centered))
     }
-    trace = run(model, images, capture_for(model, methods.values()), context)
+    trace = run(model, images, capture_for(model, methods.values()), calling)
     classes = predicted(trace.logits)
     pixels = to_pixels(images, *(_between_extremes(images) if standard is None else standard))
     words = [str(finding.verdict), f"{finding.place.layer} {finding.place.position}"]

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from lightning_xai.callbacks.classifier import ClassifierFinder
-from lightning_xai.trace import Capture, Listener, Observer, Trace
-from lightning_xai.types import ForwardContext
+from lightning_xai.trace import Calling, Capture, Listener, Observer, Trace
 
 
 @dataclass(frozen=True)
@@ -67,20 +65,20 @@ class StepListener:
         self._step = HeardStep()
 
     def start(
-        self, pl_module: nn.Module, capture: Callable[[], Capture] | None, context: ForwardContext = nullcontext
+        self, pl_module: nn.Module, capture: Callable[[], Capture] | None, calling: Calling | None = None
     ) -> None:
         """Begin with a step.
 
         Args:
             pl_module: Whose step it is.
             capture: Says what the classifier's pass must keep; None where nobody wants to hear it.
-            context: Context in which later passes of the same trace run.
+            calling: Where the logits are, and the context in which later passes of the same trace run.
         """
         self.stop()
         if not self.finder.known:
-            self._step = HeardStep(observer=Observer(pl_module).__enter__())
+            self._step = HeardStep(observer=Observer(pl_module, calling).__enter__())
         elif capture is not None:
-            self._step = HeardStep(listener=Listener(self.finder.model, capture(), context).__enter__())
+            self._step = HeardStep(listener=Listener(self.finder.model, capture(), calling).__enter__())
 
     def stop(self) -> HeardStep:
         """End with the step, also in the middle of it.

@@ -23,7 +23,7 @@ from lightning_xai.callbacks.processes import own_passes
 from lightning_xai.integrity import Digest, Fingerprint, OneClassError, Threshold, Verdict, for_model
 from lightning_xai.log_keys import LogKey
 from lightning_xai.metrics import Boxes
-from lightning_xai.trace import Observer, Trace, evaluation_mode, is_image_batch, own_pass
+from lightning_xai.trace import Calling, Observer, Trace, evaluation_mode, is_image_batch, own_pass
 from lightning_xai.types import OneLayer, Tokens
 
 
@@ -278,8 +278,9 @@ class ModelIntegrity(ListeningCallback):
     def _look(self, trainer: pl.Trainer) -> Finding:
         if self._failure is not None:
             raise self._failure
-        context, probes = trainer.precision_plugin.forward_context, torch.cat(self._run.probes.images)
-        return self._run.check.look(self.model, probes, self.finder.layer(self.layer), trainer.global_step, context)
+        calling = Calling(context=trainer.precision_plugin.forward_context)
+        probes = torch.cat(self._run.probes.images)
+        return self._run.check.look(self.model, probes, self.finder.layer(self.layer), trainer.global_step, calling)
 
     def _take(self, trainer: pl.Trainer, finding: Finding) -> None:
         """Keep a finding, and say what is to be said of it."""
@@ -299,10 +300,11 @@ class ModelIntegrity(ListeningCallback):
 
     def _locate(self, trainer: pl.Trainer, finding: Finding) -> Finding:
         """The finding with the origin of the shift, and its picture with the loggers."""
-        context, probes = trainer.precision_plugin.forward_context, torch.cat(self._run.probes.images)
-        finding, shown = self._run.check.traced_back(self.model, probes, finding, context)
+        calling = Calling(context=trainer.precision_plugin.forward_context)
+        probes = torch.cat(self._run.probes.images)
+        finding, shown = self._run.check.traced_back(self.model, probes, finding, calling)
         if trainer.loggers:
-            panel = picture(self.model, shown, self.finder.layer(self.layer), finding, context, self.standard)
+            panel = picture(self.model, shown, self.finder.layer(self.layer), finding, calling, self.standard)
             log_panel(trainer.loggers, str(LogKey(stage_of(trainer), self.name)), panel, trainer.global_step)
         return finding
 

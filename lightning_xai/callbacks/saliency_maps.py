@@ -22,7 +22,7 @@ from lightning_xai.explain import attribute
 from lightning_xai.log_keys import LogKey
 from lightning_xai.metrics import Boxes, average_drop, masked_scores
 from lightning_xai.scores import log_softmax, predicted, resolve_targets
-from lightning_xai.trace import Capture, Trace, run
+from lightning_xai.trace import Calling, Capture, Trace, run
 from lightning_xai.types import Score, Targets
 from lightning_xai.visualization import Panel, overlay
 
@@ -187,7 +187,8 @@ class SaliencyMaps(ExplainingCallback):
         return self._followed.setdefault((stage_of(trainer), dataloader_idx), _Followed(Probes(self.n_images)))
 
     def _panel(self, trainer: pl.Trainer, images: Tensor, labels: Tensor | None) -> Panel:
-        trace = run(self.model, images, self.full_capture(), trainer.precision_plugin.forward_context)
+        calling = Calling(context=trainer.precision_plugin.forward_context)
+        trace = run(self.model, images, self.full_capture(), calling)
         targets = resolve_targets(self.targets, trace.logits, labels)
         found = predicted(trace.logits)
         pixels = self._pixels(images)

@@ -18,8 +18,8 @@ from lightning_xai.integrity.heads import check_logits
 from lightning_xai.integrity.inspection import mean_logit
 from lightning_xai.integrity.measures import class_weighted_maps
 from lightning_xai.scores import at_least_float32, centered, pre_softmax
-from lightning_xai.trace import Capture, Trace, find_layer, last_spatial_layer, run
-from lightning_xai.types import ForwardContext, OneLayer, Score
+from lightning_xai.trace import Calling, Capture, Trace, find_layer, last_spatial_layer, run
+from lightning_xai.types import OneLayer, Score
 
 SKETCH = 128
 """Numbers kept of each gradient; distances between sketches are those of the gradients to about 10 %."""
@@ -55,7 +55,7 @@ class Evidence:
 
 
 def traced(
-    model: nn.Module, images: Tensor, layer: OneLayer, methods: Mapping[str, Attribution], context: ForwardContext
+    model: nn.Module, images: Tensor, layer: OneLayer, methods: Mapping[str, Attribution], calling: Calling | None
 ) -> tuple[nn.Module, Trace]:
     """One pass of the probes, in the dtype and on the device of the model.
 
@@ -64,7 +64,7 @@ def traced(
         images: Probe images (N,C,H,W).
         layer: The explained layer; None for the last with a spatial output.
         methods: Whose captures the pass makes too.
-        context: Context to run the model in.
+        calling: What else the model is given, where its logits are, and the context it runs in.
 
     Returns:
         The explained layer, under which the trace has it, and the trace.
@@ -73,9 +73,9 @@ def traced(
         ValueError: If a layer does not exist, the logits are not finite, or there is one only.
     """
     images = for_model(model, images)
-    module = last_spatial_layer(model, images, context) if layer is None else find_layer(model, layer)
+    module = last_spatial_layer(model, images, calling) if layer is None else find_layer(model, layer)
     capture = Capture({module: module}) | capture_for(model, methods.values(), module)
-    trace = run(model, images, capture, context)
+    trace = run(model, images, capture, calling)
     check_logits(trace.logits)
     return module, trace
 

@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,8 @@ from lightning_xai.integrity.comparison import ModelComparison, compare_evidence
 from lightning_xai.integrity.digest import Digest, digest_of_tensor, digest_of_tensors
 from lightning_xai.integrity.evidence import AT_LAYER, KINDS, Evidence, evidence_of, fault_of, traced
 from lightning_xai.scores import predicted
-from lightning_xai.trace import Trace, name_of
-from lightning_xai.types import ForwardContext, OneLayer
+from lightning_xai.trace import Calling, Trace, name_of
+from lightning_xai.types import OneLayer
 
 FORMAT = "lightning_xai fingerprint 2"
 
@@ -63,7 +62,7 @@ class Fingerprint:
         *,
         layer: OneLayer = None,
         attributions: Mapping[str, Attribution] | None = None,
-        context: ForwardContext = nullcontext,
+        calling: Calling | None = None,
     ) -> Fingerprint:
         """Take a model's fingerprint: one pass, three sweeps from the logits to the layer, and what the methods cost.
 
@@ -73,7 +72,7 @@ class Fingerprint:
             layer: Where maps are made: dotted name, module, or None for the last layer with a spatial output.
             attributions: Methods whose maps are compared beside Grad-CAM and HiResCAM at the layer; each needs a field
                 ``score``.
-            context: Context to run the model in, such as a precision plugin's autocast.
+            calling: What else the model is given, where its logits are, and the context it runs in.
 
         Returns:
             The fingerprint.
@@ -82,7 +81,7 @@ class Fingerprint:
             ValueError: If a layer does not exist, or a method has no ``score``.
         """
         methods = dict(attributions or {})
-        module, trace = traced(model, images, layer, methods, context)
+        module, trace = traced(model, images, layer, methods, calling)
         evidence = evidence_of(trace, module, predicted(trace.logits), methods)
         _, *shape = trace.activation(module).shape
         name = name_of(model, module)
@@ -95,7 +94,7 @@ class Fingerprint:
         *,
         layer: OneLayer = None,
         attributions: Mapping[str, Attribution] | None = None,
-        context: ForwardContext = nullcontext,
+        calling: Calling | None = None,
     ) -> ModelComparison:
         """Compare a model with the trusted one; costs as much as `of`.
 
@@ -105,7 +104,7 @@ class Fingerprint:
             layer: The explained layer where it has another name now. None for the one of the same name, maybe behind
                 a prefix such as that of a wrapper; where there is none such, for the last with a spatial output.
             attributions: The methods of the fingerprint, by the same names.
-            context: Context to run the model in.
+            calling: What else the model is given, where its logits are, and the context it runs in.
 
         Returns:
             The comparison, with a ``verdict``; it prints as a table.
@@ -116,7 +115,7 @@ class Fingerprint:
         methods = dict(attributions or {})
         self._check(images, methods)
         at = _likely_name(model, self.layer) if layer is None else layer
-        module, trace = traced(model, images, at, methods, context)
+        module, trace = traced(model, images, at, methods, calling)
         name = name_of(model, module)
         self._check_shapes(trace, module, name)
         found = evidence_of(trace, module, predicted(self.evidence.logits), methods)
@@ -221,7 +220,7 @@ def compare_models(
     layer: OneLayer = None,
     reference_layer: OneLayer = None,
     attributions: Mapping[str, Attribution] | None = None,
-    context: ForwardContext = nullcontext,
+    calling: Calling | None = None,
 ) -> ModelComparison:
     """Compare a model with a trusted one, such as that of an earlier checkpoint.
 
@@ -232,7 +231,7 @@ def compare_models(
         layer: Where maps are made: dotted name, module, or None for the name of the reference's.
         reference_layer: Where they are made in the reference; None for the last layer with a spatial output.
         attributions: Methods whose maps are compared too, for both models.
-        context: Context to run the models in, such as a precision plugin's autocast.
+        calling: What else the models are given, where their logits are, and the context they run in.
 
     Returns:
         The comparison, with a ``verdict``; it prints as a table.
@@ -247,8 +246,8 @@ def compare_models(
         >>> print(compare_models(model, model, torch.rand(8, 1, 6, 6)).verdict)
         unchanged
     """
-    fingerprint = Fingerprint.of(reference, images, layer=reference_layer, attributions=attributions, context=context)
-    return fingerprint.compare(model, images, layer=layer, attributions=attributions, context=context)
+    fingerprint = Fingerprint.of(reference, images, layer=reference_layer, attributions=attributions, calling=calling)
+    return fingerprint.compare(model, images, layer=layer, attributions=attributions, calling=calling)
 
 
 def _likely_name(model: nn.Module, layer: str) -> str | None:

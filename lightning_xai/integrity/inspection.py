@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -17,6 +16,7 @@ from lightning_xai.integrity.verdict import Threshold, Verdict
 from lightning_xai.ranks import rank_correlation
 from lightning_xai.scores import at_least_float32, centered, predicted, second_best
 from lightning_xai.trace import (
+    Calling,
     Capture,
     Trace,
     find_layer,
@@ -26,7 +26,7 @@ from lightning_xai.trace import (
     name_of,
     run,
 )
-from lightning_xai.types import ForwardContext, OneLayer, Score
+from lightning_xai.types import OneLayer, Score
 
 
 def mean_logit(logits: Tensor, targets: Tensor) -> Tensor:
@@ -132,7 +132,7 @@ def inspect_model(
     layer: OneLayer = None,
     image_level: bool = False,
     threshold: Threshold | None = None,
-    context: ForwardContext = nullcontext,
+    calling: Calling | None = None,
 ) -> Inspection:
     """Look for a logit shift in a classifier alone, without a reference.
 
@@ -157,7 +157,7 @@ def inspect_model(
         layer: Where maps are made: dotted name, module, or None for the last layer with a spatial output.
         image_level: Whether to measure the share at the image too.
         threshold: From which suspicion on to report; None for the uncalibrated default.
-        context: Context to run the model in, such as a precision plugin's autocast.
+        calling: What else the model is given, where its logits are, and the context it runs in.
 
     Returns:
         The result, with a ``verdict``; it prints as a table.
@@ -178,9 +178,9 @@ def inspect_model(
         logit shift
     """
     _check_images(images)
-    module = last_spatial_layer(model, images, context) if layer is None else find_layer(model, layer)
+    module = last_spatial_layer(model, images, calling) if layer is None else find_layer(model, layer)
     with last_affine_call(model) as call:
-        trace = run(model, images, Capture({layer: module}, image_gradient=image_level), context)
+        trace = run(model, images, Capture({layer: module}, image_gradient=image_level), calling)
     mean_row = None
     if call.module is not None and gives_logits(call, trace.logits):
         mean_row = mean_row_share(call.module.weight)

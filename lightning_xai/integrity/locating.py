@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 
 from torch import Tensor, nn
 
 from lightning_xai.integrity.inspection import Inspection, inspect_trace
 from lightning_xai.integrity.verdict import Threshold, Verdict
-from lightning_xai.trace import Capture, find_layer, run, spatial_layers
-from lightning_xai.types import ForwardContext
+from lightning_xai.trace import Calling, Capture, find_layer, run, spatial_layers
 
 
 def locate_shift(
@@ -19,7 +17,7 @@ def locate_shift(
     *,
     layers: Sequence[str] | None = None,
     threshold: Threshold | None = None,
-    context: ForwardContext = nullcontext,
+    calling: Calling | None = None,
 ) -> Inspection | None:
     """The last layer, in the order of the pass, at which a logit shift is seen; its ``position`` tells where in it.
 
@@ -33,7 +31,7 @@ def locate_shift(
         layers: Dotted names in the order of the pass; None for all with a spatial output, found by one pass of one
             image.
         threshold: From which suspicion on a shift is seen; None for the uncalibrated default.
-        context: Context to run the model in.
+        calling: What else the model is given, where its logits are, and the context it runs in.
 
     Returns:
         The check at that layer; None where no layer shows a shift.
@@ -49,8 +47,8 @@ def locate_shift(
         >>> locate_shift(model, torch.rand(8, 2, 4, 4)).layer
         '1'
     """
-    names = spatial_layers(model, images, context) if layers is None else list(layers)
-    trace = run(model, images, Capture({name: find_layer(model, name) for name in names}), context)
+    names = spatial_layers(model, images, calling) if layers is None else list(layers)
+    trace = run(model, images, Capture({name: find_layer(model, name) for name in names}), calling)
     for name in reversed(names):
         inspection = inspect_trace(trace, name, threshold=threshold)
         if inspection.verdict is Verdict.LOGIT_SHIFT:

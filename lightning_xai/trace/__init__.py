@@ -4,9 +4,11 @@ The only folder that registers hooks (on modules or autograd nodes), shadows ``f
 the grad mode. Whatever it changes it restores in ``finally``, so that the user's model is as before after any call.
 """
 
+from lightning_xai.trace.calling import IMAGES, Calling, images_in, is_image_batch, logits_of
+from lightning_xai.trace.capture import Capture
 from lightning_xai.trace.double_backward import DoubleBackward, require_differentiable_backward, running_statistics_kept
 from lightning_xai.trace.guided import guided
-from lightning_xai.trace.hooks import AffineCall, forward_hooks, is_image_batch, last_affine_call, tapped
+from lightning_xai.trace.hooks import AffineCall, forward_hooks, last_affine_call, tapped
 from lightning_xai.trace.interception import Call, Handler, Interception, intercepted, spellings
 from lightning_xai.trace.layers import Observer, find_layer, last_spatial_layer, name_of, spatial_layers
 from lightning_xai.trace.listener import Listener
@@ -21,11 +23,13 @@ from lightning_xai.trace.modes import (
 from lightning_xai.trace.points import pass_from_image, pass_from_layer, require_rectifiers_after
 from lightning_xai.trace.rectifiers import Rectifiers, check_rectifiers
 from lightning_xai.trace.sharding import has_tensor_parallelism, is_sharded, unsharded
-from lightning_xai.trace.trace import Capture, Trace, predict, run
+from lightning_xai.trace.trace import Trace, predict, run
 
 __all__ = [
+    "IMAGES",
     "AffineCall",
     "Call",
+    "Calling",
     "Capture",
     "DoubleBackward",
     "Handler",
@@ -43,11 +47,13 @@ __all__ = [
     "forward_hooks",
     "guided",
     "has_tensor_parallelism",
+    "images_in",
     "intercepted",
     "is_image_batch",
     "is_sharded",
     "last_affine_call",
     "last_spatial_layer",
+    "logits_of",
     "name_of",
     "own_pass",
     "pass_from_image",

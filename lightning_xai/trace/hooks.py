@@ -1,11 +1,14 @@
-"""Forward hooks, and another forward, inside a context: none after it."""
+"""Forward hooks inside a context: none after it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from functools import partial
+from threading import get_ident
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +16,6 @@ from torch.nn.modules import module as registries
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_xai.trace.modes import bystander
-
-Replacement: TypeAlias = Callable[[Callable[..., Any], Any, Any], Any]
-"""Stands in for a forward: ``(forward, args, kwargs) -> output``."""
 
 
 def hookable(model: nn.Module) -> list[nn.Module]:
@@ -31,36 +31,67 @@ def hookable(model: nn.Module) -> list[nn.Module]:
 
 
 _OURS: set[int] = set()  # hooks that know how we run a model
+_CHANGING: set[int] = set()  # hooks of others that were seen to change something; no two hooks have the same number
 
 
 @contextmanager
-def forward_hooks(modules: Iterable[nn.Module], hook: Callable[..., Any], *, before: bool = False) -> Iterator[None]:
-    """Forward hooks ``(module, args, kwargs, output)`` on the modules inside, none after.
+def forward_hooks(
+    modules: Iterable[nn.Module] | None, hook: Callable[..., Any], *, before: bool = False
+) -> Iterator[None]:
+    """Forward hooks ``(module, args, kwargs, output)`` inside, none after; for calls that this thread makes.
 
     Args:
-        modules: Where to hook.
+        modules: Where to hook. None for every module there is: these hooks are on no module, so that models can be
+            copied, pickled and scripted meanwhile.
         hook: The hook; a value it returns replaces the output.
-        before: Pre-hooks instead, ``(module, args, kwargs)``; a value they return replaces the arguments.
+        before: Pre-hooks instead, ``(module, args, kwargs)``; a value they return replaces the arguments. Of every
+            module they are ``(module, args)``.
     """
     handles: list[Any] = []
     try:
-        for module in modules:
-            register = module.register_forward_pre_hook if before else module.register_forward_hook
-            handles.append(register(hook, with_kwargs=True))
+        for register in _places(modules, before):
+            handles.append(register(_of_this_thread(hook)))
             _OURS.add(handles[-1].id)
         yield
     finally:
         for handle in handles:
             handle.remove()
+            registries._global_forward_hooks_with_kwargs.pop(handle.id, None)  # the handle forgets this one
             _OURS.discard(handle.id)
+
+
+def _places(modules: Iterable[nn.Module] | None, before: bool) -> list[Callable[..., Any]]:
+    if modules is None:
+        after = partial(registries.register_module_forward_hook, with_kwargs=True)
+        return [registries.register_module_forward_pre_hook if before else after]
+    return [
+        partial(one.register_forward_pre_hook if before else one.register_forward_hook, with_kwargs=True)
+        for one in modules
+    ]
+
+
+def _of_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """Another thread may use the model meanwhile: its passes are none of ours, nor are those that a compiler traces."""
+    thread = get_ident()
+
+    def ours(module: nn.Module, *values: Any) -> Any:
+        if torch.compiler.is_compiling() or get_ident() != thread:
+            return None
+        return hook(module, *values)
+
+    return ours
+
+
+_APART = ContextVar("lightning_xai_hooks_apart", default=False)
 
 
 @contextmanager
 def hooks_apart(model: nn.Module) -> Iterator[None]:
     """Forward hooks that are not ours see inside what they see without us: no graph, and no operation replaced.
 
-    They get copies without a graph. Only a hook that changes something, its output or a copy, takes part in the pass,
-    and is called once more for that. Hooks of torch itself (sharding, weights made anew) are part of the model.
+    They get copies without a graph. Only a hook that changes something, its output or a copy, takes part in passes: in
+    that where it is found out it is called once more for that. Hooks of torch itself (sharding, weights made anew) are
+    part of the model.
 
     Args:
         model: The model.
@@ -76,13 +107,17 @@ def hooks_apart(model: nn.Module) -> Iterator[None]:
     """
     everywhere = [registries._global_forward_pre_hooks, registries._global_forward_hooks]
     own = [one for module in hookable(model) for one in (module._forward_pre_hooks, module._forward_hooks)]
-    before = [(registry, dict(registry)) for registry in (*everywhere, *own) if registry]
+    # Where a pass in another thread, or one around this, set a hook apart already, it is the hook itself that comes
+    # back: the order in which passes end does not matter.
+    before = [(one, {key: _plain(hook) for key, hook in one.items()}) for one in (*everywhere, *own) if one]
+    token = _APART.set(True)
     try:
         for registry, hooks in before:
-            others = {key: hook for key, hook in hooks.items() if key not in _OURS and not _is_of_torch(hook)}
-            registry.update({key: _apart(hook) for key, hook in others.items()})
+            others = {key: hook for key, hook in hooks.items() if key not in _OURS | _CHANGING}
+            registry.update({key: _Apart(key, hook) for key, hook in others.items() if not _is_of_torch(hook)})
         yield
     finally:
+        _APART.reset(token)
         for registry, hooks in before:
             registry.update({key: hook for key, hook in hooks.items() if key in registry})  # one may remove itself
 
@@ -91,28 +126,29 @@ def _is_of_torch(hook: Callable[..., Any]) -> bool:
     return getattr(hook, "__module__", type(hook).__module__).startswith("torch.")
 
 
-def _apart(hook: Callable[..., Any]) -> Callable[..., Any]:
-    def watching(module: nn.Module, *values: Any) -> Any:
+@dataclass(frozen=True)
+class _Apart:
+    """A hook that watches passes of ours from outside, and takes part in all others."""
+
+    key: int
+    hook: Callable[..., Any]
+
+    def __call__(self, module: nn.Module, *values: Any) -> Any:
+        if not _APART.get() or self.key in _CHANGING:
+            return self.hook(module, *values)
         with bystander():
             copies = tree_map(lambda one: one.detach().clone() if isinstance(one, Tensor) else one, values)
             versions = [one._version for one in tree_leaves(copies) if isinstance(one, Tensor)]
-            changes = hook(module, *copies) is not None
+            changes = self.hook(module, *copies) is not None
             written = versions != [one._version for one in tree_leaves(copies) if isinstance(one, Tensor)]
-        return hook(module, *values) if changes or written else None
+        if not (changes or written):
+            return None
+        _CHANGING.add(self.key)
+        return self.hook(module, *values)
 
-    return watching
 
-
-def is_image_batch(value: object) -> bool:
-    """Whether a value looks like images (N,C,H,W) of a floating dtype.
-
-    Args:
-        value: Any argument of a forward.
-
-    Returns:
-        True if so.
-    """
-    return isinstance(value, Tensor) and value.ndim == 4 and value.is_floating_point()
+def _plain(hook: Callable[..., Any]) -> Callable[..., Any]:
+    return hook.hook if isinstance(hook, _Apart) else hook
 
 
 @contextmanager
@@ -180,54 +216,3 @@ def last_affine_call(model: nn.Module) -> Iterator[AffineCall]:
 
     with forward_hooks((one for one in model.modules() if isinstance(one, (nn.Linear, nn.Conv2d))), keep):
         yield call
-
-
-@dataclass
-class _StandIn:
-    """Called in place of a model's forward, which it hands on to what replaces it."""
-
-    forward: Callable[..., Any]
-    replacement: Replacement
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.replacement(self.forward, args, kwargs)
-
-
-def replacement_of(model: nn.Module) -> Replacement | None:
-    """What stands in for a model's forward now.
-
-    Args:
-        model: The model.
-
-    Returns:
-        The replacement; None where it is the model's own.
-    """
-    stands_in = model.__dict__.get("forward")
-    return stands_in.replacement if isinstance(stands_in, _StandIn) else None
-
-
-@contextmanager
-def replaced_forward(model: nn.Module, replacement: Replacement) -> Iterator[None]:
-    """Another function in place of a model's forward inside, on this object alone.
-
-    Args:
-        model: The model.
-        replacement: ``(forward, args, kwargs) -> output``, with the forward it stands in for.
-
-    Example:
-        >>> layer = nn.Identity()
-        >>> with replaced_forward(layer, lambda forward, args, kwargs: forward(*args, **kwargs) + 1):
-        ...     layer(torch.zeros(1))
-        tensor([1.])
-        >>> layer(torch.zeros(1))
-        tensor([0.])
-    """
-    before = model.__dict__.get("forward")  # a model may have a forward of its own already: another listener's, say
-    model.forward = _StandIn(model.forward, replacement)
-    try:
-        yield
-    finally:
-        if before is None:
-            del model.forward
-        else:
-            model.forward = before

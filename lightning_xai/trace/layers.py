@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from lightning_xai.trace.hooks import forward_hooks, hookable, is_image_batch
-from lightning_xai.trace.modes import bystander, eager, evaluation_mode, in_own_pass, own_pass, plain_tensors
+from lightning_xai.trace.calling import Calling, has_several, images_in, is_image_batch, logits_of
+from lightning_xai.trace.hooks import forward_hooks, hookable, hooks_apart
+from lightning_xai.trace.modes import GraphKept, borrowed, bystander, eager, in_own_pass, plain_tensors
 from lightning_xai.trace.tokens import Shapes
-from lightning_xai.types import ForwardContext, OneLayer, Tokens
+from lightning_xai.types import OneLayer, Tokens
 
 _T = TypeVar("_T")
 
@@ -67,7 +68,7 @@ def name_of(model: nn.Module, module: nn.Module) -> str:
     return next((name for name, one in model.named_modules() if one is module), type(module).__name__)
 
 
-def last_spatial_layer(model: nn.Module, images: Tensor, context: ForwardContext = nullcontext) -> nn.Module:
+def last_spatial_layer(model: nn.Module, images: Tensor, calling: Calling | None = None) -> nn.Module:
     """The last layer with a spatial output, found by one gradient-free pass of the first image.
 
     Transformers take one more pass of it with a backward pass: their last tokens may reach the logits through the class
@@ -76,7 +77,7 @@ def last_spatial_layer(model: nn.Module, images: Tensor, context: ForwardContext
     Args:
         model: The classifier.
         images: Images (N,C,H,W).
-        context: Context to run the model in.
+        calling: What else the model is given, where the logits are, and the context to run in; None for images alone.
 
     Returns:
         The module; a container counts when it is the last to finish, so that a ResNet gives ``layer4``.
@@ -90,39 +91,52 @@ def last_spatial_layer(model: nn.Module, images: Tensor, context: ForwardContext
         >>> last_spatial_layer(model, torch.zeros(1, 1, 8, 8))
         ReLU()
     """
-    with own_pass(), Observer(model) as observer, evaluation_mode(model), plain_tensors(), context():
-        model(images[:1].clone())  # which it may overwrite
+    calling = _for_the_first(images, calling)
+    with borrowed(model), Observer(model, calling) as observer, plain_tensors(), calling.context():
+        calling.logits(model, images[:1].clone())  # which it may overwrite
     return observer.last_spatial(model)
+
+
+def _for_the_first(images: Tensor, calling: Calling | None) -> Calling:
+    return (Calling() if calling is None else calling).of(torch.tensor([0]), len(images))
 
 
 @dataclass(frozen=True)
 class _Call:
-    """A module that took images (N,C,H,W) and gave something like logits (N,K)."""
+    """A module that took images (N,C,H,W) and gave something like logits (N,K), or something else."""
 
     module: nn.Module
     images: Tensor
-    logits: Tensor
+    logits: Tensor | None
+    calling: Calling
 
     def is_sigmoid_of(self, other: _Call) -> bool:
         """Whether these are the other's logits, turned into probabilities by a module around it."""
-        same_shape = self.logits.shape == other.logits.shape
-        return same_shape and torch.allclose(self.logits.float(), other.logits.float().sigmoid(), atol=1e-2)
+        if self.logits is None or other.logits is None or self.logits.shape != other.logits.shape:
+            return False
+        return torch.allclose(self.logits.float(), other.logits.float().sigmoid(), atol=1e-2)
 
 
 class Observer:
     """Context that watches which modules of a model take images, give logits, or give spatial outputs.
 
-    The passes themselves are unchanged.
+    The passes themselves are unchanged, and so are the modules.
 
     Args:
         model: The model to watch, with all its submodules.
+        calling: Where the logits are in the output of a classifier that the user names, and the context of later
+            passes; None for outputs that `logits_of` understands.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, calling: Calling | None = None) -> None:
         self._model = model
+        self._modules = set(model.modules())
+        self._calling = Calling() if calling is None else calling
         self._stack = ExitStack()
         self._own = False
-        self._images: Tensor | None = None
+        self._begun: list[tuple[int, nn.Module]] = []
+        self._count = 0
+        self._first: tuple[int, Tensor] | None = None
         self._calls: list[_Call] = []
         self._features: list[Tensor] = []
         self._outputs: list[tuple[nn.Module, torch.Size]] = []
@@ -130,7 +144,9 @@ class Observer:
     def __enter__(self) -> Observer:
         self._own = in_own_pass()  # made for a pass of our own: it watches that one; else it watches none of them
         self._stack.enter_context(eager())
-        modules = hookable(self._model)
+        # On no module, so that the step may copy or script what it likes. But what `torch.compile` wraps warns of that.
+        compiled = any(hasattr(module, "_orig_mod") for module in self._modules)
+        modules = hookable(self._model) if compiled else None
         self._stack.enter_context(forward_hooks(modules, self._begin, before=True))
         self._stack.enter_context(forward_hooks(modules, self._note))
         return self
@@ -144,7 +160,9 @@ class Observer:
         Raises:
             RuntimeError: If there is none, or several that do not contain one another.
         """
-        calls = [call for call in self._calls if not any(call.logits is one for one in self._features)]
+        channels = None if self._first is None else self._first[1].shape[1]
+        known = [call for call in self._calls if call.logits is not None and call.images.shape[1] == channels]
+        calls = [call for call in known if not any(call.logits is one for one in self._features)]
         found = list(dict.fromkeys(call.module for call in calls if not any(map(call.is_sigmoid_of, calls))))
         inner = {part for one in found for part in one.modules() if part is not one}
         outer = [one for one in found if one not in inner]
@@ -154,13 +172,17 @@ class Observer:
                 "Expected one module that takes images (N, C, H, W) and gives logits (N, K), not probabilities, in the "
                 f"validation step, found {names}. Name the right one, `classifier='model'` say."
             )
-        logits = next(call.logits for call in self._calls if call.module is outer[0])
+        logits = next(call.logits for call in calls if call.module is outer[0])
         # A wrapper that hands on what a module inside gave adds nothing but a prefix to the names of layers.
         return next(call.module for call in self._calls if call.logits is logits)
 
     def images_of(self, module: nn.Module) -> Tensor | None:
         """What the module was given in its first call as a classifier, (N,C,H,W); None if there was no such call."""
         return next((call.images for call in self._calls if call.module is module), None)
+
+    def calling_of(self, module: nn.Module) -> Calling:
+        """How a module was called then, with its other arguments; as a plain classifier if there was no such call."""
+        return next((call.calling for call in self._calls if call.module is module), self._calling)
 
     def last_spatial(self, model: nn.Module) -> nn.Module:
         """The submodule of ``model`` that was the last to give an output of more than one position.
@@ -172,7 +194,8 @@ class Observer:
             ValueError: If there is none, or the places of its tokens are not known.
             RuntimeError: If no images were seen.
         """
-        images = next((call.images for call in self._calls if call.module is model), self._images)
+        first = None if self._first is None else self._first[1]
+        images = next((call.images for call in self._calls if call.module is model), first)
         if images is None:
             raise RuntimeError("`layer=None` expected a pass of images (N, C, H, W) to find the layer in, saw none.")
         shapes, inside = Shapes(images), set(model.modules()) - {model}
@@ -181,7 +204,7 @@ class Observer:
         for module, shape in outputs:
             shapes.note(module, shape)
         if shapes.has_tokens:
-            return _last_with_patches(model, images)
+            return _last_with_patches(model, images, self.calling_of(model))
         found = [module for module, shape in _last_calls(outputs).items() if shapes.is_spatial(shape)]
         if not found:
             raise ValueError(
@@ -190,35 +213,57 @@ class Observer:
             )
         return found[-1]
 
-    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if in_own_pass() is not self._own:
-            return
-        # What the first module is given are images; a head that takes feature maps later is no classifier.
-        if self._images is None:
-            self._images = next((one for one in (*args, *kwargs.values()) if is_image_batch(one)), None)
+    def _begin(self, module: nn.Module, *arguments: Any) -> None:
+        if module in self._modules and in_own_pass() is self._own:
+            self._begun.append((self._count, module))
+            self._count += 1
 
     def _note(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> None:
-        if in_own_pass() is self._own and isinstance(output, Tensor):
+        if module in self._modules and in_own_pass() is self._own:
             with bystander():  # the pass may be one that a listener intercepts
-                self._note_output(module, args, kwargs, output)
+                self._note_images(self._place_of(module), images_in(args, kwargs))
+                if isinstance(output, Tensor):
+                    self._outputs.append((module, output.shape))
+                # A function that the user passes is for the classifier, which is not known yet; and of two classifiers
+                # side by side neither is the first.
+                logits = None if has_several(output) else logits_of(output)
+                self._note_call(module, args, kwargs, logits)
 
-    def _note_output(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-        self._outputs.append((module, output.shape))
-        if output.ndim != 2 or not output.is_floating_point() or _looks_like_probabilities(output):
-            return
-        tensors = [one for one in (*args, *kwargs.values()) if isinstance(one, Tensor)]
-        given = [one for one in tensors if one.shape[:1] == output.shape[:1]]
-        # What another module turns into another number of columns was no logits.
-        self._features += [one for one in given if one.ndim == 2 and one.shape[1] != output.shape[1]]
-        images = [one for one in given if is_image_batch(one) and self._like_the_first(one)]
-        if images:
-            self._calls.append(_Call(module, images[0], output))
+    def _place_of(self, module: nn.Module) -> int:
+        """When the call began that now ends; calls that were begun after it and never ended raised something."""
+        while self._begun:
+            place, begun = self._begun.pop()
+            if begun is module:
+                return place
+        return -1  # before anybody watched
 
-    def _like_the_first(self, images: Tensor) -> bool:
-        return self._images is not None and images.shape[1] == self._images.shape[1]
+    def _note_images(self, place: int, images: Tensor | None) -> None:
+        # What the first module is given are images; a head that takes feature maps later is no classifier.
+        if images is not None and (self._first is None or place < self._first[0]):
+            self._first = place, images
+
+    def _note_call(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], logits: Tensor | None
+    ) -> None:
+        images = images_in(args, kwargs)
+        if logits is not None and _looks_like_logits(logits):
+            tensors = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
+            given = [one for one in tensors if one.shape[:1] == logits.shape[:1]]
+            # What another module turns into another number of columns was no logits.
+            self._features += [one for one in given if one.ndim == 2 and one.shape[1] != logits.shape[1]]
+            images = next((one for one in given if is_image_batch(one)), images)
+        else:
+            logits = None
+        # Of calls that give something else those with the images are kept, one of which the user may name: not those
+        # with feature maps, which would fill the memory.
+        if images is not None and (logits is not None or self._is_first(images)):
+            self._calls.append(_Call(module, images, logits, self._calling.heard(args, kwargs, images)))
+
+    def _is_first(self, images: Tensor) -> bool:
+        return self._first is not None and images is self._first[1]
 
 
-def _last_with_patches(model: nn.Module, images: Tensor) -> nn.Module:
+def _last_with_patches(model: nn.Module, images: Tensor, calling: Calling) -> nn.Module:
     """The last layer through whose patches the logits of the first image depend on that image.
 
     Nothing follows from the last patches of a model that pools by its class token; their way out is the attention
@@ -232,10 +277,11 @@ def _last_with_patches(model: nn.Module, images: Tensor) -> nn.Module:
             shapes.note(module, output.shape)
             outputs.append((module, output))
 
-    with own_pass(), eager(), evaluation_mode(model), torch.inference_mode(False), torch.enable_grad():
+    calling = _for_the_first(images, calling)
+    with borrowed(model), eager(), torch.inference_mode(False), torch.enable_grad(), GraphKept(begun=True):
         image = images[:1].detach().clone().requires_grad_()
-        with forward_hooks(hookable(model), note):
-            results = tree_leaves(model(image.clone()))  # which it may overwrite
+        with forward_hooks(hookable(model), note), hooks_apart(model), calling.context():
+            results = [calling.logits(model, image.clone())]  # which it may overwrite
         spatial = {one: output for one, output in _last_calls(outputs).items() if _may_explain(one, output, shapes)}
         dependence = _dependence(results, list(spatial.values()))
     for module, gradient in reversed(list(zip(spatial, dependence, strict=True))):
@@ -274,20 +320,21 @@ def _dependence(results: list[Any], values: list[Tensor]) -> tuple[Tensor, ...]:
         return torch.autograd.grad(results, values, seeds, allow_unused=True, materialize_grads=True)
 
 
-def _looks_like_probabilities(output: Tensor) -> bool:
-    if output.shape[1] < 2:
+def _looks_like_logits(output: Tensor) -> bool:
+    """Whether these are numbers (N,K), not probabilities."""
+    if output.ndim != 2 or not output.is_floating_point():
         return False
     output = output.detach().float()
-    return bool((output >= 0).all() and ((output.sum(1) - 1).abs() < 1e-2).all())
+    return output.shape[1] < 2 or not bool((output >= 0).all() and ((output.sum(1) - 1).abs() < 1e-2).all())
 
 
-def spatial_layers(model: nn.Module, images: Tensor, context: ForwardContext = nullcontext) -> list[str]:
+def spatial_layers(model: nn.Module, images: Tensor, calling: Calling | None = None) -> list[str]:
     """The layers with a spatial output, in the order in which they finish, found by one gradient-free pass.
 
     Args:
         model: The classifier.
         images: Images (N,C,H,W), of which the first is passed.
-        context: Context to run the model in.
+        calling: As for `last_spatial_layer`.
 
     Returns:
         Dotted names of the modules that give (N,D,h,w) of more than one position.
@@ -306,6 +353,7 @@ def spatial_layers(model: nn.Module, images: Tensor, context: ForwardContext = n
             found.pop(names[module], None)  # a module that is used again counts where it finishes last
             found[names[module]] = None
 
-    with forward_hooks(names, note), own_pass(), evaluation_mode(model), plain_tensors(), context():
-        model(images[:1].clone())  # which it may overwrite
+    calling = _for_the_first(images, calling)
+    with forward_hooks(names, note), borrowed(model), plain_tensors(), calling.context():
+        calling.logits(model, images[:1].clone())  # which it may overwrite
     return list(found)

@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
-from typing import Any
+from contextlib import ExitStack
+from functools import wraps
+from threading import RLock, get_ident
+from types import MethodType
+from typing import Any, ClassVar
+from weakref import ref
 
+import torch
 from torch import nn
 
-from lightning_xai.trace.hooks import replaced_forward, replacement_of
-from lightning_xai.trace.modes import eager, in_own_pass
-from lightning_xai.trace.trace import Capture, Trace, recorded, require_python_forward
-from lightning_xai.types import ForwardContext
+from lightning_xai.trace.calling import Calling, images_in
+from lightning_xai.trace.capture import Capture
+from lightning_xai.trace.modes import alone_with, eager, in_own_pass
+from lightning_xai.trace.recording import recorded
+from lightning_xai.trace.trace import Trace, require_python_forward
 
 
 class Listener:
     """Context in which every gradient-free call of a model leaves a trace, and callers notice nothing.
 
     The model's ``forward`` is shadowed on the instance. The graph starts at the captured layer (before it the pass
-    is gradient-free) or at the image; the caller gets a detached copy of the logits. Calls made with gradients
-    enabled, without images or with other outputs than logits (N,K) pass unheard, and so do `run` and
+    is gradient-free) or at the image; the caller gets a detached copy of the output. Calls made with gradients
+    enabled, by other threads, without images or with no logits (N,K) in the output pass unheard, and so do `run` and
     `predict`. Several listeners to one model share each forward and its trace.
 
     Args:
         model: The classifier.
         capture: What to keep.
-        context: Context in which later passes of the same trace run (`Trace.rerun`).
+        calling: Where the logits are in the output, and the context in which later passes of the same trace run
+            (`Trace.rerun`); their other arguments are those that were heard.
 
     Attributes:
         traces: One for each call heard, in order.
@@ -44,60 +50,98 @@ class Listener:
         (1, torch.Size([3, 2]))
     """
 
-    def __init__(self, model: nn.Module, capture: Capture, context: ForwardContext = nullcontext) -> None:
+    def __init__(self, model: nn.Module, capture: Capture, calling: Calling | None = None) -> None:
         require_python_forward(model)
         self.traces: list[Trace] = []
         self.capture = capture
         self._model = model
-        self._context = context
-        self._hearing: _Hearing | None = None
+        self._calling = Calling() if calling is None else calling
+        self._stack = ExitStack()
 
     def __enter__(self) -> Listener:
-        self._hearing = _Hearing.of(self._model, self._context)
-        self._hearing.listeners.append(self)
+        self._stack.enter_context(eager())
+        _Hearing.enter(self._model, self, self._calling)
+        self._stack.callback(_Hearing.leave, self._model, self)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._hearing is not None:
-            self._hearing.leave(self)
-        self._hearing = None
+        self._stack.close()
 
 
 class _Hearing:
     """What stands in for a model's forward while anybody listens, and tells all listeners of each call.
 
-    Callbacks end in the order in which they began: their contexts overlap without nesting. So the last listener to
-    leave restores the forward.
+    Callbacks end in the order in which they began, and threads whenever they do: contexts overlap without nesting. So
+    there is one for each model, and the last listener to leave restores the forward.
     """
 
-    def __init__(self, model: nn.Module, context: ForwardContext) -> None:
-        self.listeners: list[Listener] = []
-        self._model = model
-        self._context = context
-        self._stack = ExitStack()
-        self._stack.enter_context(eager())
-        self._stack.enter_context(replaced_forward(model, self))
+    _LOCK = RLock()
+    _OF: ClassVar[dict[nn.Module, _Hearing]] = {}
+
+    def __init__(self, model: nn.Module) -> None:
+        self.listeners: list[tuple[int, Listener, Calling]] = []
+        self.own = model.__dict__.get("forward")  # a model may have a forward of its own, as DDP gives it one
+        model.forward = _stand_in(model, self)
 
     @classmethod
-    def of(cls, model: nn.Module, context: ForwardContext) -> _Hearing:
-        """The one that stands there already, or a new one."""
-        current = replacement_of(model)
-        return current if isinstance(current, cls) else cls(model, context)
+    def enter(cls, model: nn.Module, listener: Listener, calling: Calling) -> None:
+        """One listener more."""
+        with cls._LOCK:
+            hearing = cls._OF[model] if model in cls._OF else cls._OF.setdefault(model, cls(model))
+            hearing.listeners.append((get_ident(), listener, calling))
 
-    def leave(self, listener: Listener) -> None:
+    @classmethod
+    def leave(cls, model: nn.Module, listener: Listener) -> None:
         """One listener less."""
-        self.listeners.remove(listener)
-        if not self.listeners:
-            self._stack.close()
+        with cls._LOCK:
+            hearing = cls._OF[model]
+            hearing.listeners = [one for one in hearing.listeners if one[1] is not listener]
+            if not hearing.listeners:
+                del cls._OF[model]
+                hearing.give_back(model)
 
-    def __call__(self, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        if in_own_pass():
+    def give_back(self, model: nn.Module) -> None:
+        """The model has the forward that it had."""
+        if self.own is None:
+            model.__dict__.pop("forward", None)
+        else:
+            model.__dict__["forward"] = self.own
+
+    def hear(self, model: nn.Module, args: Any, kwargs: Any) -> Any:
+        """One call, of which listeners in this thread are told."""
+        forward = MethodType(type(model).forward, model) if self.own is None else self.own
+        mine = [(listener, calling) for thread, listener, calling in self.listeners if thread == get_ident()]
+        # Calls with gradients are somebody's training, and those without images or by a compiler no classification.
+        elsewhere = torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_grad_enabled()
+        images = None if elsewhere or not mine or in_own_pass() else images_in(args, kwargs)
+        if images is None:
             return forward(*args, **kwargs)
         capture = Capture()
-        for listener in self.listeners:
+        for listener, _ in mine:
             capture |= listener.capture
-        output, trace = recorded(self._model, forward, args, kwargs, capture, self._context)
-        if trace is not None:
-            for listener in self.listeners:
+        with alone_with(model):
+            output, recording = recorded(model, forward, args, kwargs, images, capture, mine[0][1])
+        if recording.logits is not None:
+            trace = Trace(recording, recording.logits)
+            for listener, _ in mine:
                 listener.traces.append(trace)
         return output
+
+
+def _stand_in(model: nn.Module, hearing: _Hearing) -> MethodType:
+    """A bound method in place of a model's forward.
+
+    It is a method, and is called as the forward is, so that whoever copies, pickles, scripts or exports the model finds
+    what was there before: pickle looks a method up by its name and finds the class's own, deepcopy binds it to the
+    copy, where it steps aside at the first call, and `inspect` and scripting look at the function that it wraps.
+    """
+    own, heard = model.forward, ref(model)
+
+    @wraps(getattr(own, "__func__", own))
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if self is heard():
+            return hearing.hear(self, args, kwargs)
+        hearing.give_back(self)
+        return self.forward(*args, **kwargs)
+
+    return MethodType(forward, model)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import partial
+from threading import RLock
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
+from lightning_xai.trace.attributes import attributes_restored
 from lightning_xai.types import ForwardContext
 
 
@@ -31,7 +35,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
         >>> layer.training
         True
     """
-    with _switched_off(module for module in model.modules() if module.training):
+    with _switched_off(module for module in model.modules() if module.training or module in _IN_EVALUATION):
         yield
 
 
@@ -43,20 +47,32 @@ def batch_norm_evaluation(model: nn.Module) -> Iterator[None]:
         model: The model.
     """
     kinds = nn.modules.batchnorm._BatchNorm
-    with _switched_off(module for module in model.modules() if isinstance(module, kinds) and module.training):
+    found = (module for module in model.modules() if isinstance(module, kinds))
+    with _switched_off(module for module in found if module.training or module in _IN_EVALUATION):
         yield
+
+
+_LOCK = RLock()
+_IN_EVALUATION: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # how many contexts switched each module off
 
 
 @contextmanager
 def _switched_off(training: Iterable[nn.Module]) -> Iterator[None]:
-    modules = list(training)
-    try:
+    # Contexts of several threads may overlap on a module that two models share: the last one switches it on again.
+    with _LOCK:
+        modules = list(training)
         for module in modules:
+            _IN_EVALUATION[module] = _IN_EVALUATION.get(module, 0) + 1
             module.training = False
+    try:
         yield
     finally:
-        for module in modules:
-            module.training = True
+        with _LOCK:
+            for module in modules:
+                _IN_EVALUATION[module] -= 1
+                if _IN_EVALUATION[module] == 0:
+                    del _IN_EVALUATION[module]
+                    module.training = True
 
 
 @contextmanager
@@ -104,11 +120,6 @@ def plain_tensors() -> Iterator[None]:
     """
     with torch.inference_mode(False), torch.no_grad():
         yield
-
-
-def differentiable_attention() -> AbstractContextManager[Any]:
-    """Attention by plain operations inside: the fused kernels have a first derivative only."""
-    return sdpa_kernel(SDPBackend.MATH)
 
 
 def current_autocast(device: torch.device) -> ForwardContext:
@@ -169,26 +180,108 @@ def is_bystander() -> bool:
     return _BYSTANDER.get()
 
 
-class _Stance:
-    """How many contexts want compiled code to run eagerly, and what restores the stance after the last of them."""
+class _Shared:
+    """A state of the whole process that several contexts want at once: the first sets it, the last restores it.
 
-    users = 0
-    restore = ExitStack()
+    Callbacks end in the order in which they began, and threads whenever they do: such contexts overlap without nesting.
+    If each restored what it had found, that of another would stay behind for ever.
+
+    Args:
+        make: Makes the context that sets and restores the state.
+    """
+
+    def __init__(self, make: Callable[[], AbstractContextManager[Any]]) -> None:
+        self._make = make
+        self._users = 0
+        self._restore = ExitStack()
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        with _LOCK:
+            if self._users == 0:
+                self._restore.enter_context(self._make())
+            self._users += 1
+        try:
+            yield
+        finally:
+            with _LOCK:
+                self._users -= 1
+                if self._users == 0:
+                    self._restore.close()
+
+
+def _force_eager() -> AbstractContextManager[Any]:
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and importing it is slow
+        return nullcontext()
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
+
+
+eager = _Shared(_force_eager)
+"""Compiled code runs eagerly inside, where it would not see hooks that are added after compilation."""
+
+differentiable_attention = _Shared(partial(sdpa_kernel, SDPBackend.MATH))
+"""Attention by plain operations inside: the fused kernels have a first derivative only."""
+
+
+class GraphKept(TorchFunctionMode):
+    """Inside, a model's own ``torch.no_grad()`` does not cut the graph, once that has begun.
+
+    A backbone that a model runs without gradients, because it is frozen, is explained as any other. The grad mode
+    is set through a torch function, which a function mode sees; before the graph begins, or where something only
+    watches, it does as it says. ``torch.inference_mode()`` can't be undone so.
+
+    Args:
+        begun: Whether the graph starts at the image; else `begin` is called where it starts.
+
+    Example:
+        >>> x = torch.ones(1, requires_grad=True)
+        >>> with GraphKept(begun=True), torch.no_grad():
+        ...     y = 2 * x
+        >>> y.requires_grad
+        True
+    """
+
+    def __init__(self, begun: bool) -> None:
+        super().__init__()
+        self._begun = begun
+
+    def begin(self) -> None:
+        """From here on there is a graph, to the end of the pass."""
+        self._begun = True
+        torch.set_grad_enabled(True)
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        ends = function is torch._C._set_grad_enabled and not args[0]
+        if ends and self._begun and not is_bystander():
+            return None
+        return function(*args, **kwargs or {})
+
+
+_MODEL_LOCKS: WeakKeyDictionary[nn.Module, RLock] = WeakKeyDictionary()
 
 
 @contextmanager
-def eager() -> Iterator[None]:
-    """Compiled code runs eagerly inside, where it would not see hooks that are added after compilation.
+def alone_with(model: nn.Module) -> Iterator[None]:
+    """Other threads that want to be alone with the model wait; those that only use it do not.
 
-    Callbacks end in the order in which they began: their contexts overlap without nesting. A stance restored by each
-    would stay behind for ever, so the last one to end restores it.
+    Args:
+        model: The model.
     """
-    if _Stance.users == 0 and "torch._dynamo" in sys.modules:  # else nothing is compiled, and importing it is slow
-        _Stance.restore.enter_context(torch.compiler.set_stance("force_eager"))
-    _Stance.users += 1
-    try:
+    with _LOCK:
+        lock = _MODEL_LOCKS.setdefault(model, RLock())
+    with lock:
         yield
-    finally:
-        _Stance.users -= 1
-        if _Stance.users == 0:
-            _Stance.restore.close()
+
+
+@contextmanager
+def borrowed(model: nn.Module) -> Iterator[None]:
+    """A pass of our own inside: nobody listens, modules are in evaluation mode, and afterwards the model is as before.
+
+    Args:
+        model: The model.
+    """
+    with alone_with(model), own_pass(), attributes_restored(model), evaluation_mode(model):
+        yield

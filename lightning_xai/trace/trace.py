@@ -4,62 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
+from lightning_xai.trace.calling import Calling
+from lightning_xai.trace.capture import Capture
 from lightning_xai.trace.guided import guided
-from lightning_xai.trace.hooks import forward_hooks, hookable, hooks_apart, is_image_batch, replaced_forward
+from lightning_xai.trace.hooks import forward_hooks
 from lightning_xai.trace.interception import Interception
 from lightning_xai.trace.layers import name_of
-from lightning_xai.trace.modes import differentiable_attention, eager, evaluation_mode, lent, own_pass, plain_tensors
+from lightning_xai.trace.modes import (
+    alone_with,
+    borrowed,
+    differentiable_attention,
+    eager,
+    evaluation_mode,
+    lent,
+    own_pass,
+    plain_tensors,
+)
+from lightning_xai.trace.recording import Recording, recorded
 from lightning_xai.trace.rectifiers import Rectifiers, graph_of
-from lightning_xai.trace.tokens import Shapes, arranged_as_given
-from lightning_xai.types import ForwardContext, OneLayer, Score, Tokens
-
-
-@dataclass(frozen=True)
-class Capture:
-    """What one forward pass must keep.
-
-    Attributes:
-        layers: The modules whose outputs are kept, by the name under which attributions ask for them.
-        image_gradient: Whether the graph starts at the image.
-        interception: What stands in for the model's operations, for methods that propagate by rules of their own.
-        create_graph: Whether everything asked of the pass can itself be differentiated.
-    """
-
-    layers: dict[OneLayer, nn.Module] = field(default_factory=dict)
-    image_gradient: bool = False
-    interception: Interception | None = None
-    create_graph: bool = False
-
-    def __or__(self, other: Capture) -> Capture:
-        """What both ask for; of two interceptions the first, and the other takes a pass of its own."""
-        return Capture(
-            self.layers | other.layers,
-            self.image_gradient or other.image_gradient,
-            self.interception or other.interception,
-            self.create_graph or other.create_graph,
-        )
-
-    @property
-    def needs_gradient(self) -> bool:
-        """Whether plain gradients will be asked for."""
-        return self.image_gradient or bool(self.layers)
-
-    @property
-    def needs_graph(self) -> bool:
-        """Whether anything will be asked for that goes back through the pass."""
-        return self.needs_gradient or self.interception is not None
-
-    @property
-    def own_interception(self) -> Interception | None:
-        """What the pass itself runs under: an intercepted pass has no plain gradients, so that these come first."""
-        return None if self.needs_gradient else self.interception
+from lightning_xai.trace.tokens import arranged_as_given
+from lightning_xai.types import OneLayer, Score, Tokens
 
 
 class Trace:
@@ -68,10 +37,8 @@ class Trace:
     Made by `run` or by a `Listener`; handed to attributions.
 
     Args:
-        model: The classifier.
-        capture: What the pass keeps.
-        images: What the model is given, (N,C,H,W).
-        context: Context in which later passes run.
+        recording: What was kept of the pass.
+        logits: What the model gave, (N,K).
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
@@ -80,15 +47,13 @@ class Trace:
         (torch.Size([1, 2]), torch.Size([1, 2, 2, 2]))
     """
 
-    def __init__(self, model: nn.Module, capture: Capture, images: Tensor, context: ForwardContext) -> None:
-        self._model = model
-        self._capture = capture
-        self._context = context
-        self._images = images
+    def __init__(self, recording: Recording, logits: Tensor) -> None:
+        self._recording = recording
+        self._model = recording.model
+        self._capture = recording.capture
+        self._images = recording.images
+        self._logits = logits
         self._noise_source: Tensor | None = None
-        self._shapes = Shapes(images)
-        self._logits = images.new_empty(0)
-        self._activations: dict[nn.Module, Tensor] = {}
         self._gradients: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
         self._intercepted: dict[Interception, Trace] = {}
 
@@ -213,23 +178,32 @@ class Trace:
         return self._intercepted[interception]
 
     def rerun(
-        self, images: Tensor, interception: Interception | None = None, *, noise_source: Tensor | None = None
+        self,
+        images: Tensor,
+        interception: Interception | None = None,
+        *,
+        rows: Tensor | None = None,
+        noise_source: Tensor | None = None,
     ) -> Trace:
-        """A new trace of other images, with the same model and precision.
+        """A new trace of other images, with the same model, precision and other arguments.
 
         Args:
-            images: Images (N,C,H,W).
+            images: Images (M,C,H,W).
             interception: What stands in for the model's operations; with None the same layers are captured.
+            rows: Which image of this trace each of them was made from, (M,); None where they are as many, in order.
             noise_source: Images whose content seeds noise in the place of these, where these were computed: a batch of
                 another size rounds otherwise, and another last bit is another noise.
 
         Returns:
             The trace; it costs one forward pass.
+
+        Raises:
+            ValueError: If ``rows`` is needed to tell which of the other arguments go with which image.
         """
         capture = self._capture
         if interception is not None:
             capture = Capture(interception=interception, create_graph=self.create_graph)
-        trace = run(self._model, images, capture, self._context)
+        trace = run(self._model, images, capture, self.calling(len(images), rows))
         trace._noise_source = noise_source
         return trace
 
@@ -240,22 +214,49 @@ class Trace:
         with torch.inference_mode(False), torch.set_grad_enabled(self.create_graph), full:
             yield
 
-    def predict(self, images: Tensor) -> Tensor:
+    def predict(self, images: Tensor, *, rows: Tensor | None = None) -> Tensor:
         """The logits of other images, without a graph.
 
         Args:
-            images: Images (N,C,H,W).
+            images: Images (M,C,H,W).
+            rows: Which image of this trace each of them was made from, (M,); None where they are as many, in order.
 
         Returns:
-            Logits (N,K).
+            Logits (M,K).
+
+        Raises:
+            ValueError: If ``rows`` is needed to tell which of the other arguments go with which image.
         """
-        return predict(self._model, images, self._context)
+        return predict(self._model, images, self.calling(len(images), rows))
+
+    def calling(self, n: int, rows: Tensor | None = None) -> Calling:
+        """How the model is to be called with other images that are made from these.
+
+        Args:
+            n: Number of the other images.
+            rows: Which image of this trace each of them is made from, (M,); None where they are as many, in order.
+
+        Returns:
+            The calling, with the other arguments of this pass.
+
+        Raises:
+            ValueError: If ``rows`` is needed to tell which of the other arguments go with which image.
+        """
+        calling, own = self._recording.calling, len(self._images)
+        if rows is not None:
+            return calling.of(rows, own)
+        if n != own and calling.has_rows(own):
+            raise ValueError(
+                f"`rows` expected the image of the trace that each of the {n} images was made from, got none: the "
+                f"model takes other arguments with a row for each of {own} images, which have to stay with their own."
+            )
+        return calling
 
     def call(self, function: Callable[[nn.Module, Tensor, Tensor], Any], targets: Tensor) -> Any:
         """What a function makes of the model itself, for methods that are not ours.
 
         The function is called with gradients enabled and the model in evaluation mode; whatever it changes about the
-        model is as before afterwards (`lent`).
+        model is as before afterwards (`lent`). To the function the model takes images alone and gives logits.
 
         Args:
             function: ``(model, images (N,C,H,W), targets (N,)) -> anything``; its images are a copy that requires
@@ -265,26 +266,32 @@ class Trace:
         Returns:
             What the function returns.
         """
-        with torch.inference_mode(False), torch.enable_grad(), own_pass(), eager(), lent(self._model):
+        model, calling = self._model, self._recording.calling
+
+        def give(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            return (args, kwargs) if kwargs or len(args) != 1 else self.calling(len(args[0])).given(args[0])
+
+        def take(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+            return calling.logits_of(output)
+
+        with torch.inference_mode(False), torch.enable_grad(), eager(), alone_with(model), own_pass(), lent(model):
             images = self.images.clone()
             images = images if images.requires_grad else images.requires_grad_()
-            with evaluation_mode(self._model), self._context():
-                return function(self._model, images, targets.clone())
+            arguments, logits = forward_hooks([model], give, before=True), forward_hooks([model], take)
+            with evaluation_mode(model), arguments, logits, calling.context():
+                return function(model, images, targets.clone())
 
     def _source(self, layer: OneLayer) -> Tensor:
         if layer not in self._capture.layers:
             raise RuntimeError(
                 f"`layer` expected one of the captured layers, got {layer!r}. Name it in the attribution's `layers()`."
             )
-        module = self._capture.layers[layer]
-        if module not in self._activations:
-            raise ValueError(f"`layer` {name_of(self._model, module)!r} was not called in the forward pass.")
-        return self._activations[module]
+        return self._recording.activation(self._capture.layers[layer])
 
     def _arranged(self, layer: OneLayer, values: Tensor) -> Tensor:
         if isinstance(layer, Tokens):
             return arranged_as_given(values, layer)
-        return self._shapes.arranged(values, name_of(self._model, self._capture.layers[layer]))
+        return self._recording.shapes.arranged(values, name_of(self._model, self._capture.layers[layer]))
 
     def _gradient(self, score: Score, targets: Tensor, source: Tensor, rectifiers: Rectifiers | None = None) -> Tensor:
         key = (score, id(targets), id(source), rectifiers)
@@ -307,39 +314,22 @@ class Trace:
         if gradient is None:
             raise ValueError(
                 "`score` does not depend on the layer or image asked for: choose a layer before the logits, in a "
-                "model that neither detaches them nor computes them under torch.no_grad()."
+                "model that neither detaches them nor computes them under torch.inference_mode()."
             )
         return gradient
 
     def _plain(self, tensor: Tensor) -> Tensor:
         return tensor if self.create_graph else tensor.detach()
 
-    def _keep(self, module: nn.Module, args: Any, kwargs: Any, output: object) -> Tensor | None:
-        """Forward hook: keep a copy that later in-place operations cannot reach, and start the graph here."""
-        if isinstance(output, Tensor):
-            self._shapes.note(module, output.shape)
-        if module not in self._capture.layers.values():
-            return None
-        if not isinstance(output, Tensor) or output.ndim not in (3, 4):
-            shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise ValueError(
-                f"`layer` {name_of(self._model, module)!r} expected an output of shape (N, D, h, w), got {shape}. "
-                "Choose a layer before the pooling, or None for the last layer with a spatial output."
-            )
-        torch.set_grad_enabled(True)  # until the end of the shadowed forward, which restores the mode
-        activation = output.clone() if output.requires_grad else output.detach().clone().requires_grad_()
-        self._activations[module] = activation
-        return activation.clone()
 
-
-def run(model: nn.Module, images: Tensor, capture: Capture, context: ForwardContext = nullcontext) -> Trace:
+def run(model: nn.Module, images: Tensor, capture: Capture, calling: Calling | None = None) -> Trace:
     """One forward pass in evaluation mode.
 
     Args:
         model: The classifier, images (N,C,H,W) -> logits (N,K).
         images: Images (N,C,H,W).
         capture: What to keep.
-        context: Context to run the model in, such as a precision plugin's autocast.
+        calling: What else the model is given, where the logits are, and the context to run in; None for images alone.
 
     Returns:
         The trace; the model is as before.
@@ -350,84 +340,32 @@ def run(model: nn.Module, images: Tensor, capture: Capture, context: ForwardCont
         RuntimeError: If its parameters are inference tensors.
     """
     require_python_forward(model)
-    traces: list[Trace] = []
-
-    def record(forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        output, trace = recorded(model, forward, args, kwargs, capture, context)
-        traces.extend([] if trace is None else [trace])
-        return output
-
+    calling = Calling() if calling is None else calling
+    args, kwargs = calling.given(images)
     attention = differentiable_attention() if capture.create_graph else nullcontext()
-    stands_in = replaced_forward(model, record)
-    with own_pass(), eager(), evaluation_mode(model), stands_in, attention, torch.no_grad(), context():
-        output = model(images)
-    if not traces:
-        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise ValueError(
-            f"`model` expected to give logits (N, K) = ({len(images)}, K), got {shape}. "
-            "Wrap it in a module whose forward returns the logits alone."
-        )
-    return traces[0]
+    with borrowed(model), eager(), attention, calling.context():
+        output, recording = recorded(model, model, args, kwargs, images, capture, calling)
+    logits = recording.logits
+    return Trace(recording, calling.found(output, len(images)) if logits is None else logits)
 
 
-def recorded(
-    model: nn.Module,
-    forward: Callable[..., Any],
-    args: Any,
-    kwargs: Any,
-    capture: Capture,
-    context: ForwardContext,
-) -> tuple[Any, Trace | None]:
-    """One call of a model's forward, with what is to be kept of it; its caller notices nothing.
-
-    The graph starts at the captured layer (before it the pass is gradient-free) or at the image. Calls made with
-    gradients enabled or without images are left alone: they are somebody's training, or no classifier's.
-
-    Args:
-        model: The classifier.
-        forward: Its forward.
-        args: Positional arguments of the call.
-        kwargs: Keyword arguments of the call.
-        capture: What to keep.
-        context: Context in which later passes of the same trace run (`Trace.rerun`).
-
-    Returns:
-        The output, detached, and the trace; None where there is none, as for outputs other than logits (N,K).
-    """
-    if torch.is_grad_enabled() or not any(is_image_batch(one) for one in (*args, *kwargs.values())):
-        return forward(*args, **kwargs), None
-    interception = capture.own_interception
-    from_image = capture.image_gradient or interception is not None
-    with torch.inference_mode(False), torch.set_grad_enabled(from_image or capture.create_graph):
-        args, kwargs, images, given = _own_copies(args, kwargs, from_image, capture.create_graph)
-        trace = Trace(model, capture, images, context)
-        with (
-            hooks_apart(model),
-            forward_hooks(hookable(model) if capture.layers else (), trace._keep),
-            nullcontext() if interception is None else interception(model, given),
-        ):
-            output = forward(*args, **kwargs)
-        is_logits = isinstance(output, Tensor) and output.ndim == 2 and len(output) == len(images)
-        if is_logits:
-            trace._logits = output
-        # The caller gets copies: what it writes into them in place is not to reach the graph.
-        copies = tree_map(lambda value: value.detach().clone() if isinstance(value, Tensor) else value, output)
-        return copies, trace if is_logits else None
-
-
-def predict(model: nn.Module, images: Tensor, context: ForwardContext = nullcontext) -> Tensor:
+def predict(model: nn.Module, images: Tensor, calling: Calling | None = None) -> Tensor:
     """The logits of images in evaluation mode, without a graph.
 
     Args:
         model: The classifier.
         images: Images (N,C,H,W).
-        context: Context to run the model in.
+        calling: As for `run`.
 
     Returns:
         Logits (N,K).
+
+    Raises:
+        ValueError: If the output is not (N,K).
     """
-    with own_pass(), evaluation_mode(model), plain_tensors(), context():
-        return model(images.clone())  # which it may overwrite
+    calling = Calling() if calling is None else calling
+    with borrowed(model), plain_tensors(), calling.context():
+        return calling.logits(model, images.clone())  # which it may overwrite
 
 
 def require_python_forward(model: nn.Module) -> None:
@@ -450,25 +388,6 @@ def require_python_forward(model: nn.Module) -> None:
             "The model's parameters were made in inference mode and cannot take part in a gradient. "
             "Create the model outside of it, for instance with Trainer(inference_mode=False)."
         )
-
-
-def _own_copies(args: Any, kwargs: Any, differentiate: bool, keep_graph: bool) -> tuple[Any, Any, Tensor, Tensor]:
-    """The arguments without inference tensors, the images of the trace, differentiable if asked, and the model's.
-
-    The model's, which stand among the arguments, are a copy that it may overwrite.
-    """
-    found: list[tuple[Tensor, Tensor]] = []
-
-    def copy(value: Any) -> Any:
-        if is_image_batch(value) and not found:
-            images = (value if keep_graph else value.detach()).clone()
-            images = images if images.requires_grad else images.requires_grad_(differentiate)
-            found.append((images, images.clone()))
-            return found[0][1]
-        return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
-
-    args, kwargs = tree_map(copy, (args, kwargs))
-    return args, kwargs, *found[0]
 
 
 def _check_scores(scores: Tensor, targets: Tensor) -> None:
