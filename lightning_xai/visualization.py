@@ -1,4 +1,4 @@
-"""How maps are drawn: pixels, heat maps, overlays, and a panel of them with captions. Knows no logger.
+"""How maps are drawn: pixels, heat maps, overlays, and a panel of them with captions. Knows no logger and no file.
 
 Figures use matplotlib's objects only, never pyplot, so that no figure list, backend or interactive window of the
 training process is touched.
@@ -6,9 +6,7 @@ training process is touched.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
-from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
@@ -17,8 +15,6 @@ import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 # A map's full colour stands for this quantile of its magnitudes, but for no less than this part of the largest one.
@@ -119,9 +115,6 @@ def as_uint8(images: Tensor) -> np.ndarray:
     return (images.detach().float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
-PANEL_TEXT = "lightning_xai.panel"
-"""Keyword of the text in a panel's PNG file that tells programs where its pictures are."""
-
 # Lengths in a panel's figure, in inches, for a letter size in points.
 _FONT = 8
 _LINE = 0.14
@@ -207,23 +200,6 @@ class Panel:
                 sheet.picture(left, top + i * row, _TILE, tile, picture)
         return sheet.figure
 
-    def save(self, file: Path, title: str = "") -> None:
-        """Write the figure as a PNG file with its `description`, as reports read it.
-
-        Args:
-            file: The file; its folder must exist.
-            title: Heading of the figure.
-
-        Example:
-            >>> import os, tempfile
-            >>> folder = Path(tempfile.mkdtemp())
-            >>> Panel(torch.rand(1, 3, 8, 8)).save(folder / "panel.png")
-            >>> os.listdir(folder)
-            ['panel.png']
-        """
-        figure = self.figure(title)
-        Image.fromarray(raster(figure)).save(file, format="png", pnginfo=description(self, figure))
-
     def _facts_by_image(self) -> list[dict[str, Any]]:
         return [{name: values[i] for name, values in self.facts.items()} for i in range(len(self.images))]
 
@@ -244,40 +220,6 @@ def raster(figure: Figure) -> np.ndarray:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.array(canvas.buffer_rgba())[..., :3]
-
-
-def description(panel: Panel, figure: Figure) -> PngInfo:
-    """What a panel's PNG file says to programs: JSON under the keyword `PANEL_TEXT`.
-
-    It holds ``columns`` (``image`` and the names of attributions), ``captions`` (of each image), and ``tiles``: for
-    each column, for each image, the pixels of the figure where the picture begins and ends (left, upper, right, lower).
-
-    Args:
-        panel: The panel.
-        figure: Its figure, as from `Panel.figure`.
-
-    Returns:
-        Metadata for Pillow to write.
-
-    Example:
-        >>> panel = Panel(torch.rand(2, 3, 8, 8))
-        >>> len(description(panel, panel.figure()).chunks)
-        1
-    """
-    width, height = FigureCanvasAgg(figure).get_width_height()
-    tiles = [
-        [round(box.x0 * width), round((1 - box.y1) * height), round(box.x1 * width), round((1 - box.y0) * height)]
-        for box in (axes.get_position() for axes in figure.axes)  # column by column, as they were drawn
-    ]
-    rows = len(panel.images)
-    told = {
-        "columns": ["image", *panel.overlays],
-        "captions": panel.captions,
-        "tiles": [tiles[first : first + rows] for first in range(0, len(tiles), rows)],
-    }
-    info = PngInfo()
-    info.add_itxt(PANEL_TEXT, json.dumps(told), zip=True)
-    return info
 
 
 class _Sheet:

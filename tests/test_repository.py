@@ -15,11 +15,13 @@ PACKAGE = ROOT / "lightning_xai"
 LEVELS = {
     "types": 0,
     "baselines": 0,
+    "files": 0,
     "log_keys": 0,
     "ranks": 0,
     "noise": 1,
     "scores": 1,
     "visualization": 1,
+    "panels": 2,
     "trace": 2,
     "metrics": 2,
     "attribution": 3,

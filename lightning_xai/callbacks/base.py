@@ -15,7 +15,6 @@ from lightning_xai.attribution import Attribution
 from lightning_xai.callbacks.batches import Unpack, check_labels, first_two, is_multi_hot, taken_apart
 from lightning_xai.callbacks.classifier import ClassifierFinder
 from lightning_xai.callbacks.listening import HeardStep, StepListener
-from lightning_xai.callbacks.loggers import wait_for_panels
 from lightning_xai.callbacks.processes import own_passes, require_no_tensor_parallelism, require_whole_parameters
 from lightning_xai.explain import capture_for, named_attributions
 from lightning_xai.metrics import Boxes
@@ -138,14 +137,12 @@ class ListeningCallback(LightningCallback):
             )
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Keep no model beyond the run, and end none before its pictures are stored."""
+        """Keep no model beyond the run."""
         self._begin()
-        wait_for_panels(trainer.loggers)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Leave the classifier as it was; what was drawn is stored."""
+        """Leave the classifier as it was."""
         self._begin()
-        wait_for_panels(trainer.loggers)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Check that a named classifier and the layers named in it exist."""

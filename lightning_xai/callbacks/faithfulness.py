@@ -188,13 +188,13 @@ class Faithfulness(ExplainingCallback):
         if not self._due:
             return
         values: dict[str, float] = {}
-        directions: dict[str, bool | None] = {}
+        directions: dict[LogKey, bool | None] = {}
         with plain_tensors():
             for i, tally in enumerate(self._tallies):
                 index = i if len(self._tallies) > 1 else None
                 for name, metric, better, value in tally.results(self.controls):
-                    key = str(LogKey(stage_of(trainer), name, metric, index))
-                    values[key], directions[key] = value, better
+                    key = LogKey(stage_of(trainer), name, metric, index)
+                    values[str(key)], directions[key] = value, better
         if trainer.is_global_zero and not trainer.sanity_checking:
             declare_metrics(trainer.loggers, directions)
         # The values are equal on every rank already; Lightning warns where it is not asked to see to that. What is

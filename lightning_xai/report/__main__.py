@@ -17,7 +17,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
     args = parser.parse_args(argv)
     try:
         path = write_report(args.run, args.other)
-    except (NotADirectoryError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise SystemExit(str(error)) from error
     print(path)
     return path

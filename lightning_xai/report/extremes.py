@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lightning_xai.metrics import number_named
-from lightning_xai.report.followed import UNREADABLE, split_name
-from lightning_xai.report.pictures import PanelFile, Pictures, read_panel
+from lightning_xai.panels import StoredPanel, read_panel
+from lightning_xai.report.followed import split_name
+from lightning_xai.report.pictures import UNREADABLE, Pictures
 from lightning_xai.report.results import Example
 
 _SHOWN = 3
@@ -112,7 +113,7 @@ class _Shower:
 
     def __init__(self, pictures: Pictures) -> None:
         self.pictures = pictures
-        self._panels: dict[Path, PanelFile | str] = {}
+        self._panels: dict[Path, StoredPanel] = {}
 
     def ends(self, column: str, found: list[Valued], higher_is_better: bool) -> tuple[list[Ranked], list[Ranked]]:
         chosen = worst_and_best([value for value, *_ in found], higher_is_better)
@@ -120,25 +121,22 @@ class _Shower:
         return worst, best
 
     def shown(self, column: str, value: float, folder: Path, example: Example) -> Ranked:
-        panel = self._panel(folder, example.file)
-        if isinstance(panel, str):
-            return Ranked(example.name, "", value, note=panel)
-        image, overlay = (self._number(panel, name) for name in ("image", column))
+        try:
+            panel = self._panel(inside(folder, example.file))
+            image, overlay = (self._number(panel, name) for name in ("image", column))
+        except UNREADABLE as error:
+            return Ranked(example.name, "", value, note=f"The pictures {example.file} cannot be shown: {error}")
         note = "No map was drawn." if overlay is None else ""
         return Ranked(example.name, panel.captions[0], value, image, overlay, note)
 
-    def _number(self, panel: PanelFile, column: str) -> int | None:
-        return self.pictures.add(panel.tiles[column][0]) if column in panel.tiles else None
+    def _number(self, panel: StoredPanel, column: str) -> int | None:
+        path = panel.tile(column, 0)
+        return None if path is None else self.pictures.add_tile(path)
 
-    def _panel(self, folder: Path, file: str) -> PanelFile | str:
-        """The panel, or why there is none."""
-        path = folder / file
-        if path not in self._panels:
-            try:
-                self._panels[path] = read_panel(inside(folder, file))
-            except UNREADABLE as error:
-                self._panels[path] = f"The picture {file} cannot be shown: {error}"
-        return self._panels[path]
+    def _panel(self, folder: Path) -> StoredPanel:
+        if folder not in self._panels:
+            self._panels[folder] = read_panel(folder)
+        return self._panels[folder]
 
 
 def inside(folder: Path, file: str) -> Path:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
-from lightning_xai.report.pictures import PanelFile, Pictures, evenly, read_panel
+from lightning_xai.panels import StoredPanel, read_panel
+from lightning_xai.report.pictures import UNREADABLE, Pictures, evenly
 from lightning_xai.report.run_folder import Log
 
-UNREADABLE = (OSError, ValueError, SyntaxError, KeyError, TypeError)
-"""What damaged files of pictures raise."""
+Found = TypeVar("Found")
 
 _IMAGES = 8
+_NOTES = 20
 _TILES = 600
-"""Number of maps in a page, of some 4 kB each."""
+"""Number of maps in a page, of some 5 kB each."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def viewers(logs: Sequence[tuple[str, Log]], pictures: Pictures) -> list[Viewer]
 
 
 def _viewer(key: str, logs: Sequence[tuple[str, Log]], pictures: Pictures) -> Viewer:
-    files = _Files()
+    files = _Files(pictures)
     firsts = [panel for _, log in logs if (panel := files.first(log.panels[key]))]
     columns = [*dict.fromkeys(column for panel in firsts for column in panel.columns)]
     rows = range(max((len(panel.captions) for panel in firsts), default=0))
@@ -103,7 +105,7 @@ def _viewer(key: str, logs: Sequence[tuple[str, Log]], pictures: Pictures) -> Vi
     for model, log in logs:
         panels = [files.read(_latest(log.panels[key], step)) for step in shown]
         for number, image in images.items():
-            image.append(_row(model, number - 1, columns, panels, pictures))
+            image.append(_row(model, number - 1, columns, panels, files))
     methods, scores = ([*dict.fromkeys(split_name(one)[i] for one in columns if one != "image")] for i in (0, 1))
     labels = [_label(step, logs[0][1].epoch(step)) for step in shown]
     notes = [*_sampling("steps", steps, shown), *_sampling("images", rows, shown_rows), *files.notes]
@@ -112,26 +114,36 @@ def _viewer(key: str, logs: Sequence[tuple[str, Log]], pictures: Pictures) -> Vi
 
 
 class _Files:
-    """Files of panels, of which the last one read is kept; those that cannot be read are noted once."""
+    """Stored panels, each read once; what cannot be read is noted once."""
 
-    def __init__(self) -> None:
+    def __init__(self, pictures: Pictures) -> None:
         self.notes: list[str] = []
-        self._last: tuple[Path | None, PanelFile | None] = None, None
+        self._pictures = pictures
+        self._panels: dict[Path, StoredPanel | None] = {}
 
-    def read(self, path: Path | None) -> PanelFile | None:
-        if path is None or path == self._last[0]:
-            return self._last[1] if path else None
-        try:
-            panel: PanelFile | None = read_panel(path)
-        except UNREADABLE as error:
-            panel, note = None, f"{path.name} of {path.parent.name} cannot be read: {error}"
-            self.notes += [] if note in self.notes else [note]
-        self._last = path, panel
-        return panel
+    def read(self, folder: Path | None) -> StoredPanel | None:
+        if folder is not None and folder not in self._panels:
+            self._panels[folder] = self._tried(read_panel, folder)
+        return None if folder is None else self._panels[folder]
 
-    def first(self, by_step: dict[int, Path]) -> PanelFile | None:
+    def first(self, by_step: dict[int, Path]) -> StoredPanel | None:
         """The first that can be read."""
         return next((panel for step in sorted(by_step) if (panel := self.read(by_step[step]))), None)
+
+    def number(self, panel: StoredPanel | None, column: str, row: int) -> int | None:
+        """The number of a picture in the page; None where there is none."""
+        path = panel.tile(column, row) if panel else None
+        return None if path is None else self._tried(self._pictures.add_tile, path)
+
+    def _tried(self, read: Callable[[Path], Found], path: Path) -> Found | None:
+        try:
+            return read(path)
+        except UNREADABLE as error:
+            place = "/".join(path.parts[-2:])
+            note = f"{place} cannot be read: {error}"
+            if len(self.notes) <= _NOTES:
+                self.notes.append(note if len(self.notes) < _NOTES else "More pictures cannot be read.")
+        return None
 
 
 def _latest(by_step: dict[int, Path], step: int) -> Path | None:
@@ -140,20 +152,17 @@ def _latest(by_step: dict[int, Path], step: int) -> Path | None:
     return by_step[max(earlier)] if earlier else None
 
 
-def _row(model: str, row: int, columns: Sequence[str], panels: Sequence[PanelFile | None], pictures: Pictures) -> Row:
+def _row(model: str, row: int, columns: Sequence[str], panels: Sequence[StoredPanel | None], files: _Files) -> Row:
     captions = [panel.captions[row] if panel and row < len(panel.captions) else "" for panel in panels]
     tiles = []
     for column in columns:
-        frames = [_frame(panel, column, row, pictures) for panel in panels]
-        if column == "image":  # the same at each step, but for what resampling made of it
-            frames = [next((frame for frame in frames if frame is not None), None)] * len(frames)
+        if column == "image":  # the same at each step, but for what encoding made of it
+            numbers = (files.number(panel, column, row) for panel in panels)
+            frames = [next((one for one in numbers if one is not None), None)] * len(panels)
+        else:
+            frames = [files.number(panel, column, row) for panel in panels]
         tiles.append(Tile(column, *split_name(column), frames))
     return Row(model, captions, tiles)
-
-
-def _frame(panel: PanelFile | None, column: str, row: int, pictures: Pictures) -> int | None:
-    tiles = panel.tiles.get(column, []) if panel else []
-    return pictures.add(tiles[row]) if row < len(tiles) else None
 
 
 def _label(step: int, epoch: int | None) -> str:

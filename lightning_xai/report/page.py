@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from PIL import Image
 
+from lightning_xai.files import read_regular, write_whole
 from lightning_xai.report import tables
 from lightning_xai.report.curves import sections
 from lightning_xai.report.extremes import extremes, inside
-from lightning_xai.report.followed import UNREADABLE, viewers
+from lightning_xai.report.followed import viewers
 from lightning_xai.report.integrity import checks
-from lightning_xai.report.pictures import Pictures
+from lightning_xai.report.pictures import FIGURE_BYTES, FIGURE_PIXELS, UNREADABLE, Pictures, opened
 from lightning_xai.report.results import Picture
 from lightning_xai.report.run_folder import RunFolder, read_run
 
@@ -53,9 +53,7 @@ def write_report(folder: Path, other: Path | None = None) -> Path:
     folders = [folder] if other is None else [folder, other]
     page = _render(dict(zip(_names(folders), map(read_run, folders), strict=True)))
     path = folder / ("report.html" if other is None else "comparison.html")
-    partial = path.with_suffix(".partial")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, page)
     return path
 
 
@@ -126,10 +124,10 @@ def _of(run: RunFolder) -> Sequence[Picture]:
 def _figure(folder: Path, picture: Picture, run: str) -> Figure:
     caption = ": ".join(filter(None, (run, picture.caption)))
     try:
-        with Image.open(inside(folder, picture.file)) as file:
-            pictures = Pictures()
-            pictures.add_figure(file)
-            return Figure(caption, pictures.uris[0], file.size)
+        shown = opened(read_regular(inside(folder, picture.file), FIGURE_BYTES), FIGURE_PIXELS)
+        pictures = Pictures()
+        pictures.add_figure(shown)
+        return Figure(caption, pictures.uris[0], shown.size)
     except FileNotFoundError:
         return Figure(caption, note=f"The picture {picture.file} is missing in the run's folder.")
     except UNREADABLE as error:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-import json
+import warnings
 from base64 import b64encode
 from collections.abc import Sequence
-from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import TypeVar
 
 from PIL import Image
 
-from lightning_xai.visualization import PANEL_TEXT
+from lightning_xai.files import read_regular
 
 Item = TypeVar("Item")
+
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+"""What damaged files of pictures raise."""
+_TILE_BYTES, _TILE_PIXELS = 4_000_000, 1_000_000
+_SMALL = 8_000
+"""Bytes up to which a stored picture is embedded as it is."""
+FIGURE_BYTES, FIGURE_PIXELS = 64_000_000, 40_000_000
 
 _LOSSLESS = 200_000
 """Bytes up to which a figure is embedded without loss: drawings are small then, photographs are not."""
@@ -43,7 +49,21 @@ class Pictures:
 
     def add(self, picture: Image.Image) -> int:
         """The number of a small picture, which is kept with little loss."""
-        return self._number(_webp(picture, quality=75, method=4))
+        return self._number(_webp(picture, quality=75, method=2))
+
+    def add_tile(self, path: Path) -> int:
+        """The number of a stored panel's picture.
+
+        Raises:
+            OSError: If it cannot be read.
+            ValueError: If it is no picture.
+        """
+        content = read_regular(path, _TILE_BYTES)
+        picture = opened(content, _TILE_PIXELS)
+        if picture.format == "WEBP" and len(content) <= _SMALL:
+            return self._number(content)
+        picture.thumbnail((180, 180))
+        return self.add(picture)
 
     def add_figure(self, picture: Image.Image) -> int:
         """The number of a figure, which may hold fine lines, letters and photographs."""
@@ -58,55 +78,35 @@ class Pictures:
         return self._numbers.setdefault(uri, len(self._numbers))
 
 
+def opened(content: bytes, pixels: int) -> Image.Image:
+    """A picture that was decoded as a whole; Pillow's own check for bombs stays on.
+
+    Args:
+        content: A PNG, JPEG or WebP file.
+        pixels: How many it may have.
+
+    Raises:
+        OSError: If it is none of these, or damaged.
+        ValueError: If it has more pixels.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            picture = Image.open(BytesIO(content), formats=("PNG", "JPEG", "WEBP"))
+        except Image.DecompressionBombWarning as error:
+            raise ValueError(str(error)) from error
+        if picture.width * picture.height > pixels:
+            raise ValueError(
+                f"a picture of at most {pixels:,} pixels was expected, got {picture.width} x {picture.height}"
+            )
+        picture.load()
+    return picture
+
+
 def _webp(picture: Image.Image, **options: int) -> bytes:
     buffer = BytesIO()
     picture.convert("RGB").save(buffer, format="webp", **options)
     return buffer.getvalue()
-
-
-@dataclass(frozen=True)
-class PanelFile:
-    """The pictures of a panel's file.
-
-    Attributes:
-        columns: ``image`` and names of attributions.
-        captions: What is known of each image.
-        tiles: By column, the picture of each image.
-    """
-
-    columns: list[str]
-    captions: list[str]
-    tiles: dict[str, list[Image.Image]]
-
-
-def read_panel(path: Path) -> PanelFile:
-    """Cut the pictures out of a panel's file.
-
-    Args:
-        path: A file of the CSV logger, or of `lightning_xai.visualization.Panel.save`.
-
-    Raises:
-        OSError: If there is no such file, or if it is no picture.
-        ValueError: If it does not tell where its pictures are.
-
-    Example:
-        >>> import tempfile, torch
-        >>> from lightning_xai.visualization import Panel
-        >>> path = Path(tempfile.mkdtemp()) / "panel.png"
-        >>> Panel(torch.rand(2, 3, 8, 8), facts={"label": ["cat", "dog"]}).save(path)
-        >>> read_panel(path).captions
-        ['label cat', 'label dog']
-    """
-    with Image.open(path) as file:
-        text = getattr(file, "text", {}).get(PANEL_TEXT)
-        if text is None:
-            raise ValueError(f"{path.name} expected the file of a panel, got a picture without its description.")
-        told = json.loads(text)
-        tiles = {
-            name: [file.crop(tuple(box)) for box in boxes]
-            for name, boxes in zip(told["columns"], told["tiles"], strict=True)
-        }
-    return PanelFile(told["columns"], told["captions"], tiles)
 
 
 def evenly(items: Sequence[Item], n: int) -> list[Item]:

@@ -7,7 +7,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from lightning_xai.files import read_json, write_whole
 
 Cell = str | float | int | dict[str, float] | None
 """Text, a number, one with its interval ``{"mean": ..., "low": ..., "high": ...}``, or None where there is none."""
@@ -25,7 +29,7 @@ class Table:
         digits: Digits after the point of the numbers.
 
     Raises:
-        ValueError: If a row has another number of cells than there are heads.
+        ValueError: If a row has another number of cells than there are heads, or an interval lacks a number.
 
     Example:
         >>> Table("Average drop, %", ["", "plain"], [["gradcam", {"mean": 25.7, "low": 24.0, "high": 27.0}]]).text(0, 1)
@@ -42,6 +46,11 @@ class Table:
         for row in self.rows:
             if len(row) != len(self.columns):
                 raise ValueError(f"`rows` expected {len(self.columns)} cells each, got {len(row)} in {self.title!r}.")
+            for cell in row:
+                if isinstance(cell, dict) and not {"mean", "low", "high"} <= cell.keys():
+                    raise ValueError(f"`rows` expected intervals with mean, low and high, got {sorted(cell)}.")
+        if not 0 <= self.digits <= 20:
+            raise ValueError(f"`digits` expected 0 to 20, got {self.digits}.")
 
     def text(self, row: int, column: int) -> str:
         """A cell as it is printed."""
@@ -76,13 +85,13 @@ class Example:
 
     Attributes:
         name: Which image it is: its file or number. Networks that explain the same image use the same name.
-        file: Its pictures, as written by `lightning_xai.visualization.Panel.save` with one image; relative to
+        file: The folder of its pictures, as written by `lightning_xai.panels.save_panel` with one image; relative to
             the run's folder. Images that are neither the worst nor the best of any metric need no example.
         values: The value of each metric, by name of the metric, then by column of the panel.
         model: The network that is explained, where a run has several.
 
     Example:
-        >>> Example("7", "images/7.png", {"AverageDrop": {"gradcam": 12.5}}, model="plain").values["AverageDrop"]
+        >>> Example("7", "images/7", {"AverageDrop": {"gradcam": 12.5}}, model="plain").values["AverageDrop"]
         {'gradcam': 12.5}
     """
 
@@ -130,24 +139,85 @@ class Results:
 
     def save(self, folder: Path) -> None:
         """Write ``results.json`` in a folder."""
-        (folder / "results.json").write_text(json.dumps(dataclasses.asdict(self), indent=1), encoding="utf-8")
+        write_whole(folder / "results.json", json.dumps(dataclasses.asdict(self), indent=1))
 
     @classmethod
-    def load(cls, folder: Path) -> Results:
+    def load(cls, folder: Path, damaged: list[str] | None = None) -> Results:
         """Read ``results.json`` of a folder.
+
+        Args:
+            folder: The folder of the run.
+            damaged: Where to name what is left out since it is damaged; None to refuse such results.
 
         Raises:
             FileNotFoundError: If there is none: the run is not finished.
             ValueError: If it is damaged or of another form.
         """
         path = folder / "results.json"
-        if not path.is_file():
+        if not path.exists() and not path.is_symlink():
             raise FileNotFoundError(f"`folder` expected a finished run with results.json, got {str(folder)!r}.")
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            tables = [Table(**one) for one in found.pop("tables")]
-            pictures = [Picture(**one) for one in found.pop("pictures")]
-            images = [Example(**one) for one in found.pop("images", ())]
-            return cls(tables=tables, pictures=pictures, images=images, **found)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            found = read_json(path, _BYTES)
+            if not isinstance(found, dict):
+                raise ValueError(f"fields by name were expected, got {type(found).__name__}")
+            return cls(**_checked_fields(found, damaged))
+        except ValueError as error:
             raise ValueError(f"{path} expected the results of a recipe, got something else: {error}") from error
+
+
+def _checked_fields(found: dict[str, Any], damaged: list[str] | None) -> dict[str, Any]:
+    """The fields that have the form of the class; of lists the items that have it."""
+    hints = get_type_hints(Results)
+    if unknown := found.keys() - hints.keys():
+        raise ValueError(f"unknown fields {sorted(unknown)[:5]}")
+    fields: dict[str, Any] = {"title": "", "summary": ""} if damaged is not None else {}
+    for name, value in found.items():
+        kind = _ITEMS.get(name)
+        try:
+            fields[name] = _kept_items(kind, name, value, damaged) if kind else checked(hints[name], value)
+        except ValueError as error:
+            if damaged is None:
+                raise ValueError(f"{name}: {error}") from error
+            damaged.append(f"results.json: {name} is left out: {error}")
+    return fields
+
+
+def _kept_items(kind: Any, name: str, items: Any, damaged: list[str] | None) -> list[Any]:
+    kept = []
+    for i, item in enumerate(checked(list[Any], items)):
+        try:
+            kept.append(checked(kind, item))
+        except ValueError as error:
+            if damaged is None:
+                raise
+            damaged.append(f"results.json: number {i + 1} of the {name} is left out: {error}")
+    return kept[:_MOST]
+
+
+def checked(kind: Any, value: Any) -> Any:
+    """A value that was read from JSON as what it is to be.
+
+    Args:
+        kind: The type: a dataclass, or any that annotations write.
+        value: The value.
+
+    Raises:
+        ValueError: If it is something else, with the place and what came.
+
+    Example:
+        >>> checked(Picture, {"file": "a.png", "caption": 7})
+        Traceback (most recent call last):
+        ...
+        ValueError: caption: Input should be a valid string, got 7
+    """
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{place + ': ' if place else ''}{first['msg']}, got {first['input']!r:.60}") from error
+
+
+_ITEMS = {"tables": Table, "pictures": Picture, "images": Example}
+_BYTES = 128_000_000
+_MOST = 100_000

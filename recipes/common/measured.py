@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from common.run import write_whole
+from lightning_xai.files import write_whole
 
 
 def machine(device: torch.device | None = None) -> str:

@@ -15,6 +15,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from torch import Tensor
 
 from common.options import RunOptions, settings_of
+from lightning_xai.files import write_whole
 from lightning_xai.report import Example, Picture, Results, Table, write_report
 
 Item = TypeVar("Item")
@@ -125,14 +126,6 @@ class Run:
 def is_first_process() -> bool:
     """Whether this process writes and speaks for all; known before a Trainer starts the others."""
     return getattr(rank_zero_only, "rank", 0) in (0, None)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file at once: a process that is killed leaves the earlier one or none, never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 def _read(path: Path) -> Any:

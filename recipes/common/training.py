@@ -18,7 +18,7 @@ from pytorch_lightning.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoa
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from common.options import option
-from common.run import write_whole
+from lightning_xai.files import write_whole
 
 LOGGERS: dict[str, Callable[[Path, str, int | None], Logger]] = {
     # A resumed run gets a folder of its own: the logger deletes what it finds in one that it uses again. Every row is

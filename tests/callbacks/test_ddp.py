@@ -63,4 +63,4 @@ def test_pictures_are_drawn_once(run: Any) -> None:
     masked = drawn  # for the drop of each
     assert sum(run[1][0]["fit"]["passes"]) == 3 * sum([2, 2, 2, 2]) + found + drawn + masked
     pictures = sorted(path.name for path in (run[0] / "run/xai/val/xai/maps").iterdir())
-    assert pictures == ["step=00000002.png", "step=00000004.png"]
+    assert pictures == ["step=00000002", "step=00000004"]

@@ -204,4 +204,4 @@ def test_the_recipes_file_adds_our_callbacks_to_anybodys(
     logged = set(cli.trainer.callback_metrics)
     drops = {f"val/xai/{method}/AverageDrop" for method in methods}
     assert logged >= drops | {"val/xai/integrity/flagged", "val/xai/random/AverageGain"}
-    assert len(list(tmp_path.rglob("xai/val/xai/maps/*.png"))) == 1
+    assert len(list(tmp_path.rglob("xai/val/xai/maps/*/panel.json"))) == 1

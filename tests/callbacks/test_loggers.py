@@ -2,9 +2,9 @@
 
 import importlib
 import json
+import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -19,7 +19,9 @@ from PIL import Image
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.loggers.logger import DummyLogger
 
-from lightning_xai.callbacks.loggers import declare_metrics, log_panel, wait_for_panels
+from lightning_xai.callbacks.loggers import declare_metrics, log_panel
+from lightning_xai.log_keys import LogKey
+from lightning_xai.panels import read_panel
 from lightning_xai.visualization import Panel, as_uint8, raster
 
 # mlflow's tables use a loader strategy that SQLAlchemy 2.1 deprecates; it is said when mlflow's store is imported.
@@ -41,12 +43,6 @@ def panel() -> Panel:
     torch.manual_seed(0)
     facts = {"label": ["cat", "dog"], "prediction": ["dog", "dog"], "probability": [0.75, 0.5]}
     return Panel(torch.rand(2, 3, 16, 16), {"gradcam": torch.rand(2, 3, 16, 16), "b": torch.rand(2, 3, 16, 16)}, facts)
-
-
-def stored(several: list[Any], key: str, panel: Panel, step: int) -> None:
-    """Log a panel and wait for it, as a run does at its end."""
-    log_panel(several, key, panel, step)
-    wait_for_panels(several)
 
 
 def figure(panel: Panel, step: int) -> np.ndarray:
@@ -84,7 +80,7 @@ def test_wandb_shows_each_attribution_with_captions_at_the_global_step(
     """One row of media at each step, also at a step below W&B's own; the pixels are those of the panel."""
     logger = loggers.WandbLogger(save_dir=tmp_path)
     for step in (7, 3):
-        stored([logger], KEY, panel, step)
+        log_panel([logger], KEY, panel, step)
     wandb_reader.end_run()
 
     rows = [row for row in wandb_reader.history(tmp_path) if f"{KEY}/gradcam._type" in row]
@@ -103,7 +99,7 @@ def test_wandb_gets_one_table_with_facts_and_pictures(
     offline: None, loggers: ModuleType, panel: Panel, tmp_path: Path
 ) -> None:
     """The table can be filtered by step and facts, and its cells are the pictures."""
-    stored([loggers.WandbLogger(save_dir=tmp_path)], KEY, panel, 7)
+    log_panel([loggers.WandbLogger(save_dir=tmp_path)], KEY, panel, 7)
     wandb_reader.end_run()
 
     (row,) = [row for row in wandb_reader.history(tmp_path) if f"{KEY}/table._type" in row]
@@ -121,7 +117,8 @@ def test_wandb_gets_one_table_with_facts_and_pictures(
 def test_wandb_knows_the_direction_of_each_metric(offline: None, loggers: ModuleType, tmp_path: Path) -> None:
     """A definition of our own keeps the step that the logger defines for all; no direction, no definition."""
     logger = loggers.WandbLogger(save_dir=tmp_path, prefix="fold")
-    declare_metrics([logger], {"val/xai/a/gain": True, "val/xai/a/drop": False, "val/xai/a/peak": None})
+    directions = {"gain": True, "drop": False, "peak": None}
+    declare_metrics([logger], {LogKey("val", "a", name): better for name, better in directions.items()})
     logger.log_metrics({"val/xai/a/drop": 2.0}, step=1)
     logger.log_metrics({"val/xai/a/drop": 3.0}, step=2)
     wandb_reader.end_run()
@@ -143,8 +140,8 @@ def test_wandb_switched_off_is_fine(
     """WANDB_MODE=disabled takes everything and stores nothing."""
     monkeypatch.setenv("WANDB_MODE", "disabled")
     logger = WandbLogger(save_dir=tmp_path)
-    declare_metrics([logger], {"val/xai/a/gain": True})
-    stored([logger], KEY, panel, 7)
+    declare_metrics([logger], {LogKey("val", "a", "gain"): True})
+    log_panel([logger], KEY, panel, 7)
     assert not list(tmp_path.rglob("*.png"))
 
 
@@ -153,7 +150,7 @@ def test_wandb_columns_cannot_hide_one_another(offline: None, panel: Panel, tmp_
     """An attribution with the name of another column is told about, not drawn over it."""
     clash = Panel(panel.images, {name: panel.images}, panel.facts)
     with pytest.warns(UserWarning, match=rf"expected to differ from step, table, image and .* got \['{name}'\]"):
-        stored([WandbLogger(save_dir=tmp_path)], KEY, clash, 7)
+        log_panel([WandbLogger(save_dir=tmp_path)], KEY, clash, 7)
 
 
 # TensorBoard, MLflow, CSV
@@ -169,7 +166,7 @@ def test_tensorboard_gets_the_figure_at_each_step(
     logger = loggers.TensorBoardLogger(tmp_path)
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # importing it would choose a backend
     for step in (3, 7):
-        stored([logger], KEY, panel, step)
+        log_panel([logger], KEY, panel, step)
     logger.experiment.close()
 
     events = EventAccumulator(logger.log_dir).Reload()
@@ -180,31 +177,60 @@ def test_tensorboard_gets_the_figure_at_each_step(
     assert np.array_equal(np.asarray(Image.open(tmp_path / "image.png")), figure(panel, 7))
 
 
-def test_mlflow_gets_the_figure_as_an_artefact_of_the_run(loggers: ModuleType, panel: Panel, tmp_path: Path) -> None:
-    """The step is in the file's name, padded so that names sort by step."""
+def test_mlflow_gets_the_figure_with_a_slider_over_steps(loggers: ModuleType, panel: Panel, tmp_path: Path) -> None:
+    """Under one key, which MLflow's page moves through; the key may hold what MLflow does not take."""
     mlflow = pytest.importorskip("mlflow")
 
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     logger = loggers.MLFlowLogger(tracking_uri=uri, artifact_location=str(tmp_path / "artefacts"))
-    stored([logger], KEY, panel, 100)
+    for step in (3, 100):
+        log_panel([logger], KEY, panel, step)
+    log_panel([logger], f"{KEY} (a)", panel, 1)
 
     client = mlflow.MlflowClient(uri)
-    (listed,) = client.list_artifacts(logger.run_id, f"xai/{KEY}")
-    assert listed.path == f"xai/{KEY}/step=00000100.png"
-    file = client.download_artifacts(logger.run_id, listed.path, str(tmp_path))
-    assert np.array_equal(np.asarray(Image.open(file)), figure(panel, 100))
+    listed = [one.path for one in client.list_artifacts(logger.run_id, "images") if one.path.endswith(".png")]
+    assert len(listed) == 3
+    (path,) = [one for one in listed if "step%100%" in one or "step+100+" in one]
+    file = client.download_artifacts(logger.run_id, path, str(tmp_path))
+    assert np.array_equal(np.asarray(Image.open(file).convert("RGB")), figure(panel, 100))
+
+
+def test_tensorboard_has_a_chart_of_each_metric_with_all_methods(loggers: ModuleType, tmp_path: Path) -> None:
+    """On its page "Custom scalars"; keys that come later join, and nothing is written twice."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.custom_scalar import layout_pb2
+
+    logger = loggers.TensorBoardLogger(tmp_path)
+    for _ in range(2):
+        for stage in ("val", "test"):
+            names = ("gradcam", "random")
+            declare_metrics([logger], {LogKey(stage, name, "AverageDrop"): False for name in names})
+    logger.experiment.close()
+
+    events = EventAccumulator(logger.log_dir).Reload().Tensors("custom_scalars__config__")
+    assert len(events) == 2
+    layout = layout_pb2.Layout.FromString(events[-1].tensor_proto.string_val[0])
+    assert [category.title for category in layout.category] == ["xai, val", "xai, test"]
+    (chart,) = layout.category[0].chart
+    assert chart.title == "Average drop, %; lower is better"
+    assert list(chart.multiline.tag) == ["^val/xai/gradcam/AverageDrop$", "^val/xai/random/AverageDrop$"]
 
 
 def test_csv_gets_pictures_beside_its_metrics(loggers: ModuleType, panel: Panel, tmp_path: Path) -> None:
     """Files are named by step; the scalars' file is written as ever."""
     logger = loggers.CSVLogger(tmp_path)
-    stored([logger], KEY, panel, 100)
+    log_panel([logger], KEY, panel, 100)
     logger.log_metrics({"loss": 1.0}, step=100)
     logger.save()
 
     folder = Path(logger.log_dir)
     assert sorted(path.name for path in folder.iterdir()) == ["metrics.csv", "xai"]
-    assert np.array_equal(np.asarray(Image.open(folder / f"xai/{KEY}/step=00000100.png")), figure(panel, 100))
+    stored = read_panel(folder / f"xai/{KEY}/step=00000100")
+    assert (stored.columns, stored.captions) == (["image", *panel.overlays], panel.captions)
+    for name, pictures in {"image": panel.images, **panel.overlays}.items():
+        for row, pixels in enumerate(as_uint8(pictures)):
+            assert np.array_equal(np.asarray(Image.open(stored.tile(name, row))), pixels)
 
 
 def test_csv_pictures_follow_the_logger_to_remote_folders(panel: Panel, tmp_path: Path) -> None:
@@ -214,70 +240,15 @@ def test_csv_pictures_follow_the_logger_to_remote_folders(panel: Panel, tmp_path
     class Remote(CSVLogger):
         log_dir = "memory://run"
 
-    stored([Remote(tmp_path)], KEY, panel, 1)
-    with fsspec.open(f"memory://run/xai/{KEY}/step=00000001.png") as file:
-        assert np.array_equal(np.asarray(Image.open(file)), figure(panel, 1))
-
-
-# Beside the training
-
-
-class Slow(DummyLogger):
-    """Its back-end stores a picture when it is told to go on."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.go_on = threading.Event()
-        self.stored: list[str] = []
-
-    @property
-    def experiment(self) -> Any:
-        return self
-
-    def add_image(self, key: str, *_: Any, **__: Any) -> None:
-        assert self.go_on.wait(5)
-        self.stored.append(key)
-
-
-def slow_logger() -> Any:
-    """Loggers are told by class name."""
-    return type("TensorBoardLogger", (Slow,), {})()
-
-
-def test_a_back_end_that_blocks_holds_up_nobody(panel: Panel, tmp_path: Path) -> None:
-    """Neither the caller nor other loggers; everything is stored in its order when the run ends."""
-    slow, fast = slow_logger(), CSVLogger(tmp_path)
-    for key in ("val/xai/a", "val/xai/b"):
-        log_panel([slow, fast], key, panel, 1)
-    wait_for_panels([fast])
-    assert len(list(tmp_path.rglob("*.png"))) == 2
-    assert slow.stored == []
-    slow.go_on.set()
-    wait_for_panels([slow])
-    assert slow.stored == ["val/xai/a", "val/xai/b"]
-
-
-def test_pictures_do_not_pile_up(panel: Panel) -> None:
-    """The second panel of a key waits for the first."""
-    slow = slow_logger()
-    log_panel([slow], KEY, panel, 1)
-    threading.Timer(0.1, slow.go_on.set).start()
-    log_panel([slow], KEY, panel, 2)
-    assert len(slow.stored) >= 1
-    wait_for_panels([slow])
-    assert len(slow.stored) == 2
-
-
-def test_no_thread_outlives_the_run(panel: Panel, tmp_path: Path) -> None:
-    """Processes that are forked later take none along."""
-    stored([CSVLogger(tmp_path)], KEY, panel, 1)
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("lightning_xai")]
+    log_panel([Remote(tmp_path)], KEY, panel, 1)
+    with fsspec.open(f"memory://run/xai/{KEY}/step=00000001/0_0.webp") as file:
+        assert np.array_equal(np.asarray(Image.open(file)), as_uint8(panel.images)[0])
 
 
 def test_wandb_keys_are_one_line(offline: None, tmp_path: Path) -> None:
     """Names that are broken into lines for a figure are parts of file names here."""
     broken = Panel(torch.rand(1, 3, 8, 8), {"Grad-CAM\nraw logit": torch.rand(1, 3, 8, 8)})
-    stored([WandbLogger(save_dir=tmp_path)], KEY, broken, 7)
+    log_panel([WandbLogger(save_dir=tmp_path)], KEY, broken, 7)
     wandb_reader.end_run()
     assert any(f"{KEY}/Grad-CAM raw logit._type" in row for row in wandb_reader.history(tmp_path))
     assert not [path for path in tmp_path.rglob("*") if "\n" in path.name]
@@ -295,11 +266,11 @@ def test_several_loggers_share_one_drawing(
     draw = Panel.figure
     monkeypatch.setattr(Panel, "figure", lambda *arguments: drawn.append(1) or draw(*arguments))
     several = [WandbLogger(save_dir=tmp_path), TensorBoardLogger(tmp_path / "tb"), CSVLogger(tmp_path / "csv")]
-    stored(several, KEY, panel, 1)
+    log_panel(several, KEY, panel, 1)
     several[1].experiment.close()
     assert len(drawn) == 1
     assert len(list(tmp_path.rglob("files/media/images/**/*.png"))) == 6
-    assert len(list((tmp_path / "csv").rglob("*.png"))) == 1
+    assert len(list((tmp_path / "csv").rglob("panel.json"))) == 1
     assert len(list((tmp_path / "tb").rglob("events*"))) == 1
 
 
@@ -309,8 +280,8 @@ def test_subclasses_of_loggers_are_known(panel: Panel, tmp_path: Path) -> None:
     class Mine(CSVLogger):
         pass
 
-    stored([Mine(tmp_path)], KEY, panel, 1)
-    assert len(list(tmp_path.rglob("*.png"))) == 1
+    log_panel([Mine(tmp_path)], KEY, panel, 1)
+    assert len(list(tmp_path.rglob("panel.json"))) == 1
 
 
 def test_no_logger_and_unknown_ones_are_passed_over_in_silence(
@@ -320,8 +291,8 @@ def test_no_logger_and_unknown_ones_are_passed_over_in_silence(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Panel, "figure", None)
     for several in ([], [DummyLogger()], [object()]):
-        declare_metrics(several, {"val/xai/a/gain": True})
-        stored(several, KEY, panel, 1)
+        declare_metrics(several, {LogKey("val", "a", "gain"): True})
+        log_panel(several, KEY, panel, 1)
     assert not list(tmp_path.iterdir())
 
 
@@ -338,32 +309,64 @@ def test_a_failing_logger_warns_once_and_the_others_are_served(panel: Panel, tmp
     several = [broken_logger(tmp_path / "a"), broken_logger(tmp_path / "b"), CSVLogger(tmp_path / "c")]
     with pytest.warns(UserWarning, match=r"CSVLogger failed: its pictures are lost.*once\. \w+Error: .*xai") as caught:  # noqa: PT031
         for step in range(3):
-            stored(several, KEY, panel, step)
+            log_panel(several, KEY, panel, step)
     assert len(caught) == 2
     assert Path(caught[0].filename).name == "test_loggers.py"
-    assert len(list((tmp_path / "c").rglob("*.png"))) == 3
+    assert len(list((tmp_path / "c").rglob("panel.json"))) == 3
 
 
 def test_a_logger_that_recovers_is_served_again(panel: Panel, tmp_path: Path) -> None:
     """Space that was made, or a connection that came back, is used."""
     logger = broken_logger(tmp_path)
     with pytest.warns(UserWarning, match="CSVLogger failed"):
-        stored([logger], KEY, panel, 1)
+        log_panel([logger], KEY, panel, 1)
     (Path(logger.log_dir) / "xai").unlink()
-    stored([logger], KEY, panel, 2)
-    assert [file.name for file in tmp_path.rglob("*.png")] == ["step=00000002.png"]
+    log_panel([logger], KEY, panel, 2)
+    assert [file.parent.name for file in tmp_path.rglob("panel.json")] == ["step=00000002"]
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-def test_a_full_disk_warns_and_goes_on(panel: Panel, tmp_path: Path) -> None:
-    """The file is opened and the first byte does not fit."""
+def test_a_full_disk_warns_and_goes_on(panel: Panel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is opened and the first byte does not fit; nothing half written stays."""
     logger = CSVLogger(tmp_path)
-    _ = logger.experiment
-    file = Path(logger.log_dir) / f"xai/{KEY}/step=00000001.png"
-    file.parent.mkdir(parents=True)
-    file.symlink_to("/dev/full")
+
+    def full(path: Path, mode: str) -> Any:
+        path.touch()
+        return open("/dev/full", "wb", buffering=0)
+
+    monkeypatch.setattr(Path, "open", full)
     with pytest.warns(UserWarning, match="No space left on device"):
-        stored([logger], KEY, panel, 1)
+        log_panel([logger], KEY, panel, 1)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_folder_that_was_deleted_is_made_again(panel: Panel, tmp_path: Path) -> None:
+    """What comes later is stored."""
+    logger = CSVLogger(tmp_path)
+    log_panel([logger], KEY, panel, 1)
+    shutil.rmtree(logger.log_dir)
+    log_panel([logger], KEY, panel, 2)
+    assert [file.parent.name for file in tmp_path.rglob("panel.json")] == ["step=00000002"]
+
+
+def test_a_panel_that_was_interrupted_has_no_facts(panel: Panel, tmp_path: Path) -> None:
+    """They are written last, so that readers know; each file is whole."""
+    logger = CSVLogger(tmp_path)
+    written: list[Path] = []
+
+    def killed(self: Path, target: Path) -> Path:
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        written.append(target)
+        return move(self, target)
+
+    move = Path.replace
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            log_panel([logger], KEY, panel, 1)
+    files = [path for path in tmp_path.rglob("step=*/*") if path.is_file()]
+    assert sorted(files) == sorted(written)
+    assert not list(tmp_path.rglob("panel.json"))
 
 
 def test_failing_directions_and_failing_pictures_are_told_apart(
@@ -378,8 +381,8 @@ def test_failing_directions_and_failing_pictures_are_told_apart(
     logger = WandbLogger(save_dir=tmp_path)
     with pytest.warns(UserWarning, match=r"WandbLogger failed: .* ConnectionError: no route") as caught:  # noqa: PT031
         for _ in range(2):
-            declare_metrics([logger], {"val/xai/a/gain": True})
-            stored([logger], KEY, panel, 1)
+            declare_metrics([logger], {LogKey("val", "a", "gain"): True})
+            log_panel([logger], KEY, panel, 1)
     assert ["the direction of metrics" in str(warning.message) for warning in caught] == [True, False]
 
 
@@ -392,4 +395,4 @@ def test_interrupting_is_not_swallowed(panel: Panel, tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        stored([Interrupted(tmp_path)], KEY, panel, 1)
+        log_panel([Interrupted(tmp_path)], KEY, panel, 1)

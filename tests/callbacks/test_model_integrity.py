@@ -389,7 +389,7 @@ def test_pictures_and_figures_of_a_flagged_run(tmp_path: Path, monkeypatch: pyte
     callback = ModelIntegrity(action=lambda finding: None, mean=(0.5,) * 3, std=(0.25,) * 3)
     fitted(callback, module_of(EDIT(trained())), logger=logger)
     drawn = sorted(path.name for path in (tmp_path / "run/xai/val/xai/integrity").iterdir())
-    assert drawn == ["step=00000000.png", "step=00000004.png"]
+    assert drawn == ["step=00000000", "step=00000004"]
     panel = panels[0]
     shown = data(64)[0][:4]  # of four classes in turn
     assert torch.equal(panel.images, to_pixels(shown, (0.5,) * 3, (0.25,) * 3))

@@ -216,8 +216,8 @@ def test_csv_gets_a_picture_for_each_step(name: str, tmp_path: Path) -> None:
     running = trainer(lightning, callbacks=[maps()], logger=logger, max_epochs=2)
     running.fit(classifier(lightning), loader(), loader())
     folder = tmp_path / "run/xai/val/xai/maps"
-    assert sorted(path.name for path in folder.iterdir()) == ["step=00000002.png", "step=00000004.png"]
-    assert np.asarray(Image.open(folder / "step=00000002.png")).std() > 10
+    assert sorted(path.name for path in folder.iterdir()) == ["step=00000002", "step=00000004"]
+    assert np.asarray(Image.open(folder / "step=00000002" / "0_0.webp")).std() > 10
 
 
 def test_wandb_gets_media_and_a_table_in_every_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,7 +239,7 @@ def test_wandb_gets_media_and_a_table_in_every_epoch(tmp_path: Path, monkeypatch
     assert len(rows[0][f"{key}/gradcam.filenames"]) == len(rows[0][f"{key}/gradient.filenames"]) == 3
     assert rows[0][f"{key}/image.captions"][1].startswith("step 2 | label 1 | predicted")
     assert sum(f"{key}/table._type" in row for row in wandb_reader.history(tmp_path)) == 2
-    assert len(list((tmp_path / "csv").rglob("*.png"))) == 2
+    assert len(list((tmp_path / "csv").rglob("panel.json"))) == 2
 
 
 def test_fast_dev_run_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ def test_each_process_explains_its_own_images(run: Any) -> None:
     for one in results:
         assert one["explained"]["weights"] == one["plain"]["weights"]
     pictures = sorted(path.name for path in (folder / "explained/run/xai/val/xai/maps").iterdir())
-    assert pictures == ["step=00000002.png"]
+    assert pictures == ["step=00000002"]
 
 
 def test_the_first_process_judges_for_both(run: Any) -> None:

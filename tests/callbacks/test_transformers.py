@@ -32,5 +32,5 @@ def test_a_transformer_is_explained_in_a_trainer(name: str, stage: str, tmp_path
     for metric, value in by_hand(model, data.dataset.tensors[0], GradCAM("blocks.1.norm1")).items():
         found = running.callback_metrics[f"{part}/xai/gradcam/{metric}"].item()
         assert found == pytest.approx(value, rel=1e-3, abs=1e-3)
-    assert list(tmp_path.rglob("*.png"))
+    assert list(tmp_path.rglob("panel.json"))
     assert isinstance(running, pl.Trainer) == (name == "pytorch_lightning")

@@ -15,8 +15,8 @@ from recipes.image_files import HEN, TENCH, write_images
 from safetensors.torch import load_file
 
 from common.options import parsed, parser_of
+from lightning_xai.panels import read_panel
 from lightning_xai.report import Results
-from lightning_xai.report.pictures import read_panel
 from papers.interpretable_gradients.term import SCHEDULES
 
 SCRIPT = Path(imagenet_interp.__file__)

@@ -11,6 +11,7 @@ from pytorch_lightning.loggers import CSVLogger
 
 from lightning_xai.callbacks.loggers import log_panel
 from lightning_xai.log_keys import LogKey
+from lightning_xai.panels import save_panel
 from lightning_xai.report import Example, Picture, Results, Table
 from lightning_xai.visualization import Panel, overlay
 
@@ -51,8 +52,8 @@ def write_examples(folder: Path, methods: Sequence[str] = ("gradcam", "lrp"), n:
     (folder / "images").mkdir(parents=True)
     found = []
     for i in range(n):
-        file = f"images/{i}.png"
-        panel(methods, 1, seed=i).save(folder / file)
+        file = f"images/{i}"
+        save_panel(panel(methods, 1, seed=i), folder / file)
         found.append(Example(str(i), file, {metric: dict.fromkeys(methods, 10.0 * i) for metric in METRICS}, "plain"))
     return found
 

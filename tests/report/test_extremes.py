@@ -6,6 +6,7 @@ import re
 import pytest
 from report.example_run import panel, write_examples
 
+from lightning_xai.panels import save_panel
 from lightning_xai.report import Example
 from lightning_xai.report.extremes import extremes
 from lightning_xai.report.pictures import Pictures
@@ -72,27 +73,26 @@ def test_of_ten_thousand_images_only_those_that_are_shown_are_read(tmp_path):
     """The others need no picture."""
     (tmp_path / "images").mkdir()
     for name in ("0", "9999"):
-        panel(["gradcam"], 1).save(tmp_path / "images" / f"{name}.png")
+        save_panel(panel(["gradcam"], 1), tmp_path / "images" / name)
     images = [
-        ("", tmp_path, Example(str(i), f"images/{i}.png", {"AverageDrop": {"gradcam": float(i)}}))
-        for i in range(10_000)
+        ("", tmp_path, Example(str(i), f"images/{i}", {"AverageDrop": {"gradcam": float(i)}})) for i in range(10_000)
     ]
     (found,) = extremes(images, {"AverageDrop": False}, Pictures())
     assert (found.worst[0].name, found.worst[0].note, found.best[0].note) == ("9999", "", "")
     assert found.worst[0].map is not None
-    assert found.worst[1].note.startswith("The picture images/9998.png cannot be shown: ")
+    assert found.worst[1].note.startswith("The pictures images/9998 cannot be shown: ")
 
 
 @pytest.mark.parametrize(
     ("file", "told"),
     [
-        ("images/none.png", "The picture images/none.png cannot be shown: .*No such file"),
-        ("../outside.png", r"expected a path within the run's folder, got '../outside.png'"),
+        ("images/none", "The pictures images/none cannot be shown: .*No such file"),
+        ("../outside", r"expected a path within the run's folder, got '../outside'"),
     ],
 )
 def test_a_missing_picture_is_told_in_its_place(images, file, told):
     """Files outside of the run are none of the report's business."""
-    panel(["gradcam"], 1).save(images[7][1].parent / "outside.png")
+    save_panel(panel(["gradcam"], 1), images[7][1].parent / "outside")
     images[7] = ("plain", images[7][1], dataclasses.replace(images[7][2], file=file))
     worst = extremes(images, {"AverageDrop": False}, Pictures())[0].worst[0]
     assert (worst.name, worst.image, worst.map) == ("7", None, None)
@@ -101,8 +101,8 @@ def test_a_missing_picture_is_told_in_its_place(images, file, told):
 
 def test_a_map_that_was_not_drawn_is_told(images, tmp_path):
     """The image is shown all the same."""
-    panel(["lrp"], 1).save(tmp_path / "lrp.png")
-    images[7] = ("plain", tmp_path, dataclasses.replace(images[7][2], file="lrp.png"))
+    save_panel(panel(["lrp"], 1), tmp_path / "lrp")
+    images[7] = ("plain", tmp_path, dataclasses.replace(images[7][2], file="lrp"))
     worst = extremes(images, {"AverageDrop": False}, Pictures())[0].worst[0]
     assert (worst.map, worst.note) == (None, "No map was drawn.")
     assert worst.image is not None

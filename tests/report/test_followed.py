@@ -1,10 +1,9 @@
 """Followed images: which steps, networks and attributions are shown, and what is missing."""
 
-import os
-
 import pytest
 from report.example_run import panel
 
+from lightning_xai.panels import save_panel
 from lightning_xai.report.followed import split_name, viewers
 from lightning_xai.report.pictures import Pictures
 from lightning_xai.report.run_folder import Log
@@ -14,9 +13,9 @@ KEY = "val/xai/maps"
 
 def drawn(folder, model, steps, **options):
     """The log of a network with a panel at each step."""
-    files = {step: folder / f"{model}_{step}.png" for step in steps}
+    files = {step: folder / f"{model}_{step}" for step in steps}
     for step, file in files.items():
-        panel(seed=step, **options).save(file)
+        save_panel(panel(seed=step, **options), file)
     return model, Log(model, epochs={step - 1: i for i, step in enumerate(steps)}, panels={KEY: files})
 
 
@@ -47,10 +46,9 @@ def test_every_image_has_a_row_for_each_network_and_a_tile_for_each_attribution(
 
 def test_ten_thousand_steps_are_sampled_and_that_is_told(tmp_path):
     """The first and the last are among them; the others are not even read."""
-    panel().save(tmp_path / "one.png")
-    files = {step: tmp_path / f"step={step}.png" for step in range(10_000)}
+    files = {step: tmp_path / f"step={step}" for step in range(10_000)}
     for step in (0, 9999):
-        os.link(tmp_path / "one.png", files[step])
+        save_panel(panel(), files[step])
     (found,) = viewers([("", Log("", panels={KEY: files}))], Pictures())
     assert (found.steps[0], found.steps[-1]) == ("step 0", "step 9999")
     assert len(found.steps) == 100
@@ -82,24 +80,29 @@ def test_a_network_that_was_not_drawn_at_a_step_is_shown_as_before(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("name", "damage", "told"),
     [
-        (lambda path: path.unlink(), "No such file"),
-        (lambda path: path.write_bytes(b"no picture"), "cannot identify image file"),
-        (lambda path: path.write_bytes(path.read_bytes()[:3000]), "truncated"),
+        ("0_0.webp", lambda path: path.unlink(), "No such file"),
+        ("1_0.webp", lambda path: path.write_bytes(b"no picture"), "cannot identify image file"),
+        ("1_0.webp", lambda path: path.write_bytes(path.read_bytes()[:300]), ""),
+        ("panel.json", lambda path: path.unlink(), "No such file"),
+        ("panel.json", lambda path: path.write_text("{}"), "expected lists of texts"),
     ],
 )
-def test_a_damaged_picture_is_told_and_leaves_a_gap(tmp_path, damage, told):
+def test_a_damaged_picture_is_told_and_leaves_a_gap(tmp_path, name, damage, told):
     """The others are shown."""
     log = drawn(tmp_path, "plain", (10, 20))
-    damage(log[1].panels[KEY][20])
+    damage(log[1].panels[KEY][20] / name)
     (found,) = viewers([log], Pictures())
-    (note,) = found.notes
-    assert note.startswith("plain_20.png of ")
-    assert told in note
-    frames = found.rows[0][1][0].tiles[1].frames
-    assert frames[0] is not None
-    assert frames[1] is None
+    image, gradcam, _ = (tile.frames for tile in found.rows[0][1][0].tiles)
+    if name == "0_0.webp":  # the image is shown as it was at another step
+        assert None not in image
+    else:
+        (note,) = found.notes
+        assert note.startswith("plain_20/1_0.webp " if name == "1_0.webp" else f"{tmp_path.name}/plain_20 ")
+        assert told in note
+        assert gradcam[0] is not None
+        assert gradcam[1] is None
 
 
 def test_a_second_line_of_a_name_is_the_score(tmp_path):

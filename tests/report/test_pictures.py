@@ -1,41 +1,62 @@
 """Pictures in a page: cut out, small, each once."""
 
+from base64 import b64decode
+from io import BytesIO
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from report.example_run import panel
 
-from lightning_xai.report.pictures import Pictures, evenly, read_panel
-from lightning_xai.visualization import as_uint8
+from lightning_xai.panels import read_panel, save_panel
+from lightning_xai.report.pictures import UNREADABLE, Pictures, evenly
+from lightning_xai.visualization import Panel, as_uint8
 
 
 def decoded(uri):
     """The picture in a data address."""
-    from base64 import b64decode
-    from io import BytesIO
-
     return Image.open(BytesIO(b64decode(uri.removeprefix("data:image/webp;base64,"))))
 
 
-def test_the_pictures_of_a_panel_are_cut_out_of_its_file(tmp_path):
-    """Each is what was drawn, but for the frame and the borders of enlarged pixels."""
+def test_small_pictures_of_a_panel_are_embedded_as_they_are(tmp_path):
+    """Up to 64 pixels without loss."""
     drawn = panel(n=2)
-    drawn.save(tmp_path / "panel.png", "title")
-    found = read_panel(tmp_path / "panel.png")
-    assert (found.columns, found.captions) == (["image", "gradcam", "lrp"], drawn.captions)
+    save_panel(drawn, tmp_path)
+    stored, pictures = read_panel(tmp_path), Pictures()
+    assert (stored.columns, stored.captions) == (["image", "gradcam", "lrp"], drawn.captions)
     for name, expected in {"image": drawn.images, **drawn.overlays}.items():
-        for tile, pixels in zip(found.tiles[name], as_uint8(expected), strict=True):
-            middles = np.asarray(tile)[5::11, 5::11][:16, :16]
-            assert middles.shape == pixels.shape
-            assert (abs(middles.astype(int) - pixels) < 3).mean() > 0.95
+        for row, pixels in enumerate(as_uint8(expected)):
+            number = pictures.add_tile(stored.tile(name, row))
+            assert np.array_equal(decoded(pictures.uris[number]), pixels)
+    assert stored.tile("other", 0) is stored.tile("image", 2) is None
 
 
-def test_a_picture_without_a_description_is_refused(tmp_path):
-    """Where its parts are cannot be known."""
-    Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
-    with pytest.raises(ValueError, match=r"plain.png expected the file of a panel, got a picture without"):
-        read_panel(tmp_path / "plain.png")
+def test_large_pictures_are_stored_smaller_and_embedded_smaller_still(tmp_path):
+    """Noise, the worst case."""
+    images = torch.rand(1, 3, 600, 300, generator=torch.Generator().manual_seed(0))
+    save_panel(Panel(images), tmp_path)
+    path, pictures = read_panel(tmp_path).tile("image", 0), Pictures()
+    with Image.open(path) as stored:
+        assert stored.size == (112, 224)
+    pictures.add_tile(path)
+    assert decoded(pictures.uris[0]).size[1] <= 224
+    assert len(pictures.uris[0]) < 20_000
+
+
+def bomb(width, height):
+    """A PNG of one colour: some bytes for each million pixels."""
+    buffer = BytesIO()
+    Image.new("1", (width, height)).save(buffer, format="png")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(("size", "told"), [((2000, 1000), "at most 1,000,000"), ((20_000, 10_000), "bomb")])
+def test_picture_bombs_are_not_decoded(tmp_path, size, told):
+    """Neither those that Pillow refuses nor others that are no panel's."""
+    (tmp_path / "0_0.webp").write_bytes(bomb(*size))
+    with pytest.raises(UNREADABLE, match=told):
+        Pictures().add_tile(tmp_path / "0_0.webp")
 
 
 def test_equal_pictures_are_kept_once():

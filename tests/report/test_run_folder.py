@@ -38,6 +38,8 @@ def test_a_run_without_results_is_read_as_far_as_it_goes(tmp_path):
     assert run.settings == {"seed": 3}
     assert [log.model for log in run.logs] == [""]
     assert run.notes == ["There is no results.json: the run is not finished, or was ended by an error."]
+    (tmp_path / "settings.json").unlink()
+    assert read_run(tmp_path).notes == []  # a run of one's own has no results
 
 
 def test_damaged_results_and_settings_are_told(tmp_path):
@@ -46,8 +48,8 @@ def test_damaged_results_and_settings_are_told(tmp_path):
     (tmp_path / "results.json").write_text('{"title": "Tri')
     (tmp_path / "settings.json").write_text("[1, 2")
     notes = read_run(tmp_path).notes
-    assert notes[0].startswith("The file results.json cannot be used: ")
-    assert notes[1].startswith("The file settings.json cannot be read: ")
+    assert notes[0].startswith("The file settings.json cannot be read: ")
+    assert notes[1].startswith("The file results.json cannot be used: ")
 
 
 def test_a_later_attempt_replaces_the_steps_that_it_repeats(tmp_path):
@@ -80,7 +82,7 @@ def test_no_folder_an_empty_one_and_another_one_are_told_apart(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(NotADirectoryError, match=r"expected the folder of a run, got '.*none', which is no folder"):
         read_run(tmp_path / "none")
-    with pytest.raises(ValueError, match=r"with results.json, settings.json or metrics.csv, got '.*', which is empty"):
+    with pytest.raises(ValueError, match=r"metrics.csv or event files, got '.*', which is empty"):
         read_run(tmp_path / "empty")
     with pytest.raises(ValueError, match=r"which holds empty, notes.txt"):
         read_run(tmp_path)

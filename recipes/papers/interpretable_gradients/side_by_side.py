@@ -16,6 +16,7 @@ from common.data.images import ImageData
 from common.run import Run, first_images
 from common.tables import interval
 from lightning_xai.baselines import to_pixels
+from lightning_xai.panels import save_panel
 from lightning_xai.report import Example, Picture, Table, worst_and_best
 from lightning_xai.visualization import Panel, overlay
 
@@ -159,7 +160,7 @@ def examples(
     """Draw the images on which a telling metric of some method is worst or best.
 
     Args:
-        name: Of the network; the pictures are written to ``images/<name>_<number>.png``.
+        name: Of the network; the pictures are written to ``images/<name>_<number>/``.
         network: The network that was measured.
         values: Of the first test images in their order, by attribution, then by metric.
         data: Test images.
@@ -168,13 +169,12 @@ def examples(
     """
     ends = [worst_and_best(values[method][metric], higher) for method in methods for metric, higher in TELLING.items()]
     chosen = sorted({i for worst, best in ends for i in (*worst, *best)})
-    (folder / "images").mkdir(exist_ok=True)
     for i, (image, label) in zip(chosen, _chosen(data, chosen), strict=True):
-        _panel(network, image, label, data, methods).save(folder / "images" / f"{name}_{i}.png")
+        save_panel(_panel(network, image, label, data, methods), folder / "images" / f"{name}_{i}")
     return [
         Example(
             str(i),
-            f"images/{name}_{i}.png",
+            f"images/{name}_{i}",
             {metric: {method: values[method][metric][i] for method in methods} for metric in TELLING},
             name,
         )
