@@ -142,7 +142,7 @@ def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path):
 def test_a_half_written_run_is_shown_as_far_as_it_goes(tmp_path):
     """What is missing is told; the last values take the place of results."""
     write_log(tmp_path / "plain", steps=(10,))
-    (tmp_path / "settings.json").write_text("{\"seed\": 0}")
+    (tmp_path / "settings.json").write_text('{"seed": 0}')
     read = Page(write_report(tmp_path).read_text()).text
     assert "There is no results.json: the run is not finished" in read
     assert "val/xai/gradcam/AverageDrop 60" in read
