@@ -122,35 +122,36 @@ class Sweep:
         Returns:
             The curve of each map.
         """
-        n_maps, n, n_points = self.ranks.shape[:-2].numel(), len(first), len(self.counts)
-        fractions = self.counts.double() / self.counts[-1]
-        values = torch.full((n_maps, n_points), torch.nan, dtype=torch.float64, device=fractions.device)
+        n_maps, n_points = self.ranks.shape[:-2].numel(), len(self.counts)
+        values = torch.full((n_maps, n_points), torch.nan, dtype=torch.float64, device=self.counts.device)
         known = torch.zeros_like(values, dtype=torch.bool)
         if ends is not None:
             known[:, [0, -1]] = True
-            values[:, 0], values[:, -1] = (end.repeat(n_maps // max(1, n)) for end in ends)
+            values[:, 0], values[:, -1] = (end.repeat(n_maps // max(1, len(first))) for end in ends)
 
         # First at a few points of all maps, then in the middle of every stretch whose ends differ, and of its halves.
-        wanted = torch.zeros_like(known)
         coarse = sorted({round(i * (n_points - 1) / COARSE) for i in range(COARSE + 1)})
+        wanted, stretches = torch.zeros_like(known), list(pairwise(coarse))
         wanted[:, coarse] = True
-        stretches = list(pairwise(coarse))
-        while True:
+        while wanted.any() or stretches:
             point, of = (wanted & ~known).T.nonzero(as_tuple=True)
             values[of, point] = self._replaced(first, last, of, self.counts[point])
             known |= wanted
-            middles = [(low, (low + high) // 2, high) for low, high in stretches if high - low > 1]
-            if not middles:
-                return Curve(fractions, values.view(*self.ranks.shape[:-2], n_points))
-            for low, middle, high in middles:
-                rise, share = (
-                    values[:, high] - values[:, low],
-                    (fractions[middle] - fractions[low]) / (fractions[high] - fractions[low]),
-                )
-                values[:, middle] = values[:, low] + share * rise
-                # Not `>=`, which NaN is never.
-                wanted[:, middle] = known[:, low] & known[:, high] & ~(rise.abs() < self.tolerance)
-            stretches = [half for low, middle, high in middles for half in ((low, middle), (middle, high))]
+            stretches = [(low, high) for low, high in stretches if high - low > 1]
+            wanted = torch.zeros_like(known)
+            for low, high in stretches:
+                wanted[:, (low + high) // 2] = known[:, low] & known[:, high] & self._bends(values, low, high)
+            stretches = [half for low, high in stretches for half in pairwise((low, (low + high) // 2, high))]
+        fractions = self.counts.double() / self.counts[-1]
+        return Curve(fractions, values.view(*self.ranks.shape[:-2], n_points))
+
+    def _bends(self, values: Tensor, low: int, high: int) -> Tensor:
+        """Which curves (M,) differ at the ends of a stretch; its middle is laid on the straight line at first."""
+        middle = (low + high) // 2
+        share = (self.counts[middle] - self.counts[low]) / (self.counts[high] - self.counts[low]).double()
+        rise = values[:, high] - values[:, low]
+        values[:, middle] = values[:, low] + share * rise
+        return ~(rise.abs() < self.tolerance)  # not `>=`, which NaN never is
 
     def _replaced(self, first: Tensor, last: Tensor, of: Tensor, counts: Tensor) -> Tensor:
         """Scores (J,) of the images of some maps with so many pixels replaced; passes are filled across both."""
