@@ -66,6 +66,9 @@ def explain(
     ``torch.no_grad()`` and ``torch.inference_mode()``, with frozen parameters, and under autocast. ``layer=None`` costs
     one more gradient-free pass of one image, for transformers also a forward and a backward pass of it.
 
+    Several threads may explain one model: their passes wait for each other. Another thread may use it for inference
+    meanwhile, in evaluation mode; training it meanwhile is not safe.
+
     Args:
         model: The classifier, images (N,C,H,W) -> logits (N,K).
         images: Images (N,C,H,W), N >= 1, finite, preprocessed as the model expects them.

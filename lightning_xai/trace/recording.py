@@ -51,7 +51,11 @@ class Recording:
             ValueError: If it was not called.
         """
         if module not in self._activations:
-            raise ValueError(f"`layer` {name_of(self.model, module)!r} was not called in the forward pass.")
+            raise ValueError(
+                f"`layer` {name_of(self.model, module)!r} was not called in the forward pass. A container whose parts "
+                "are called one by one is not: with timm's `set_grad_checkpointing(True)`, switch that off, else name "
+                "a part."
+            )
         return self._activations[module]
 
     def keep(self, module: nn.Module, args: Any, kwargs: Any, output: object) -> Tensor | None:
@@ -65,6 +69,14 @@ class Recording:
             raise ValueError(
                 f"`layer` {name_of(self.model, module)!r} expected an output of shape (N, D, h, w), got {shape}. "
                 "Choose a layer before the pooling, or None for the last layer with a spatial output."
+            )
+        if len(output) != len(self.images):
+            n, got = len(self.images), len(output)
+            times = f", {got // n} times as many" if got % n == 0 else ""
+            raise ValueError(
+                f"`layer` {name_of(self.model, module)!r} expected an output for each of {n} images, got {got}{times}. "
+                "A model that looks at several views of an image has no one map of it: explain the network inside, on "
+                "one view."
             )
         self._graph.begin()
         # Below a frozen or gradient-free part the output has no history: it becomes the leaf where the graph starts.
