@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 
@@ -17,7 +17,7 @@ from lightning_xai.report.pictures import evenly
 from lightning_xai.report.run_folder import Log
 
 COLOURS = 8
-"""Lines of the page's style sheet: ``--line-0`` and so on; then they begin anew."""
+"""Lines of the page's style sheet: ``--line-0`` and so on, the last one grey for controls; then they begin anew."""
 DASHES = ("", "5 2", "1.5 2", "7 2 1.5 2")
 _POINTS = 400
 
@@ -89,7 +89,8 @@ def sections(logs: Sequence[tuple[str, Log]]) -> list[Section]:
                 section = "Integrity"
             found.setdefault(section, {}).setdefault(chart, []).append((name, model, log.values[key]))
     order = ["Training", "Validation", "Explanations", "Integrity", "Other"]
-    return [_section(title, found[title]) for title in order if title in found]
+    controls = {name for _, log in logs for name in log.controls()}
+    return [_section(title, found[title], controls) for title in order if title in found]
 
 
 def _place(key: str) -> tuple[str, str, str]:
@@ -108,14 +109,19 @@ def _place(key: str) -> tuple[str, str, str]:
     return "Explanations", number_of_key(key).label + index, own.name
 
 
-def _section(title: str, charts: Mapping[str, list[tuple[str, str, Points]]]) -> Section:
+def _section(title: str, charts: Mapping[str, list[tuple[str, str, Points]]], controls: Collection[str]) -> Section:
     every = [line for lines in charts.values() for line in lines]
     names, models = ([*dict.fromkeys(line[i] for line in every)] for i in (0, 1))
+    methods = [name for name in names if name not in controls]
 
     def styled(name: str, model: str, points: Points) -> Line:
-        colour = names.index(name) if len(names) > 1 else models.index(model)
-        return Line(name, model, points, colour % COLOURS, DASHES[models.index(model) % len(DASHES)])
+        if name in controls:  # all in grey, behind the methods
+            dash = DASHES[1 + sorted(controls).index(name) % (len(DASHES) - 1)]
+            return Line(f"{name} (control)", model, points, COLOURS - 1, dash)
+        colour = methods.index(name) if len(methods) > 1 else models.index(model)
+        return Line(name, model, points, colour % (COLOURS - 1), DASHES[models.index(model) % len(DASHES)])
 
+    charts = {chart: sorted(found, key=lambda one: one[0] in controls) for chart, found in charts.items()}
     lines = {chart: [styled(*one) for one in found] for chart, found in charts.items()}
     legend = {line.label: line for found in lines.values() for line in found if line.label}
     notes = [f"{chart}: {_constant(found):.4g} throughout." for chart, found in lines.items() if _is_constant(found)]

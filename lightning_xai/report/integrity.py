@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from lightning_xai.integrity import figure_named
 from lightning_xai.log_keys import LogKey
+from lightning_xai.metrics import number_named
 from lightning_xai.report.run_folder import Log
 
 
@@ -17,13 +19,13 @@ class Checks:
         name: Name of the network, and of the callback where it is not the usual one.
         flagged: Whether a check flagged the network.
         words: The verdict in a sentence.
-        figures: Last value of each figure, by name.
+        figures: Title, last value and meaning of each figure.
     """
 
     name: str
     flagged: bool
     words: str
-    figures: dict[str, float]
+    figures: list[tuple[str, float, str]]
 
 
 def checks(logs: Sequence[tuple[str, Log]]) -> list[Checks]:
@@ -47,7 +49,12 @@ def _of(model: str, log: Log) -> Iterator[Checks]:
             unusual = key.name * (key.name != "integrity"), key.stage * (key.stage != "val")
             beside = [one for one in log.own_values() if (one[0].stage, one[0].name) == (key.stage, key.name)]
             figures = {str(one.metric): values for one, values in beside}
-            last = {one: values[max(values)] for one, values in figures.items()}
+            last = [
+                (number.title, values[max(values)], number.meaning)
+                for one, values in figures.items()
+                if one != "flagged"
+                for number in [figure_named(one) or number_named(one)]
+            ]
             yield Checks(
                 ", ".join(filter(None, (model, *unusual))),
                 any(flags.values()),

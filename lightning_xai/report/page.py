@@ -18,8 +18,8 @@ from lightning_xai.report.extremes import extremes, inside
 from lightning_xai.report.followed import viewers
 from lightning_xai.report.integrity import checks
 from lightning_xai.report.pictures import FIGURE_BYTES, FIGURE_PIXELS, UNREADABLE, Pictures, opened
-from lightning_xai.report.results import Picture
-from lightning_xai.report.run_folder import RunFolder, read_run
+from lightning_xai.report.results import Picture, Results
+from lightning_xai.report.run_folder import Log, RunFolder, read_run
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -101,8 +101,7 @@ def _content(runs: dict[str, RunFolder]) -> dict[str, Any]:
     return {
         "title": " and ".join(runs) if several else found[0][1].title,
         "runs": runs,
-        "tables": tables.side_by_side({name: one.tables for name, one in finished.items()}) if finished else [],
-        "unfinished": [tables.last_values(logs)] if not finished and logs else [],
+        "tables": _tables(finished, logs),
         "checks": checks(logs),
         "viewers": viewers(logs, pictures),
         "extremes": extremes(images, directions, pictures),
@@ -111,6 +110,14 @@ def _content(runs: dict[str, RunFolder]) -> dict[str, Any]:
         "settings": tables.settings({name: one.settings for name, one in runs.items()}),
         "pictures": pictures.uris,
     }
+
+
+def _tables(finished: dict[str, Results], logs: list[tuple[str, Log]]) -> list[tables.PageTable]:
+    if not finished:
+        return tables.last_values(logs)
+    controls = {name for _, log in logs for name in log.controls()}
+    found = tables.side_by_side({name: one.tables for name, one in finished.items()})
+    return [tables.with_controls_apart(one, controls) for one in found]
 
 
 def _named(run: str, model: str) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_xai.files import open_regular, read_json
-from lightning_xai.log_keys import LogKey
+from lightning_xai.log_keys import OVER_CONTROLS, LogKey
 from lightning_xai.report.event_files import read_events
 from lightning_xai.report.results import Results
 
@@ -48,6 +48,13 @@ class Log:
         """Values under keys of this package."""
         keys = {key: LogKey.parse(key) for key in self.values}
         return [(own, self.values[key]) for key, own in keys.items() if own is not None and own.metric is not None]
+
+    def controls(self) -> set[str]:
+        """Names of controls: what methods are compared with, and is not compared itself."""
+        own = [key for key, _ in self.own_values() if key.stage != "train"]
+        methods = {key.name for key in own if str(key.metric).endswith(OVER_CONTROLS)}
+        measured = {str(key.metric).removesuffix(OVER_CONTROLS) for key in own if key.name in methods}
+        return {key.name for key in own if methods and key.metric in measured} - methods
 
     def epoch(self, step: int) -> int | None:
         """The epoch in which a step was made, where it was logged; pictures bear the number of steps made."""

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from lightning_xai.log_keys import LogKey
+from lightning_xai.metrics import number_named
+from lightning_xai.report.numbers import number_of_key
 from lightning_xai.report.results import Table
 from lightning_xai.report.run_folder import Log
+
+_STAGES = {"train": "training", "val": "validation", "test": "test"}
 
 Row = tuple[str, int]
 """Name of a row, and how often the name came before."""
@@ -38,12 +43,16 @@ class PageTable:
         caption: What a reader must know.
         columns: Heads.
         rows: Cells.
+        controls: Rows of controls, which stand apart.
+        meanings: What numbers say, by their titles.
     """
 
     title: str
     caption: str
     columns: list[str]
     rows: list[list[Cell]]
+    controls: list[list[Cell]] = field(default_factory=list)
+    meanings: dict[str, str] = field(default_factory=dict)
 
 
 def side_by_side(runs: Mapping[str, Sequence[Table]]) -> list[PageTable]:
@@ -132,13 +141,59 @@ def _setting(run: str, options: Mapping[str, Any], name: str) -> Cell:
     return Cell(", ".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value))
 
 
-def last_values(logs: Iterable[tuple[str, Log]]) -> PageTable:
-    """The last value of everything that was logged: what there is of a run without results."""
-    logged = dict(logs)
-    keys = sorted({key for log in logged.values() for key in log.values})
-    rows = [[Cell(key), *(_last(name, log.values.get(key)) for name, log in logged.items())] for key in keys]
-    return PageTable("Last logged values", "", ["Key", *(name or "Value" for name in logged)], rows)
+def last_values(logs: Iterable[tuple[str, Log]]) -> list[PageTable]:
+    """What there is of a run without results: the last values, of explanations as methods by metrics.
+
+    Args:
+        logs: Names of networks, each with what was logged.
+
+    Returns:
+        For each network a table of its methods and controls in each stage, and one of all other values.
+    """
+    return [table for name, log in logs for table in (*_methods_by_metrics(name, log), *_others(name, log))]
 
 
-def _last(name: str, values: Mapping[int, float] | None) -> Cell:
-    return Cell(f"{values[max(values)]:.4g}") if values else _gap(name)
+def _methods_by_metrics(model: str, log: Log) -> Iterator[PageTable]:
+    checks = {(key.stage, key.name) for key, _ in log.own_values() if key.metric == "flagged"}
+    groups: dict[tuple[str, int], dict[tuple[str, str], tuple[int, float]]] = {}
+    for key, values in log.own_values():
+        if key.stage != "train" and (key.stage, key.name) not in checks:
+            cells = groups.setdefault((key.stage, -1 if key.dataloader_idx is None else key.dataloader_idx), {})
+            cells[key.name, str(key.metric)] = max(values.items())
+    for (stage, index), cells in sorted(groups.items()):
+        names, metrics = ([*dict.fromkeys(sorted(one[i] for one in cells))] for i in (0, 1))
+        numbers = {metric: number_named(metric) for metric in metrics}
+        rows = {name: [_value(cells.get((name, one))) for one in metrics] for name in names}
+        parts = [_STAGES[stage], f"dataloader {index}" * (index >= 0), model]
+        yield PageTable(
+            f"Explanations, {', '.join(filter(None, parts))}",
+            f"Last values, up to step {max(step for step, _ in cells.values()):,}.",
+            ["Method", *(numbers[one].label for one in metrics)],
+            [[Cell(name), *rows[name]] for name in names if name not in log.controls()],
+            [[Cell(name), *rows[name]] for name in names if name in log.controls()],
+            {numbers[one].title: numbers[one].meaning for one in metrics if numbers[one].meaning},
+        )
+
+
+def _others(model: str, log: Log) -> Iterator[PageTable]:
+    keys = [key for key in sorted(log.values) if (own := LogKey.parse(key)) is None or own.stage == "train"]
+    rows = [[Cell(_words(key)), _value(max(log.values[key].items()))] for key in keys]
+    if rows:
+        yield PageTable(f"Other values{f', {model}' if model else ''}", "Last values.", ["", "Value"], rows)
+
+
+def _words(key: str) -> str:
+    stage, _, rest = key.partition("/")
+    return f"{number_of_key(key).label} ({_STAGES[stage]})" if rest and stage in _STAGES else key
+
+
+def _value(found: tuple[int, float] | None) -> Cell:
+    return Cell("", gap="-") if found is None else Cell(f"{found[1]:.4g}")
+
+
+def with_controls_apart(table: PageTable, controls: Collection[str]) -> PageTable:
+    """A table whose rows of controls stand below those of methods."""
+    apart = [row for row in table.rows if row[0].text in controls]
+    if not apart or len(apart) == len(table.rows):
+        return table
+    return replace(table, rows=[row for row in table.rows if row not in apart], controls=apart)

@@ -145,7 +145,8 @@ def test_a_half_written_run_is_shown_as_far_as_it_goes(tmp_path):
     (tmp_path / "settings.json").write_text('{"seed": 0}')
     read = Page(write_report(tmp_path).read_text()).text
     assert "There is no results.json: the run is not finished" in read
-    assert "val/xai/gradcam/AverageDrop 60" in read
+    assert "Explanations, validation, plain" in read
+    assert "Method Average drop, %; lower is better Average gain, %; higher is better gradcam 60 60 lrp 61 61" in read
 
 
 def test_missing_pictures_are_told_in_their_place(tmp_path):

@@ -2,7 +2,7 @@
 
 from lightning_xai.report import Table
 from lightning_xai.report.run_folder import Log
-from lightning_xai.report.tables import Cell, last_values, settings, side_by_side
+from lightning_xai.report.tables import Cell, last_values, settings, side_by_side, with_controls_apart
 
 
 def test_tables_of_one_run_stay_as_they_are():
@@ -61,15 +61,41 @@ def test_settings_that_differ_come_first():
     ]
 
 
-def test_last_values_are_those_of_the_last_step():
-    """With gaps where a network has none."""
-    shown = last_values(
-        [("plain", Log("plain", {"loss": {1: 2.0, 9: 0.5}})), ("guided", Log("guided", {"cos": {1: 1.0}}))]
-    )
-    assert [[cell.text or cell.gap for cell in row] for row in shown.rows] == [
-        ["cos", "not in plain", "1"],
-        ["loss", "0.5", "not in guided"],
+def test_last_values_are_methods_by_metrics_with_controls_apart():
+    """Of the last step; a control is what methods are compared with; other values have a table of their own."""
+    values = {
+        "val/xai/gradcam/AverageDrop": {1: 9.0, 2: 5.0},
+        "val/xai/gradcam/AverageDrop_over_controls": {2: 1.5},
+        "val/xai/random/AverageDrop": {2: 6.5},
+        "val/xai/model/GradientAlignment": {2: 0.5},
+        "val/xai/integrity/flagged": {2: 0.0},
+        "val/loss": {1: 2.0, 9: 0.5},
+        "lr-Adam": {1: 0.1},
+    }
+    explained, others = last_values([("plain", Log("plain", values))])
+    assert explained.title == "Explanations, validation, plain"
+    assert explained.columns == [
+        "Method",
+        "Average drop, %; lower is better",
+        "Average drop: better than the best control by, %; higher is better",
+        "Gradient alignment; higher is better",
     ]
+    read = [[cell.text or cell.gap for cell in row] for row in (*explained.rows, *explained.controls)]
+    assert read == [["gradcam", "5", "1.5", "-"], ["model", "-", "-", "0.5"], ["random", "6.5", "-", "-"]]
+    assert len(explained.controls) == 1
+    assert explained.meanings["Average drop"].startswith("Average Drop, 100/N")
+    assert [[cell.text for cell in row] for row in others.rows] == [
+        ["lr-Adam", "0.1"],
+        ["Loss; lower is better (validation)", "0.5"],
+    ]
+
+
+def test_controls_of_a_recipes_table_stand_apart():
+    """As far as the logs know them."""
+    (table,) = side_by_side({"a": [Table("T", ["", "x"], [["random", 1.0], ["cam", 2.0]])]})
+    apart = with_controls_apart(table, {"random"})
+    assert ([row[0].text for row in apart.rows], [row[0].text for row in apart.controls]) == (["cam"], ["random"])
+    assert with_controls_apart(table, {"other"}) == table
 
 
 def test_a_small_negative_number_is_printed_as_zero():
