@@ -56,7 +56,7 @@ class SaliencyMaps(ExplainingCallback):
         baseline: What stands where the map hides the image, for the drop: `black` (the
             papers'), `mean_color` or `blurred`.
         targets: Which class is explained; None for the predicted one.
-        class_names: Names of the classes, for captions.
+        class_names: Names of the classes, for captions; None for the dataset's own ``classes``, where it has them all.
         channels: Which channels are drawn, one or three of them; None for all of images that have no other number.
         log_probability: The confidence in captions; ``log_sigmoid`` for one-logit and multi-label heads.
         classifier: Dotted name of the module that takes images and gives logits; None to find it.
@@ -105,6 +105,7 @@ class SaliencyMaps(ExplainingCallback):
         self.log_probability = log_probability
         self.name = name
         self._followed: dict[tuple[str, int], _Followed] = {}
+        self._shown_names: Sequence[str] | None = class_names
 
     def names(self) -> set[str]:
         """The last part of the key."""
@@ -127,6 +128,8 @@ class SaliencyMaps(ExplainingCallback):
         """Take images until there are enough; draw those just taken, in later epochs all of them."""
         self.compare_scores(labels, self.log_probability)
         followed = self._of(trainer, dataloader_idx)
+        classes = trace.logits.shape[1]
+        self._shown_names = self.class_names or class_names_of(loaders_of(trainer)[dataloader_idx], classes)
         if not followed.kept:
             if not followed.probes.images:  # a later batch may hold a single odd image
                 check_standardized(trace.images, self.mean, self.std)
@@ -221,7 +224,31 @@ class SaliencyMaps(ExplainingCallback):
 
     def _names(self, classes: Tensor) -> list[Any]:
         numbers = classes.tolist()
-        return [self.class_names[number] for number in numbers] if self.class_names else numbers
+        return [self._shown_names[number] for number in numbers] if self._shown_names else numbers
+
+
+def class_names_of(loader: Any, n_classes: int) -> list[str] | None:
+    """Names of the classes as the dataset of a loader has them: a list ``classes``, as torchvision's have.
+
+    Args:
+        loader: The dataloader; the dataset of a subset is looked for.
+        n_classes: Number of logits.
+
+    Returns:
+        The names; None where there are none, or not one for each logit.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> subset = SimpleNamespace(dataset=SimpleNamespace(classes=["cat", "dog"]))
+        >>> class_names_of(SimpleNamespace(dataset=subset), 2)
+        ['cat', 'dog']
+    """
+    dataset: Any = getattr(loader, "dataset", None)
+    while not hasattr(dataset, "classes") and hasattr(dataset, "dataset"):
+        dataset = dataset.dataset
+    names = getattr(dataset, "classes", None)
+    usual = isinstance(names, (list, tuple)) and len(names) == n_classes and all(isinstance(one, str) for one in names)
+    return [*names] if usual and names is not None else None
 
 
 def _joined(panels: list[Panel]) -> Panel:

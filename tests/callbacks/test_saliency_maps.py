@@ -14,7 +14,7 @@ from callbacks.trainers import MEAN, STD, Forwards, classifier, imported, loader
 from PIL import Image
 from support import random_images, small_net
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from lightning_xai import GradCAM, InputGradient, SaliencyMaps, explain
 from lightning_xai.baselines import mean_color, to_pixels
@@ -206,6 +206,18 @@ def test_nobody_looks_and_nothing_is_done() -> None:
     forwards = Forwards(module.model)
     trainer(callbacks=[maps()]).validate(module, loader(), verbose=False)
     assert forwards.sizes == [4, 4]
+
+
+def test_names_of_classes_come_from_the_dataset(panels: list[tuple[str, int, Panel]]) -> None:
+    """Of a subset, too; a list of another length is none of them."""
+    data = loader()
+    data.dataset.classes = ["ant", "bee", "cat"]
+    subset = DataLoader(Subset(data.dataset, range(4)), 4)
+    for names, expected in ((["ant", "bee", "cat"], ["ant", "bee", "cat", "ant"]), (["ant"], [0, 1, 2, 0])):
+        data.dataset.classes = names
+        panels.clear()
+        looked_at(callbacks=[maps(n_images=4)]).validate(classifier(), subset, verbose=False)
+        assert panels[0][2].facts["label"] == expected
 
 
 @pytest.mark.parametrize("name", packages())
