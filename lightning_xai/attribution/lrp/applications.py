@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_xai.attribution.lrp.rules import InputRule, Propagation, Rule
+from lightning_xai.attribution.lrp.rules import InputRule, Propagation, Rule, ratio
 from lightning_xai.attribution.lrp.weighted import WeightedLayer
 from lightning_xai.trace import Call
 
@@ -115,6 +115,8 @@ class _Applied(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, application: Application, call: Call) -> Tensor:
         outputs = call.run()
+        if outputs._is_view() and not call.inplace:  # nobody may overwrite a view that a custom function gave
+            outputs = outputs.clone()
         if application.affine is None:
             application.raw.hold(outputs)
         ctx.save_for_backward(inputs)  # torch then notices if the model overwrites them
@@ -155,7 +157,7 @@ class Unchanged(torch.autograd.Function):
         outputs = call.run()
         if call.inplace:
             ctx.mark_dirty(inputs)
-        ctx.ratio = None if pixels else torch.where(before == 0, 0, outputs / before)
+        ctx.ratio = None if pixels else ratio(outputs, before)
         ctx.shape = inputs.shape
         return outputs
 

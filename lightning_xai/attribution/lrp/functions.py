@@ -8,7 +8,7 @@ from lightning_xai.trace import spellings
 
 SUMS = spellings(
     *("sum", "mean", "avg_pool1d", "avg_pool2d", "avg_pool3d", "interpolate"),
-    *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"),
+    *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "fold"),
 )
 RECTIFIERS = spellings("relu", "leaky_relu", "prelu", "rrelu", "abs", "maximum")
 MAXIMA = spellings(
@@ -26,6 +26,8 @@ MOVES = [
             "flip",
             "masked_fill",
             "index_select",
+            "repeat_interleave",
+            "gather",
             "unfold",
             "pixel_shuffle",
             "pixel_unshuffle",
@@ -46,6 +48,9 @@ PRODUCTS = spellings("mul", "multiply")
 ACTIVATIONS = spellings(
     *("silu", "hardswish", "gelu", "mish", "elu", "selu", "celu", "softplus", "threshold"),
 )
+POWERS = spellings("pow", "square")
+FACTORS = spellings("rsqrt", "sqrt", "reciprocal", "exp")
+LENGTHS = spellings("norm", "vector_norm")
 ODD_ACTIVATIONS = spellings("tanh", "softsign", "local_response_norm")
 CLIPS = spellings("hardtanh", "relu6", "clamp", "clip", "clamp_min", "clamp_max")
 CLIPS_AT_ZERO = spellings("relu6")

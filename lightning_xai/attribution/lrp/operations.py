@@ -8,7 +8,10 @@ Everything is in multipliers (`rules`), which most functions hand on like gradie
 - ReLU, leaky ReLU: unchanged. SiLU, hard-swish, GELU, clipped and sigmoid-like activations: unchanged too (the
   identity rule, as for SiLU and GELU in Achtibat et al., "AttnLRP", 2024), that is ``f(x) / x`` in multipliers;
 - products with a gate (squeeze and excitation, ``x * sigmoid(x)``): all to the signal, none to the gate (Arras et al.,
-  "Explaining Recurrent Neural Network Predictions in Sentiment Analysis", 2017, section 3.1);
+  "Explaining Recurrent Neural Network Predictions in Sentiment Analysis", 2017, section 3.1). Lengths of signals, roots
+  and exponentials are gates, too, so that normalisations that are written out (RMS, the response of ConvNeXt V2, linear
+  attention) are divided by constants, as in AttnLRP; products of two signals (FocalNet, MambaOut, GLU): half to each,
+  as there;
 - weighted layers: by the rules given. What is one layer is taken for one, so that two forms of a function have one map:
   batch normalisation is folded into the layer before it (or the layers, whose outputs were concatenated), and
   convolutions of one input whose outputs are added, the input itself among them, are one convolution;
@@ -77,8 +80,10 @@ class Operations:
             self._multiplied: functions.PRODUCTS,
             partial(steps.activated, rectified=True): functions.ACTIVATIONS,
             partial(steps.activated, rectified=False): functions.ODD_ACTIVATIONS,
+            partial(steps.activated, rectified=True, gate=0): functions.POWERS,
+            partial(steps.activated, rectified=True, gate=2): [*functions.GATES, *functions.FACTORS],
+            steps.measured: functions.LENGTHS,
             steps.clipped: functions.CLIPS,
-            partial(steps.activated, rectified=True, gate=2): functions.GATES,
             self._convolved: functions.CONVOLUTIONS,
             self._transformed: functions.LINEAR,
             self._normalized: functions.NORMALIZATIONS,
@@ -159,7 +164,7 @@ class Operations:
     def _multiplied(self, call: Call) -> tuple[Any, Mark]:
         """A scaling, which is part of a layer as a normalisation is, or a signal and its gate."""
         if len(call.on_path) > 1:
-            return steps.gated(call)
+            return steps.multiplied(call)
         scale = steps.scale_of_channels(call)
         mark: Mark = call.marks[call.on_path[0]]
         if scale is None or mark.pixels or call.inplace:

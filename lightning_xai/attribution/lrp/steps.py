@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_xai.attribution.lrp import functions
+from lightning_xai.attribution.lrp import attention, functions
 from lightning_xai.attribution.lrp.applications import Application, Entered, Outputs, Unchanged
 from lightning_xai.attribution.lrp.sums import Sum
 from lightning_xai.trace import Call
@@ -21,7 +21,7 @@ class Mark:
 
     Attributes:
         pixels: It is still made of pixels, and carries relevance instead of multipliers.
-        gate: How much it looks like the gate of a product: 2 after a sigmoid, 1 after clipping, else 0.
+        gate: How much it looks like the gate of a product: 2 after a sigmoid or a length, 1 after clipping, else 0.
         rectified: It has one sign, or nearly so, as behind a ReLU.
         made_by: The weighted layers whose outputs it is, side by side.
         shares: Outputs of a layer that change when it is overwritten.
@@ -93,28 +93,40 @@ def shifted(call: Call) -> tuple[Any, Mark]:
 
 
 def divided(call: Call) -> tuple[Any, Mark]:
-    """Divisions by a constant are products with one."""
-    if len(call.on_path) > 1 or call.argument(0, "input") is not call.on_path[0]:
-        raise call.refusal("expected a division by a constant, got one by what depends on the image: it has no rule.")
-    return elementwise(call)
+    """Divisions: what a signal is divided by counts as a constant, as in a normalisation."""
+    signal = call.argument(0, "input")
+    if not any(signal is one for one in call.on_path):
+        raise call.refusal("expected a signal to be divided, got a constant divided by one: it has no rule.")
+    if len(call.on_path) == 1:
+        return elementwise(call)
+    result = native(call.mapped(lambda one: _enter(call, one) if one is signal else one.detach()))
+    return result, replace(call.marks[signal], pixels=False, made_by=(), shares=None, total=None)
 
 
-def gated(call: Call) -> tuple[Any, Mark]:
-    """A signal and its gate: the gate gets nothing."""
+def multiplied(call: Call) -> tuple[Any, Mark]:
+    """A signal and its gate, which gets nothing; or two signals, half to each."""
     gate = _gate(call)
-    if call.inplace and gate is call.argument(0, "input"):
-        raise call.refusal("expected the signal to be multiplied in place by its gate, got the reverse.")
+    if call.inplace and (gate is None or gate is call.argument(0, "input")):
+        raise call.refusal(
+            "expected the signal to be multiplied in place by its gate, got the reverse, or two signals."
+        )
+    if gate is None:
+        return by(attention.multiplied, call)
     signals = [call.marks[one] for one in call.on_path if one is not gate]
     result = native(call.mapped(lambda one: one.detach() if one is gate else _enter(call, one)))
-    return result, Mark(rectified=all(one.rectified for one in signals))
+    return result, Mark(gate=min(one.gate for one in signals), rectified=all(one.rectified for one in signals))
 
 
-def _gate(call: Call) -> Tensor:
+def _gate(call: Call) -> Tensor | None:
     """The one of two factors that looks more like a gate; of equals the smaller one, which is broadcast."""
     first, second = sorted(call.on_path, key=lambda one: (call.marks[one].gate, -one.numel()))
-    if call.marks[first].gate == call.marks[second].gate and first.numel() == second.numel():
-        raise call.refusal("expected one factor to be a gate (such as a sigmoid), got two signals: they have no rule.")
-    return second
+    equal = call.marks[first].gate == call.marks[second].gate and first.numel() == second.numel()
+    return None if equal else second
+
+
+def measured(call: Call) -> tuple[Any, Mark]:
+    """Lengths, which grow in proportion to the signal, so that the gradient is their rule; they are gates."""
+    return native(entered(call)), Mark(gate=2, rectified=True)
 
 
 def activated(call: Call, rectified: bool, gate: int = 0) -> tuple[Any, Mark]:

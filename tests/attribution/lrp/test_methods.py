@@ -330,17 +330,40 @@ def test_gates_get_no_relevance(way):
     torch.testing.assert_close(relevance_of(model, images), relevance_of(seeded(Gated, constant), images))
 
 
-class Product(nn.Module):
-    """Two signals multiplied."""
+PRODUCTS = {
+    "two signals": (lambda x, y: x * y, 0.5, 0.5),
+    "a power": (lambda x, y: x**2 * y.mean() ** 0, 1.0, 0.0),
+    "a written-out normalisation": (lambda x, y: x * (y.pow(2).mean(-1, keepdim=True) + 1).rsqrt(), 1.0, 0.0),
+    "a divisor": (lambda x, y: x / (1 + y.abs()), 1.0, 0.0),
+    "a length": (lambda x, y: x * (y.norm(dim=1, keepdim=True) / 3), 1.0, 0.0),
+}
 
-    def forward(self, images):
-        values = images.flatten(1)
-        return F.relu(values) * F.relu(-values)
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_products_share_as_attnlrp_does(name):
+    """Half to each of two signals; nothing to lengths, roots and divisors."""
+    function, to_first, to_second = PRODUCTS[name]
+
+    class Product(nn.Module):
+        def forward(self, images):
+            first, second = F.leaky_relu(images).flatten(1).chunk(2, 1)
+            return function(first, second)
+
+    images = torch.tensor([[[[1.0, -2.0, 3.0, 2.0, 0.5, -1.0]]]]).double()
+    seeds = Product()(images) * F.one_hot(torch.tensor([1]), 3)
+    found = relevance_of(Product(), images).flatten()
+    torch.testing.assert_close(found, torch.cat([to_first * seeds[0], to_second * seeds[0]]))
 
 
-def test_a_product_of_two_signals_is_an_error():
-    """Neither looks like a gate."""
-    with pytest.raises(NotImplementedError, match=r"`mul` in the model \(Product\) .* one factor to be a gate"):
+def test_two_signals_multiplied_in_place_are_an_error():
+    """Half of each cannot be written over one of them."""
+
+    class Product(nn.Module):
+        def forward(self, images):
+            values = images.flatten(1)
+            return F.relu(values).mul_(F.relu(-values))
+
+    with pytest.raises(NotImplementedError, match=r"`mul_` in the model \(Product\) .*or two signals"):
         explain(Product(), random_images(1)[:, :1, :1, :3], 1, attributions=LRP())
 
 
