@@ -206,8 +206,9 @@ def guided(model: nn.Module, images: Tensor) -> Outcome:
 
 def lrp(model: nn.Module, images: Tensor) -> Outcome:
     """LRP with the rules that the docstring of `Rules` advises."""
-    softmax = any("Attention" in type(one).__name__ or "Attn" in type(one).__name__ for one in model.modules())
-    return _conserved(model, images, Rules(linear=Epsilon(), signed_sums=in_proportion) if softmax else Rules())
+    kinds = [type(one).__name__ for one in model.modules()]
+    transformer = any("Att" in kind for kind in kinds) and not any("BatchNorm" in kind for kind in kinds)
+    return _conserved(model, images, Rules(linear=Epsilon(), signed_sums=in_proportion) if transformer else Rules())
 
 
 def without_loss(model: nn.Module, images: Tensor) -> Outcome:

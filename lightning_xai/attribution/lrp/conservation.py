@@ -56,8 +56,11 @@ def warn_of_loss(model: nn.Module, rules: Hashable, relevance: Tensor, seeds: Te
         relevance: Relevance of the pixels, (N,C,H,W).
         seeds: Relevance of the logits, (N,K), of one sign for each image.
     """
-    kept = (1 + conservation_error(relevance, seeds) * seeds.sum(1).sign()).nanmedian().item()
-    if not abs(kept - 1) > _BEARABLE:  # NaN where all logits are zero
+    known = seeds.abs().sum(1) > 0
+    if not known.any():
+        return
+    kept = (1 + conservation_error(relevance, seeds) * seeds.sum(1).sign())[known].median().item()
+    if abs(kept - 1) <= _BEARABLE:
         return
     _CHECKED.setdefault(model, set()).add(rules)
     rank_zero_warn(

@@ -48,6 +48,8 @@ PRODUCTS = spellings("mul", "multiply")
 ACTIVATIONS = spellings(
     *("silu", "hardswish", "gelu", "mish", "elu", "selu", "celu", "softplus", "threshold"),
 )
+WINNERS = spellings("max", "min", "amin", "topk")
+ADDED_PRODUCTS = spellings("addcmul")
 POWERS = spellings("pow", "square")
 FACTORS = spellings("rsqrt", "sqrt", "reciprocal", "exp")
 LENGTHS = spellings("norm", "vector_norm")
@@ -56,6 +58,7 @@ CLIPS = spellings("hardtanh", "relu6", "clamp", "clip", "clamp_min", "clamp_max"
 CLIPS_AT_ZERO = spellings("relu6")
 GATES = spellings("sigmoid", "hardsigmoid")
 CONVOLUTIONS = spellings("conv1d", "conv2d", "conv3d")
+TRANSPOSED_CONVOLUTIONS = spellings("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 LINEAR = spellings("linear")
 MATRIX_PRODUCTS = spellings("matmul", "bmm")
 EINSTEIN_SUMS = spellings("einsum")

@@ -42,7 +42,8 @@ class Rules(Interception):
       maps: of MobileNetV1's relevance .82 lies in the object's box with z+ and .72 with `lossless` (60 photographs,
       chance .50);
     - transformers: ``Rules(linear=Epsilon(), signed_sums=in_proportion)``, after Achtibat et al. 2024 (AttnLRP); biases
-      and embeddings of positions keep their share.
+      and embeddings of positions keep their share. Those with batch normalisation (LeViT): ``Rules()``, because a
+      normalisation hands on all, and sums that cancel before it would blow that up.
 
     Attributes:
         first: Rule of the layers that see pixels.

@@ -43,6 +43,7 @@ from lightning_xai.attribution.lrp.weighted import (
     convolution_layer,
     diagonal_layer,
     linear_layer,
+    transposed_layer,
 )
 from lightning_xai.trace import Call, Handler
 
@@ -68,7 +69,8 @@ class Operations:
     def handlers(self) -> dict[Callable[..., Any], Handler]:
         """What stands in for each function."""
         table: dict[Handler, list[Callable[..., Any]]] = {
-            steps.selected: functions.MAXIMA,
+            steps.selected: [*functions.MAXIMA, *functions.WINNERS],
+            steps.added_product: functions.ADDED_PRODUCTS,
             steps.rectified: functions.RECTIFIERS,
             self._averaged: functions.SUMS,
             steps.moved: functions.MOVES,
@@ -85,6 +87,7 @@ class Operations:
             steps.measured: functions.LENGTHS,
             steps.clipped: functions.CLIPS,
             self._convolved: functions.CONVOLUTIONS,
+            self._transposed: functions.TRANSPOSED_CONVOLUTIONS,
             self._transformed: functions.LINEAR,
             self._normalized: functions.NORMALIZATIONS,
             self._matrix_multiplied: functions.MATRIX_PRODUCTS,
@@ -107,6 +110,12 @@ class Operations:
         if isinstance(geometry[1], str):
             inputs, geometry[1] = _numeric_padding(inputs, weight, geometry[1], geometry[2])
         return self._apply(call, convolution_layer(weight, bias, *geometry), self.convolution, inputs)
+
+    def _transposed(self, call: Call) -> tuple[Any, Mark]:
+        inputs, weight, bias = _weighted_arguments(call)
+        names, defaults = ("stride", "padding", "output_padding", "groups", "dilation"), (1, 0, 0, 1, 1)
+        geometry = [call.argument(i + 3, names[i], defaults[i]) for i in range(5)]
+        return self._apply(call, transposed_layer(weight, bias, *geometry), self.convolution, inputs)
 
     def _transformed(self, call: Call) -> tuple[Any, Mark]:
         inputs, weight, bias = _weighted_arguments(call)

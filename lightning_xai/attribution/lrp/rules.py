@@ -29,6 +29,10 @@ Rule: TypeAlias = Callable[[WeightedLayer, Tensor, Tensor], Propagation]
 """``(layer, inputs, outputs) -> propagation``; what does not depend on the relevance is computed once."""
 
 
+_ROUNDING = 16
+"""Where contributions cancel or are all zero, rounding leaves about as many units of the last place of their sum."""
+
+
 def z_plus(layer: WeightedLayer, inputs: Tensor, outputs: Tensor) -> Propagation:
     """The z+ rule, ``R_i = sum_j (a_i w_ij)+ / sum_i' (a_i' w_i'j)+ R_j``; biases are ignored.
 
@@ -87,12 +91,11 @@ def lossless(layer: WeightedLayer, inputs: Tensor, outputs: Tensor) -> Propagati
     linear = outputs if layer.bias is None else outputs - layer.bias
     lowered = linear - raised
     positive = linear > 0
-    # as many ulps of the larger part as rounding leaves where all contributions are zero
-    noise = 16 * torch.finfo(linear.dtype).eps * torch.maximum(raised, outputs.abs())
+    noise = _ROUNDING * torch.finfo(linear.dtype).eps * torch.maximum(raised, outputs.abs())
     own = torch.where(positive, raised, lowered)
     alive = own.abs() > noise
     share = ratio(outputs, own) * alive
-    channels = -1 if layer.geometry is None else 1
+    channels = -1 if layer.weight.ndim == 2 else 1
     per_size = outputs.sign() * ratio(alive, (outputs.abs() * alive).sum(channels, keepdim=True))
 
     def propagate(multipliers: Tensor) -> Tensor:
@@ -225,7 +228,9 @@ def alpha_beta(
     """
     raised, back = _positive_contributions(layer, inputs)
     linear = outputs if layer.bias is None else outputs - layer.bias
-    positive, negative = alpha * ratio(outputs, raised), beta * ratio(outputs, (raised - linear).clamp(min=0))
+    # a difference that is rounding alone is nothing, and not something to divide by
+    lowered = (raised - linear) * (raised - linear > _ROUNDING * torch.finfo(linear.dtype).eps * raised)
+    positive, negative = alpha * ratio(outputs, raised), beta * ratio(outputs, lowered)
 
     def propagate(multipliers: Tensor) -> Tensor:
         up, down = multipliers * positive, multipliers * negative
@@ -537,7 +542,7 @@ def _both_transposes(
     layer: WeightedLayer, outputs: Tensor, weights: tuple[Tensor, Tensor], inputs: Tensor
 ) -> tuple[Tensor, ...]:
     """Two ways back; with as few channels as pixels have, one convolution of twice as many takes half the time."""
-    if layer.weight.ndim == 2 or layer.weight.shape[1] != inputs.shape[1]:
+    if layer.geometry is None or layer.weight.shape[1] != inputs.shape[1]:
         return tuple(layer.transpose(outputs, weight, inputs) for weight in weights)
     return layer.transpose(outputs, torch.cat(weights, 1), torch.cat([inputs, inputs], 1)).chunk(2, 1)
 

@@ -85,6 +85,17 @@ def elementwise(call: Call) -> tuple[Any, Mark]:
     return native(entered(call)), common(given)
 
 
+def added_product(call: Call) -> tuple[Any, Mark]:
+    """A signal and a product with at most one, in proportion."""
+    factors = [one for one in call.args[1:] if any(one is other for other in call.on_path)]
+    if len(factors) > 1:
+        raise call.refusal(
+            "expected a product of a signal and a constant, got one of two signals: write it as `a * b`."
+        )
+    result, mark = elementwise(call)
+    return result, replace(mark, rectified=False)
+
+
 def shifted(call: Call) -> tuple[Any, Mark]:
     """The sum with a constant; with the zero that ``sum(...)`` begins with, nothing happened."""
     result, mark = elementwise(call)

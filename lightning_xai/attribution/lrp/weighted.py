@@ -14,6 +14,7 @@ from torch.nn.grad import conv1d_input, conv2d_input, conv3d_input
 
 _TRANSPOSED = {3: conv1d_input, 4: conv2d_input, 5: conv3d_input}
 _FORWARD = {3: torch.conv1d, 4: torch.conv2d, 5: torch.conv3d}
+_UPWARD = {3: torch.conv_transpose1d, 4: torch.conv_transpose2d, 5: torch.conv_transpose3d}
 
 Size: TypeAlias = int | tuple[int, ...]
 
@@ -118,6 +119,43 @@ def convolution_layer(
         lambda inputs, w: forward(inputs, w, None, *options),
         lambda outputs, w, inputs: transposed(inputs.shape, w, outputs, *options),
         geometry,
+    )
+
+
+def transposed_layer(
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Size = 0,
+    output_padding: Size = 0,
+    groups: int = 1,
+    dilation: Size = 1,
+) -> WeightedLayer:
+    """A transposed convolution, whose way back is a convolution.
+
+    Args:
+        weight: Weight (C, D / groups, ...), one size for each dimension.
+        bias: Bias (D,), or None.
+        stride: As for torch.nn.functional.conv_transpose2d.
+        padding: As there.
+        output_padding: As there.
+        groups: Number of groups.
+        dilation: As for torch.nn.functional.conv_transpose2d.
+
+    Returns:
+        The layer, for inputs (N,C,...).
+
+    Example:
+        >>> layer = transposed_layer(torch.ones(1, 1, 2), stride=2)
+        >>> layer.forward(torch.tensor([[[1.0, 3.0]]]), layer.weight)
+        tensor([[[1., 1., 3., 3.]]])
+    """
+    forward, back = _UPWARD[weight.ndim], _FORWARD[weight.ndim]
+    return WeightedLayer(
+        weight,
+        None if bias is None else bias.view(-1, *[1] * (weight.ndim - 2)),
+        lambda inputs, w: forward(inputs, w, None, stride, padding, output_padding, groups, dilation),
+        lambda outputs, w, inputs: back(outputs, w, None, stride, padding, dilation, groups),
     )
 
 

@@ -6,8 +6,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lightning_xai.attribution.lrp.rules import AlphaBeta, Epsilon, Flat, Gamma, WSquare, ZBox, negated_z_plus, z_plus
-from lightning_xai.attribution.lrp.weighted import convolution_layer, diagonal_layer, linear_layer
+from lightning_xai.attribution.lrp.rules import (
+    AlphaBeta,
+    Epsilon,
+    Flat,
+    Gamma,
+    WSquare,
+    ZBox,
+    lossless,
+    negated_z_plus,
+    z_plus,
+)
+from lightning_xai.attribution.lrp.weighted import convolution_layer, diagonal_layer, linear_layer, transposed_layer
 
 CONVOLUTIONS = {
     "plain": {},
@@ -37,6 +47,11 @@ def example(kind, signed):
         weight, inputs = weight.view(12, 12), inputs.reshape(24, 12)
         bias = torch.randn(12, generator=generator(1)).double()
         layer, function = linear_layer(weight, bias), partial(F.linear, weight=weight, bias=bias)
+    elif kind == "transposed":
+        options = {"stride": 2, "padding": 1, "output_padding": 1, "groups": 2}
+        weight = torch.randn(4, 2, 3, 3, generator=generator()).double()
+        layer = transposed_layer(weight, bias, **options)
+        function = partial(F.conv_transpose2d, weight=weight, bias=bias, **options)
     elif kind == "normalization":
         scale = torch.randn(4, generator=generator(3)).double()
         layer = diagonal_layer(scale, bias, 2)
@@ -89,14 +104,22 @@ def alpha_beta_matrix(a, w, b, z, r):
     return 2 * shared(contributions.clamp(min=0), r) - shared(contributions.clamp(max=0), r)
 
 
+def lossless_matrix(a, w, b, z, r):
+    """Contributions of the sign of their sum."""
+    contributions = a[:, None] * w
+    positive = contributions.sum(0) > 0
+    return shared(torch.where(positive, contributions.clamp(min=0), contributions.clamp(max=0)), r)
+
+
 RULES = {
+    "lossless": (lossless, lossless_matrix),
     "z+": (z_plus, z_plus_matrix),
     "negated z+": (negated_z_plus, negated_matrix),
     "epsilon": (Epsilon(0.1), epsilon_matrix),
     "gamma": (Gamma(0.5), gamma_matrix),
     "alpha-beta": (AlphaBeta(2.0, 1.0), alpha_beta_matrix),
 }
-KINDS = [*CONVOLUTIONS, "linear", "normalization"]
+KINDS = [*CONVOLUTIONS, "linear", "normalization", "transposed"]
 
 
 @pytest.mark.parametrize("signed", [False, True], ids=["non-negative", "signed"])
