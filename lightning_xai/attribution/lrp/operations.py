@@ -162,11 +162,10 @@ class Operations:
         return self._record(call, one)
 
     def _averaged(self, call: Call) -> tuple[Any, Mark]:
-        given = steps.marks(call)
-        common, partly = steps.common(given), any(one.rectified for one in given)
+        common = steps.common(steps.marks(call))
         if common.rectified:
             return steps.native(steps.entered(call)), common
-        call, total = steps.entered(call), Sum(partly)
+        call, total = steps.entered(call), Sum()
         steps.keep_overwritten(call)
         return self.signed_sums(call, total), replace(common, total=total)
 

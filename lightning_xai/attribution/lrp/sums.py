@@ -24,11 +24,9 @@ class Sum:
     """What becomes of a sum in the rest of the pass.
 
     Attributes:
-        partly: Whether some of its terms, and not all, are rectified.
         rectified: Whether it is rectified itself.
     """
 
-    partly: bool = False
     rectified: bool = False
 
 
@@ -52,8 +50,8 @@ def in_proportion(call: Call, total: Sum) -> Tensor:
 def by_sign(call: Call, total: Sum) -> Tensor:
     """``R_i = w_i a_i^s / sum_k w_k a_k^s R`` with the sign ``s`` of z: others get nothing.
 
-    What the rule `lossless` is for a layer: no share is negative, and they sum up to one. A rectified sum of a
-    rectified term and another, as in every ResNet, shares in proportion as it does in zennit.
+    What the rule `lossless` is for a layer: no share is negative, and they sum up to one. A sum with a ReLU behind it,
+    as in every ResNet, shares in proportion, as it does in zennit.
 
     Args:
         call: A call of a function that is linear, with weights >= 0.
@@ -78,7 +76,7 @@ class _BySign(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, multipliers: Tensor) -> tuple[Tensor | None, ...]:
-        if ctx.total.partly and ctx.total.rectified:
+        if ctx.total.rectified:
             return multipliers, multipliers, None, None
         above, below = ctx.shares
         return multipliers * above, multipliers * below, None, None
