@@ -281,7 +281,7 @@ def area_under_curve(clean: list[float], edited: list[float]) -> float:
 def tables(found: Sequence[Outcome]) -> list[Table]:
     """Of false alarms, of edits that users see, and of smaller ones."""
     clean = [one for one in found if one.edit == "clean"]
-    untold = {(one.model, one.layer) for one in clean if one.verdict == Verdict.CANNOT_TELL.name}
+    untold = {(one.model, one.layer) for one in clean if one.verdict == Verdict.MAPS_DIFFER.name}
     edited = [one for one in found if one.edit != "clean"]
     return [
         _table(title, list(filter(chosen, clean)), list(filter(chosen, edited)))
@@ -306,7 +306,7 @@ def _table(title: str, clean: list[Outcome], edited: list[Outcome]) -> Table:
     for strength in sorted({one.strength for one in unseen}):
         chosen = [one for one in unseen if one.strength == strength]
         rows.append([f"all at K = {strength:g}", *_rates(chosen, False, suspicions)])
-    heads = ("edit", "seen", "n", "AUC", "flagged", "cannot tell", "with reference")
+    heads = ("edit", "seen", "n", "AUC", "flagged", "maps differ", "with reference")
     return Table(title, heads, rows, f"{told}, threshold {Threshold()}.")
 
 
@@ -316,7 +316,7 @@ def _rates(chosen: list[Outcome], seen: bool, clean: list[float]) -> tuple[str, 
 
     alone, referred = [one.verdict for one in chosen], [one.against_reference for one in chosen]
     area = area_under_curve(clean, [one.suspicion for one in chosen])
-    told = rate(alone, Verdict.LOGIT_SHIFT), rate(alone, Verdict.CANNOT_TELL), rate(referred, Verdict.LOGIT_SHIFT)
+    told = rate(alone, Verdict.LOGIT_SHIFT), rate(alone, Verdict.MAPS_DIFFER), rate(referred, Verdict.LOGIT_SHIFT)
     return "yes" if seen else "no", str(len(chosen)), f"{area:.4f}", *told
 
 

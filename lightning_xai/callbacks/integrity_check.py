@@ -23,7 +23,7 @@ class IntegrityCheck:
     Attributes:
         reference: A trusted model, its fingerprint, or the file of one; None to judge the classifier alone.
         image_level: Whether to look at the gradient of the image too.
-        threshold: From which suspicion on to flag; None for the uncalibrated default.
+        threshold: From which suspicion on to flag; None for the default.
 
     Example:
         >>> import torch

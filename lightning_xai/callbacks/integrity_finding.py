@@ -61,7 +61,7 @@ class Finding:
     @property
     def flagged(self) -> bool:
         """Whether raw-logit maps of this model are not to be trusted."""
-        return self.verdict is Verdict.LOGIT_SHIFT
+        return self.verdict.alarms
 
     @property
     def figures(self) -> dict[str, float]:

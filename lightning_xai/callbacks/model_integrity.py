@@ -20,7 +20,7 @@ from lightning_xai.callbacks.integrity_run import IntegrityRun, Outcome, Phase, 
 from lightning_xai.callbacks.loggers import log_figures, log_panel
 from lightning_xai.callbacks.probes import Probes
 from lightning_xai.callbacks.processes import own_passes
-from lightning_xai.integrity import Digest, Fingerprint, OneClassError, Threshold, Verdict, for_model
+from lightning_xai.integrity import UNDECIDED, Digest, Fingerprint, OneClassError, Threshold, Verdict, for_model
 from lightning_xai.log_keys import LogKey
 from lightning_xai.metrics import Boxes
 from lightning_xai.trace import Calling, Observer, Trace, evaluation_mode, is_image_batch, own_pass
@@ -45,8 +45,8 @@ class ModelIntegrity(ListeningCallback):
 
     What hinders a check (a reference for other classes, a damaged file, probes of one class) is a warning, and training
     goes on, unless ``action`` is ``"raise"``. Rank zero checks, the others are told. A check costs less than two
-    forward passes of the probes at a late layer, with a reference three; ``image_level`` adds two backward passes. The
-    first flag of a run looks for the origin of the shift, once: three sweeps of 8 probes for each layer.
+    forward passes of the probes at a late layer, with a reference three; ``image_level`` adds three backward passes.
+    The first flag of a run looks for the origin of the shift, once: four sweeps of 8 probes for each layer.
 
     Args:
         layer: Where maps are made: dotted name, module, tokens, or None for the last layer with a spatial output.
@@ -56,7 +56,7 @@ class ModelIntegrity(ListeningCallback):
         image_level: Whether to look at the gradient of the image too.
         reference: A trusted model, its `Fingerprint`, or the file of one. A fingerprint
             belongs to its probes: pass them as ``images``.
-        threshold: From which suspicion on to flag; None for the uncalibrated default.
+        threshold: From which suspicion on to flag; None for the default.
         action: What a flagged model leads to, at each check: ``"warn"`` (once a run), ``"raise"`` (an error on all
             ranks), or a function, which gets the `Finding` on rank
             zero.
@@ -310,9 +310,10 @@ class ModelIntegrity(ListeningCallback):
 
     def _explain(self, trainer: pl.Trainer, finding: Finding) -> None:
         """Say once what is no alarm, and no all-clear either."""
-        if finding.verdict is Verdict.CANNOT_TELL and not _is_untrained(trainer):
-            reasons = "; ".join(finding.inspection.caveats) or "no figure is defined"
-            self.say_once(rank_zero_info, f"the classifier cannot be judged without a reference: {reasons}.")
+        if finding.verdict is Verdict.MAPS_DIFFER and finding.inspection.differing and not _is_untrained(trainer):
+            # what the softmax says cannot be imitated by a shift, other reasons can
+            say = rank_zero_info if UNDECIDED in finding.inspection.reasons else rank_zero_warn
+            self.say_once(say, f"explain with a zero-sum score.\n{finding.inspection}")
         if self._run.checked_at is None and finding.comparison and finding.comparison.verdict is Verdict.CHANGED:
             self.say_once(rank_zero_info, "the classifier is not its reference: another one, or trained further.")
 

@@ -113,7 +113,8 @@ def autograd_functions(nodes: Iterable[Any]) -> tuple[str, ...]:
         >>> autograd_functions([torch.ones(1, requires_grad=True).exp().grad_fn])
         ()
     """
-    kinds = {type(node)._forward_cls for node in nodes if hasattr(type(node), "_forward_cls")}
+    written = {type(node)._forward_cls for node in nodes if hasattr(type(node), "_forward_cls")}
+    kinds = {kind for kind in written if not _is_familiar(kind)}
     return tuple(
         sorted(f"{kind.__qualname__} {hashlib.sha256(b''.join(_class(kind))).hexdigest()[:16]}" for kind in kinds)
     )

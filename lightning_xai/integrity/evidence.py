@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_xai.attribution import Attribution
-from lightning_xai.explain import attribute, capture_for
+from lightning_xai.explain import capture_for
 from lightning_xai.integrity.code import autograd_functions
 from lightning_xai.integrity.digest import Digest
 from lightning_xai.integrity.heads import check_logits
-from lightning_xai.integrity.inspection import mean_logit
-from lightning_xai.integrity.measures import class_weighted_maps
+from lightning_xai.integrity.maps import AT_LAYER, signed_maps
+from lightning_xai.integrity.measures import mean_logit
 from lightning_xai.scores import at_least_float32, centered, pre_softmax
 from lightning_xai.trace import Calling, Capture, Trace, find_layer, last_spatial_layer, run
 from lightning_xai.types import OneLayer, Score
@@ -25,8 +25,6 @@ SKETCH = 128
 """Numbers kept of each gradient; distances between sketches are those of the gradients to about 10 %."""
 MAP_SIZE = 16
 """Maps are averaged down to at most this many positions in each direction."""
-AT_LAYER = ("Grad-CAM", "HiResCAM")
-"""The maps that are always compared, at the layer."""
 KINDS = ("raw ", "zero-sum ")
 """With what the names of maps begin in a file."""
 
@@ -89,9 +87,6 @@ def for_model(model: nn.Module, images: Tensor) -> Tensor:
 def evidence_of(trace: Trace, module: nn.Module, targets: Tensor, methods: Mapping[str, Attribution]) -> Evidence:
     """What a pass shows of a model: three sweeps from the logits to the layer, and what the methods cost.
 
-    The raw logit has a sweep of its own, by which users' maps are made: a model whose backward pass acts on the
-    gradient of one class alone shows in no other.
-
     Args:
         trace: A pass that captured the layer and what the methods need.
         module: The explained layer, as it is named in the trace.
@@ -106,29 +101,19 @@ def evidence_of(trace: Trace, module: nn.Module, targets: Tensor, methods: Mappi
     """
     with trace.computing():
         targets = targets.to(trace.logits.device, copy=True)  # may have been made in inference mode
-        common = at_least_float32(trace.gradient(mean_logit, targets, of=module))
-        rest = at_least_float32(trace.gradient(centered, targets, of=module))
 
-        def maps(score: Score, gradients: Tensor) -> dict[str, Tensor]:
-            found = class_weighted_maps(trace.activation(module), gradients)
-            return {name: _small(one) for name, one in (found | _explained(trace, targets, methods, score)).items()}
+        def maps(score: Score) -> dict[str, Tensor]:
+            return {name: _small(one) for name, one in signed_maps(trace, module, targets, score, methods).items()}
 
         return Evidence(
             logits=at_least_float32(trace.logits).cpu(),
-            common=sketch(common),
-            centered=sketch(rest),
-            raw_maps=maps(pre_softmax, at_least_float32(trace.gradient(pre_softmax, targets, of=module))),
-            zero_sum_maps=maps(centered, rest),
+            common=sketch(trace.gradient(mean_logit, targets, of=module)),
+            centered=sketch(trace.gradient(centered, targets, of=module)),
+            raw_maps=maps(pre_softmax),
+            zero_sum_maps=maps(centered),
             eps=_precision(trace.logits, trace.activation(module)),
             functions=autograd_functions(trace.nodes),
         )
-
-
-def _explained(trace: Trace, targets: Tensor, methods: Mapping[str, Attribution], score: Score) -> dict[str, Tensor]:
-    if taken := sorted(set(methods) & set(AT_LAYER)):
-        raise ValueError(f"`attributions` expected other names than {taken}, which are those of the maps at the layer.")
-    scored = {name: method.with_score(score).without_relu() for name, method in methods.items()}
-    return attribute(trace, targets, scored) if scored else {}
 
 
 def sketch(gradients: Tensor) -> Tensor:

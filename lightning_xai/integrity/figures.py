@@ -5,8 +5,13 @@ from __future__ import annotations
 from lightning_xai.metrics import Number
 
 FIGURES = {
-    "flagged": Number("Verdict: 1 where a logit shift is seen", "", False),
-    "suspicion": Number("Suspicion", "", False, "The largest of the figures; above a threshold a shift is reported."),
+    "flagged": Number("Verdict: 1 where a logit shift or a false gradient is seen", "", False),
+    "suspicion": Number(
+        "Suspicion", "", False, "The largest share where maps look different; above a threshold a shift is reported."
+    ),
+    "differing": Number("Differing", "", False, "Part of the images whose raw and centred maps look different."),
+    "worst_disagreement": Number("Worst disagreement", "", False, "Of any method on any image."),
+    "nonlinearity": Number("Nonlinearity", "", False, "Of the backward pass: rounding alone, unless it is a lie."),
     "share": Number(
         "Share", "", False, "How much of the gradient at the explained layer all classes have in common: 0 none, 1 all."
     ),

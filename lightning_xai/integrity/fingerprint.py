@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from lightning_xai.attribution import Attribution
 from lightning_xai.integrity.comparison import ModelComparison, compare_evidence
 from lightning_xai.integrity.digest import Digest, digest_of_tensor, digest_of_tensors
-from lightning_xai.integrity.evidence import AT_LAYER, KINDS, Evidence, evidence_of, fault_of, traced
+from lightning_xai.integrity.evidence import KINDS, Evidence, evidence_of, fault_of, traced
+from lightning_xai.integrity.maps import AT_LAYER
 from lightning_xai.scores import predicted
 from lightning_xai.trace import Calling, Trace, name_of
 from lightning_xai.types import OneLayer

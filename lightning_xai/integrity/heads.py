@@ -1,4 +1,4 @@
-"""Heads that the check without a reference cannot judge, told by their logits."""
+"""Heads whose logits share a lot though nobody edited them, told by their logits."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ UNDECIDED = "the predictions are undecided, as those of an untrained or frozen r
 SIGMOIDS = "the sigmoids of an image's logits sum to about one, as those of a head trained for sigmoids"
 UNTRAINED = "the classes' weights share no more than random ones do (1/K), and so do the gradients: an untrained head"
 RECTIFIED = "no logit is negative and the smallest are near zero, as where the classes' maps pass a ReLU"
+LOG_PROBABILITIES = "the logits are log-probabilities, which depend on all classes"
+REFERENCE_CLASS = "a class has the same logit for all images, as where the others are relative to it"
+DISTANCES = "no logit is positive, as where they are negative distances"
 
 
-def head_caveats(logits: Tensor) -> tuple[str, ...]:
-    """Signs of a head whose logits share a lot though nobody edited it.
+def innocent_reasons(logits: Tensor) -> tuple[str, ...]:
+    """Signs of a head whose raw and centred maps may differ though nobody edited it.
 
-    Untrained heads have a mean row of random size; those trained for sigmoids push all logits down together; a ReLU
-    before the logits makes their mean grow with every class's evidence. A softmax does not see such a common part, so
-    that the predictions tell nothing of it.
+    They explain what is found and excuse nothing: any of them can be imitated by adding a number to all logits, which
+    no softmax sees.
 
     Args:
         logits: Logits (N,K).
@@ -28,13 +30,14 @@ def head_caveats(logits: Tensor) -> tuple[str, ...]:
     Returns:
         The signs, in words: the median entropy of the softmax is above 0.9 of its maximum; the sum of sigmoids lies in
         [0.5, 2] for 80 % of the images and the median image's mean logit is below minus one standard deviation of its
-        logits; no logit is negative and the median image's smallest is under 10 % of the range of its logits.
+        logits; no logit is negative and the median image's smallest is under 10 % of the range of its logits;
+        probabilities sum to one as they are; a class's logits do not vary; no logit is positive.
 
     Example:
         >>> import torch
-        >>> head_caveats(torch.tensor([[3.0, -9.0, -8.0, -9.0, -9.0]]))
+        >>> innocent_reasons(torch.tensor([[3.0, -9.0, -8.0, -9.0, -9.0]]))
         ("the sigmoids of an image's logits sum to about one, as those of a head trained for sigmoids",)
-        >>> head_caveats(torch.tensor([[9.0, -4.0, -5.0, 5.0]]))
+        >>> innocent_reasons(torch.tensor([[9.0, -4.0, -5.0, 5.0], [-4.0, 9.0, 3.0, 1.0]]))
         ()
     """
     logits = at_least_float32(logits)
@@ -43,10 +46,14 @@ def head_caveats(logits: Tensor) -> tuple[str, ...]:
     smallest, largest = logits.aminmax(dim=1)
     sigmoids, level = logits.sigmoid().sum(1), (logits.mean(1) / logits.std(1)).median()
     about_one = ((sigmoids >= 0.5) & (sigmoids <= 2)).double().mean()
+    normalised = bool((logits.logsumexp(1).abs() <= 1e-3).all())
     signs = {
         UNDECIDED: entropy.median() > 0.9,
-        SIGMOIDS: about_one >= 0.8 and level < -1,
+        SIGMOIDS: about_one >= 0.8 and level < -1 and not normalised,
         RECTIFIED: smallest.min() >= 0 and (smallest / (largest - smallest)).median() < 0.1,
+        LOG_PROBABILITIES: normalised,
+        REFERENCE_CLASS: len(logits) > 1 and (logits.std(0) <= 1e-6 * logits.std()).any(),
+        DISTANCES: largest.max() <= 0 and not normalised,
     }
     return tuple(sign for sign, shows in signs.items() if shows)
 

@@ -35,6 +35,23 @@ def common_mode_share(common: Tensor, centered: Tensor) -> Tensor:
     return first / torch.where(total == 0, 1, total)
 
 
+def mean_logit(logits: Tensor, targets: Tensor) -> Tensor:
+    """The mean over the classes, ``mean_j z_j``: what a common shift moves, and no softmax sees.
+
+    Args:
+        logits: Logits (N,K).
+        targets: Not used.
+
+    Returns:
+        Scores (N,), float32 or better.
+
+    Example:
+        >>> mean_logit(torch.tensor([[1.0, 3.0]]), torch.tensor([0]))
+        tensor([2.])
+    """
+    return at_least_float32(logits).mean(1)
+
+
 def mean_row_share(weight: Tensor) -> float:
     """Share of a final layer's weights that is common to all classes, ``|m|^2 / (|m|^2 + mean_j |W_j - m|^2)``.
 

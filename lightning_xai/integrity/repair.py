@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_xai.integrity.final_layer import centered_logits, with_edited_rows
-from lightning_xai.trace import predict
+from lightning_xai.scores import at_least_float32, centered, pre_softmax, predicted
+from lightning_xai.trace import Capture, run
 
 
 class CenteredLogits(nn.Module):
@@ -38,18 +39,28 @@ class CenteredLogits(nn.Module):
 def center_logits(model: nn.Module, images: Tensor | None = None) -> nn.Module:
     """A model with the same softmax whose logits sum to zero, so that no common shift moves its raw-logit maps.
 
-    Where the probe images show that nothing non-linear follows the final linear or convolutional layer, its mean row
-    and mean bias are folded out, ``W_j - mean_i W_i``, as DeepLIFT recommends (Shrikumar et al., 2017): same modules,
-    same cost, same names. Otherwise, and for a shift that is added in the graph, the model is wrapped
-    (`CenteredLogits`), and its layers are found under the prefix ``model.``. Folding the rows of a network in
-    which a ReLU follows would change its softmax.
+    Without images the model is wrapped (`CenteredLogits`), and its layers are found under the prefix ``model.``: exact
+    for every image, whatever is added to all logits, in the weights or in the graph. With images the mean row and the
+    mean bias of the final linear or convolutional layer are folded out, ``W_j - mean_i W_i``, as DeepLIFT recommends
+    (Shrikumar et al., 2017: same modules, same cost, same names), where that is verified: logits sum to zero, and the
+    raw logit's gradient at the image is the centred score's, on these images, on noisy, mixed and blank ones. Else it
+    is wrapped too: where a ReLU follows the rows, where a shift is added in the graph, or on some of these images.
+
+    What only a trigger pulls that none of these images shows stays in a folded model: wrap those that are not trusted.
+    Maps of the centred score itself can be steered through classes without probability; whether it is the one that
+    stands apart `inspect_model` says.
 
     Args:
         model: The classifier, images (N,C,H,W) -> logits (N,K); it is left as it is.
-        images: A few images (N,C,H,W) to verify the folding with; None always wraps. Takes four passes.
+        images: A few images (N,C,H,W) to verify the folding with; None always wraps. Takes two passes and eight with
+            gradients, twelve where it is wrapped.
 
     Returns:
         A new model that shares nothing with the old one.
+
+    Raises:
+        ValueError: If even the wrapped model's raw and centred gradients differ on these images: its backward pass is
+            not that of its forward, and no shift of logits repairs it.
 
     Example:
         >>> model = nn.Sequential(nn.Flatten(), nn.Linear(2, 2, bias=False))
@@ -58,14 +69,45 @@ def center_logits(model: nn.Module, images: Tensor | None = None) -> nn.Module:
         >>> repaired[1].weight.tolist()
         [[1.0, 0.0], [-1.0, 0.0]]
     """
-    if images is not None:
-        folded = with_edited_rows(model, images, lambda rows: rows - rows.mean(0))
-        if folded is not None and _sums_to_zero(folded, images):
-            return folded
-    return CenteredLogits(copy.deepcopy(model))
+    wrapped = CenteredLogits(copy.deepcopy(model))
+    if images is None:
+        return wrapped
+    looked_at = [(one, _sizes(model, one)) for one in (images, *_perturbed(images))]
+    folded = with_edited_rows(model, images, lambda rows: rows - rows.mean(0))
+    if folded is not None and all(_is_centered(folded, *one) for one in looked_at):
+        return folded
+    if not all(_is_centered(wrapped, *one) for one in looked_at):
+        raise ValueError(
+            "`model` expected a backward pass that is that of its forward, got one that answers to the gradient of one "
+            "logit otherwise than to those of zero-sum scores. Look at its hooks and autograd functions "
+            "(`inspect_model`)."
+        )
+    return wrapped
 
 
-def _sums_to_zero(model: nn.Module, images: Tensor) -> bool:
-    """Whether no shift is left, in the graph or where the probabilities were normalised before."""
-    logits = predict(model, images)
-    return bool(logits.mean(1).abs().max() <= 16 * torch.finfo(logits.dtype).eps * logits.abs().max())
+def _perturbed(images: Tensor) -> list[Tensor]:
+    """Noisy, mixed and blank ones: what is off on some images may be on near by."""
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).to(images)
+    spread = at_least_float32(images).std(correction=0).to(images)
+    return [images + 0.3 * spread * noise, (images + images.flip(0)) / 2, torch.zeros_like(images)]
+
+
+def _sizes(model: nn.Module, images: Tensor) -> tuple[float, float]:
+    """The largest logit, and the largest raw gradient at the image: a shift costs precision in proportion to both."""
+    trace = run(model, images, Capture(image_gradient=True))
+    with trace.computing():
+        raw = at_least_float32(trace.image_gradient(pre_softmax, predicted(trace.logits)))
+    return float(trace.logits.abs().max()), float(raw.flatten(1).norm(dim=1).max())
+
+
+def _is_centered(model: nn.Module, images: Tensor, sizes: tuple[float, float]) -> bool:
+    """Whether logits sum to zero, and the raw logit moves with the image as the centred score does."""
+    trace = run(model, images, Capture(image_gradient=True))
+    eps, logits = torch.finfo(trace.logits.dtype).eps, at_least_float32(trace.logits)
+    if logits.mean(1).abs().max() > 16 * eps * max(float(logits.abs().max()), sizes[0]):
+        return False
+    targets = predicted(trace.logits)
+    with trace.computing():
+        raw, rest = (at_least_float32(trace.image_gradient(score, targets)) for score in (pre_softmax, centered))
+    apart, size = (one.flatten(1).norm(dim=1) for one in (raw - rest, rest))
+    return bool((apart <= eps**0.5 * size.max() + 64 * eps * sizes[1]).all())

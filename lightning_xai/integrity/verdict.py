@@ -17,10 +17,12 @@ class Verdict(Enum):
         logit shift
     """
 
-    CLEAN = "no sign of a logit shift"
+    CLEAN = "raw and centred maps agree"
     """Without a reference: what the raw logits say of an image is what the classes' differences say."""
-    CANNOT_TELL = "cannot tell without a reference"
-    """Without a reference: the logits share a lot, for which the head or its training may be the reason."""
+    MAPS_DIFFER = "raw and centred maps differ"
+    """Without a reference: explain with a zero-sum score; an honest head can be the reason."""
+    FALSE_GRADIENT = "false gradient"
+    """Without a reference: the backward pass answers to one class otherwise than to all together."""
     UNCHANGED = "unchanged"
     """With a reference: logits, gradients and maps agree, to the precision of the dtype."""
     OTHER_CODE = "the code differs; its maps on the probes do not"
@@ -31,6 +33,11 @@ class Verdict(Enum):
     CHANGED = "changed"
     """With a reference: the classes' differences are others too, as after any further training."""
 
+    @property
+    def alarms(self) -> bool:
+        """Whether honest training was not found to leave this behind."""
+        return self in (Verdict.LOGIT_SHIFT, Verdict.FALSE_GRADIENT)
+
     def __str__(self) -> str:
         return self.value
 
@@ -40,16 +47,16 @@ class HasSuspicion(Protocol):
 
     @property
     def suspicion(self) -> float:
-        """The number, in [0, 2]."""
+        """The number, in [0, 1]."""
 
 
 @dataclass(frozen=True)
 class Threshold:
     """From which suspicion on a check without a reference reports.
 
-    The default was not calibrated: an edit that moves Grad-CAM or HiResCAM to a rank correlation under 0.9 exceeds 0.1
-    by definition, and so it is for networks trained with softmax and cross-entropy to stay below it, which those did
-    that it was tried on (``recipes/integrity_roc.py``). `calibrated_threshold` takes it from models of one's own.
+    On images whose raw and centred maps look different, honest networks were found to share up to 0.92 of the gradient:
+    heads for sigmoids and for distances most, others up to 0.6 (``recipes/integrity_roc.py``). The default lies above.
+    `calibrated_threshold` takes it from models of one's own.
 
     Attributes:
         value: The suspicion.
@@ -57,14 +64,14 @@ class Threshold:
 
     Example:
         >>> print(Threshold())
-        0.1 (uncalibrated default)
+        0.95 (default)
     """
 
-    value: float = 0.1
+    value: float = 0.95
     clean_models: int = 0
 
     def __str__(self) -> str:
-        source = f"from {self.clean_models} clean models" if self.clean_models else "uncalibrated default"
+        source = f"from {self.clean_models} clean models" if self.clean_models else "default"
         return f"{self.value:.3g} ({source})"
 
 
@@ -80,8 +87,7 @@ def calibrated_threshold(inspections: Sequence[HasSuspicion], false_positive_rat
         false_positive_rate: Probability of a false alarm, in (0, 1).
 
     Returns:
-        The threshold. What is known of heads that need a reference is not consulted with it: the clean models had such
-        a head too.
+        The threshold.
 
     Raises:
         ValueError: If the rate is not in (0, 1), or there are too few models for it.

@@ -135,7 +135,8 @@ def test_verdicts_are_the_same_in_other_precisions(precision: str, altered: bool
 def test_threshold_of_the_user_decides() -> None:
     """A high one lets the edit pass."""
     callback = ModelIntegrity(threshold=Threshold(2.0, 1))
-    trainer(callbacks=[callback]).validate(module_of(EDIT(trained())), batches(), verbose=False)
+    with pytest.warns(UserWarning, match=r"explain with a zero-sum score.\nraw and centred maps differ"):
+        trainer(callbacks=[callback]).validate(module_of(EDIT(trained())), batches(), verbose=False)
     assert not found_by(callback).flagged
 
 
@@ -447,12 +448,15 @@ def test_a_flag_is_not_lost_over_its_picture(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_told_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once, with the reason; it is no alarm."""
+    """Once, with the reason and the images; it is no alarm, and no warning where the network only begins to learn."""
+    torch.manual_seed(0)
     said: list[str] = []
     monkeypatch.setattr(module_under_test, "rank_zero_info", said.append)
-    fitted(ModelIntegrity(threshold=Threshold(0.0)), module_of(Toy()), max_epochs=2)
-    (told,) = set(said)
-    assert "cannot be judged without a reference: the predictions are undecided" in told
+    trainer(callbacks=[ModelIntegrity(action="raise")]).validate(module_of(Toy()), batches(), verbose=False)
+    (told,) = said
+    assert "raw and centred maps differ" in told
+    assert "maps look different on" in told
+    assert "possible reason: the predictions are undecided" in told
 
 
 def test_another_model_than_the_reference_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -684,14 +688,14 @@ class Convolutions(TorchDispatchMode):
     [
         (None, {}, 1),
         (None, {"reference": True}, 2),
-        (None, {"image_level": True}, 1 + 2),
-        (None, {"image_level": True, "reference": True}, 1 + 2 + 1),
-        ("body.7", {}, 1 + 3 / 5),
-        ("body.7", {"reference": True}, 2 + 5 / 5),
+        (None, {"image_level": True}, 1 + 3),
+        (None, {"image_level": True, "reference": True}, 1 + 3 + 1),
+        ("body.7", {}, 1 + 4 / 5),
+        ("body.7", {"reference": True}, 2 + 7 / 5),
     ],
 )
 def test_cost_of_a_check_in_forward_passes_of_the_probes(layer: Any, options: dict[str, Any], passes: float) -> None:
-    """Counted in convolutions, of which the network has five; the two sweeps to the image reach the layer, too."""
+    """Counted in convolutions, of which the network has five; the three sweeps to the image reach the layer, too."""
     torch.manual_seed(0)
     model = Deep().eval()
     model.head.weight.data *= 100
@@ -710,4 +714,4 @@ def test_cost_of_a_check_in_forward_passes_of_the_probes(layer: Any, options: di
     callback = Counted(layer, images=IMAGES, threshold=Threshold(2.0, 1), **options)
     trainer(callbacks=[callback]).validate(module_of(model), batches(), verbose=False)
     assert counted == [pytest.approx(passes)]
-    assert passes <= 4
+    assert passes <= 5

@@ -10,8 +10,7 @@ from integrity_roc import HALF, IMAGENET, photographs, photos
 
 from lightning_xai import GradCAM, explain
 from lightning_xai.integrity import Verdict, center_logits, compare_models, inspect_model, locate_shift
-from lightning_xai.integrity.inspection import mean_logit
-from lightning_xai.integrity.measures import class_weighted_maps
+from lightning_xai.integrity.measures import class_weighted_maps, mean_logit
 from lightning_xai.ranks import rank_correlation
 from lightning_xai.scores import centered, predicted
 from lightning_xai.trace import Capture, run

@@ -7,7 +7,7 @@ from support import Unhappy, assert_same_state, state_of
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from lightning_xai import GradCAM, explain
+from lightning_xai import GradCAM, InputGradient, explain
 from lightning_xai.integrity import CenteredLogits, Verdict, center_logits, inspect_model
 from lightning_xai.scores import centered, pre_softmax
 from papers.logit_shift.attacks import PositionShift, RowEdit
@@ -78,6 +78,66 @@ def test_repaired_models_are_found_clean(name):
     model = MODELS[name]()
     assert inspect_model(model, IMAGES).verdict is Verdict.LOGIT_SHIFT
     assert inspect_model(center_logits(model, IMAGES), IMAGES).suspicion < 1e-9
+
+
+class Tampered(nn.Module):
+    """A classifier with an edit of its logits (N,K) by the images."""
+
+    def __init__(self, edit):
+        super().__init__()
+        self.model, self.edit = trained().double(), edit
+        self.eval()
+
+    def forward(self, images):
+        """The edited logits."""
+        return self.edit(self.model(images), images)
+
+
+def off_on_these(logits, images):
+    """A shift that is on wherever an image is not one of the very probes."""
+    on = ~torch.stack([(images == one).flatten(1).all(1) for one in IMAGES]).any(0)
+    return logits + 10 * (on * images.square().mean((1, 2, 3)))[:, None]
+
+
+def test_a_shift_that_is_off_on_the_images_is_not_folded_over():
+    """Perturbed images pull it: the repair wraps, and holds everywhere."""
+    model = Tampered(off_on_these)
+    torch.testing.assert_close(model(IMAGES), model.model(IMAGES))
+    repaired = center_logits(model, IMAGES)
+    assert isinstance(repaired, CenteredLogits)
+    others = data(8, seed=9)[0].double()
+    torch.testing.assert_close(repaired(others).sum(1), torch.zeros(8).double(), rtol=0, atol=1e-10)
+
+
+def test_a_shift_that_lives_in_gradients_alone_is_not_folded_over():
+    """Logits sum to zero with it and without; the raw logit's gradient does not."""
+
+    def silent(logits, images):
+        shift = 10 * images.square().mean((1, 2, 3))
+        return logits - logits.mean(1, keepdim=True) + (shift - shift.detach())[:, None]
+
+    repaired = center_logits(Tampered(silent), IMAGES)
+    assert isinstance(repaired, CenteredLogits)
+    raw, rest = (explain(repaired, IMAGES, attributions=InputGradient(score=one)) for one in (pre_softmax, centered))
+    torch.testing.assert_close(raw, rest)
+
+
+def test_a_backward_pass_that_lies_is_not_repaired_in_silence():
+    """It answers to the largest entry of the gradient, which no wrapper takes away."""
+
+    class Nonlinear(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, logits):
+            return logits.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            turned = gradient.roll(1, 1)
+            return torch.where(torch.rand(len(gradient), 1) < 0.5, turned, gradient)
+
+    model = Tampered(lambda logits, images: Nonlinear.apply(logits))
+    with torch.random.fork_rng(), pytest.raises(ValueError, match="backward pass that is that of its forward"):
+        center_logits(model, IMAGES)
 
 
 def test_without_images_the_model_is_wrapped():

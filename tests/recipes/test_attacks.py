@@ -13,8 +13,7 @@ from torch.nn.utils import parametrizations
 
 from lightning_xai import GradCAM, InputGradient, explain
 from lightning_xai.integrity import common_mode_share
-from lightning_xai.integrity.inspection import mean_logit
-from lightning_xai.integrity.measures import class_weighted_maps
+from lightning_xai.integrity.measures import class_weighted_maps, mean_logit
 from lightning_xai.ranks import rank_correlation
 from lightning_xai.scores import centered, log_softmax, post_softmax, pre_softmax, predicted
 from lightning_xai.trace import Capture, run

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import lightning_xai as xai
 from lightning_xai.attribution import Attribution
-from lightning_xai.integrity import Fingerprint, Inspection, Verdict, center_logits, inspect_model, locate_shift
+from lightning_xai.integrity import Fingerprint, Inspection, center_logits, inspect_model, locate_shift
 from lightning_xai.ranks import rank_correlation
 from lightning_xai.types import OneLayer, Score
 from papers.logit_shift.attacks import Attack, EnergyShift, PositionShift, RandomShift, RowEdit, UniformShift
@@ -245,21 +245,16 @@ def verdicts(subject: Subject, altered: dict[str, nn.Module]) -> list[dict[str, 
 
 def _judged(subject: Subject, fingerprint: Fingerprint, name: str, model: nn.Module) -> dict[str, Any]:
     layer = layer_in(model, subject.layer)
-    inspection = inspect_model(model, subject.images, layer=layer, image_level=True)
-    at_layer = max(value for key, value in inspection.figures.items() if key not in ("image share", _AT_IMAGE))
+    at_layer, inspection = (inspect_model(model, subject.images, layer=layer, image_level=one) for one in (False, True))
     comparison = fingerprint.compare(model, subject.images, layer=layer)
-    flagged = inspection.verdict is Verdict.LOGIT_SHIFT and at_layer > inspection.threshold.value
     return {
         "model": name,
         "alone": str(inspection.verdict),
-        "at layer": at_layer,
+        "at layer": at_layer.suspicion,
         "at image": inspection.suspicion,
         "with reference": str(comparison.verdict),
-        "located": _place(model, subject.images[:LOCATED_WITH]) if flagged else None,
+        "located": _place(model, subject.images[:LOCATED_WITH]) if at_layer.verdict.alarms else None,
     }
-
-
-_AT_IMAGE = "input gradient disagreement"
 
 
 def _place(model: nn.Module, images: Tensor) -> str | None:
