@@ -2,38 +2,36 @@
 
 import pytest
 import torch
-from integrity_roc import Outcome, area_under_curve, folded, main, tables
+from integrity_roc import Check, folded, main, tables
 
 from common.data.cifar import CifarResNet
 from lightning_xai.integrity import Fingerprint, Verdict
 
 
-def test_fast_run_without_data_finds_what_users_would_see(tmp_path):
-    """One network trained on generated images: every edit that moves its raw maps is told, its clean form is not."""
+def test_fast_run_without_data_accuses_no_honest_network_and_finds_every_edit(tmp_path):
+    """One network trained on generated images; what moved a map of a clean one is not called clean."""
     results = main(["--fast-dev-run", "--run", str(tmp_path / "run")])
-    found = [Outcome(**one) for one in results.values["outcomes"]]
-    clean = [one for one in found if one.edit == "clean"]
-    assert len(clean) == 2  # layers
-    assert all(one.verdict != "LOGIT_SHIFT" for one in clean)
-    assert {one.against_reference for one in clean} == {"UNCHANGED"}
-    assert {one.against_reference for one in found if one.edit != "clean"} == {"LOGIT_SHIFT"}
-    assert all(one.verdict != "CLEAN" for one in found if one.agreement < 0.8)
-    assert all("clean checks, 0 false alarms" in table.caption for table in results.tables)
+    found = [Check(**one) for one in results.values["checks"]]
+    honest, edited = [one for one in found if not one.edit], [one for one in found if one.edit]
+    assert len(honest) == 2  # layers
+    assert not any(Verdict[one.verdict].alarms for one in honest)
+    assert len(edited) == 14
+    assert all(one.against_reference != "UNCHANGED" for one in edited)
+    assert not any(one.was_clean and one.moved > 0.1 and one.verdict == "CLEAN" for one in edited)
+    assert {one.verdict for one in edited if one.edit == "one-class lie"} == {"FALSE_GRADIENT"}
     again = main(["--fast-dev-run", "--run", str(tmp_path / "run"), "--resume"])  # from the part that is finished
     assert again.values == results.values
 
 
-def test_tables_say_what_was_told_of_each_edit():
-    """Of an edit that is seen: number, area, and the shares that were flagged."""
-    clean = Outcome("net", "layer", "clean", 0.0, 0.01, "CLEAN", 1.0, 1.0, "UNCHANGED")
-    edited = Outcome("net", "layer", "rows", 10.0, 0.9, "LOGIT_SHIFT", 0.5, 1.0, "LOGIT_SHIFT")
-    (table,) = tables([clean, edited])
-    assert table.rows == [["rows", "yes", "1", "1.0000", "100.0%", "0.0%", "100.0%"]]
-
-
-def test_area_under_curve_counts_pairs():
-    """Of four pairs, two are in order and one is a tie."""
-    assert area_under_curve([0.1, 0.3], [0.3, 0.2]) == pytest.approx(2.5 / 4)
+def test_tables_keep_definition_and_measurement_apart():
+    """Of an edit that moved a map: called clean, towards the centred map, told, accused."""
+    honest = Check("net", "probe", 2, "layer", "", "CLEAN", 0.0, 0.01, None)
+    edited = Check("net", "probe", 2, "layer", "rows", "LOGIT_SHIFT", 0.99, 0.9, "raw logit", 0.5, True, "LOGIT_SHIFT")
+    by_classes, by_kind, edits = tables([honest, edited])
+    assert by_classes.rows[0] == ["2 classes", "1", "0.0% [0.0%, 97.5%]", "0", "1", "0.000"]
+    assert by_kind.rows[0][0] == "probe"
+    everything = "100.0% [2.5%, 100.0%]"
+    assert edits.rows == [["rows", "1", "1", "0", "0", "0", everything, "1.000", everything]]
 
 
 def test_folded_batchnorms_leave_the_network_unchanged():
