@@ -67,7 +67,8 @@ TRAINED = {2: 12, 3: 9, 10: 9, 100: 6}  # small networks, two layers each
 TUNED = {2: 3, 3: 2, 10: 1, 100: 1}
 MOVED = 0.1  # one minus the rank correlation with the honest raw map, before any ReLU, above which an edit moved it
 ATTACKED = 5  # one honest model in so many is attacked, too
-STEPS = {"small": 120, "tuned": 25, "probes": (50, 150)}
+STEPS = {"small": 120, "tuned": 25}
+PROBE_STEPS = 50, 150
 PROBES = {"small": 32, "tuned": 24, "real": 16, "photos": 8, "probes": 32}  # fewer where a pass is dear
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
@@ -260,7 +261,7 @@ def probes(data: Path) -> Iterator[Subject]:
                     task(known["test"], test[1], classes, seed),
                 )
             torch.manual_seed(seed)
-            training, steps = list(TRAININGS)[seed % 4], STEPS["probes"][seed // 4 % 2]
+            training, steps = list(TRAININGS)[seed % 4], PROBE_STEPS[seed // 4 % 2]
             linear = trained(probed(nn.Linear(64, classes)), *inside, training, steps=steps)
             images = shown[: PROBES["probes"]]
             yield Subject(f"probe, {training}, {steps}, {seed}", "probe", linear, images, ("layer",))
@@ -268,7 +269,7 @@ def probes(data: Path) -> Iterator[Subject]:
 
 
 def _other_head(
-    net: nn.Module, linear: nn.Module, inside: tuple[Tensor, Tensor], classes: int, seed: int
+    net: CifarResNet, linear: nn.Module, inside: tuple[Tensor, Tensor], classes: int, seed: int
 ) -> tuple[str, nn.Module]:
     """One of eight forms of honest heads, by its name; each behind nothing, so that layers have one name."""
 
@@ -297,7 +298,7 @@ def _other_head(
     return name, model.eval().requires_grad_(False)
 
 
-def resnet(data: Path, n: int) -> nn.Module:
+def resnet(data: Path, n: int) -> CifarResNet:
     """A ResNet with its weights, in evaluation mode."""
     model = CifarResNet(n)
     load_weights(model, data / "weights" / f"cifar10_resnet{6 * n + 2}.safetensors")
@@ -314,7 +315,7 @@ def tuned(data: Path) -> Iterator[Subject]:
             torch.manual_seed(seed)
             model, training = resnet(data, 3), list(TRAININGS)[seed % 3]
             model.linear = nn.Linear(64, classes)
-            model = trained(model, images, labels, training, steps=STEPS["tuned"], rate=0.1)
+            trained(model, images, labels, training, steps=STEPS["tuned"], rate=0.1)
             yield Subject(
                 f"ResNet-20 tuned, {training}", "tuned", model, shown[: PROBES["tuned"]], ("layer3", "layer2")
             )
@@ -393,12 +394,12 @@ class OneClassLie(torch.autograd.Function):
     """The identity, whose gradient is another class's wherever one class is explained."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, logits: Tensor) -> Tensor:
         """The logits."""
         return logits.clone()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         """The neighbour's where one class alone has any."""
         one = (gradient != 0).sum(1, keepdim=True) == 1
         return torch.where(one, gradient.roll(1, 1), gradient)
