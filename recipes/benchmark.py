@@ -26,21 +26,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
-from torchvision.models import resnet18
+from torchvision.models import resnet18, resnet50
 
 import benchmarks.peers as peers
 import lightning_xai as xai
 from benchmarks.clock import seconds_of
 from benchmarks.training import measurements, profiles, records
 from benchmarks.training import table as training_table
+from benchmarks.validation import validations
 from common.measured import machine, save_measurement
+from common.run import show
 from lightning_xai.attribution import CLRP, LRP, SGLRP
+from lightning_xai.report import Cell, Table
 
 LAYER = "layer4"
+NETWORKS: dict[str, Callable[[], nn.Module]] = {"resnet18": resnet18, "resnet50": resnet50}
 SCORES = {"pre": xai.scores.pre_softmax, "post": xai.scores.post_softmax, "log": xai.scores.log_softmax}
 
 Method = Callable[[nn.Module, Tensor, Tensor], Any]
@@ -117,6 +118,13 @@ class Result:
         """Of the ratios."""
         return statistics.median(self.ratios)
 
+    def record(self) -> dict[str, Any]:
+        """A row in long form."""
+        low, high = self.spread
+        names = {"method": self.row.name, "library": self.row.library, "rounds": len(self.ratios)}
+        seconds = round(statistics.median(self.seconds), 6)
+        return names | {"low": low, "median": self.median, "high": high, "seconds": seconds}
+
     @property
     def spread(self) -> tuple[float, float]:
         """First and third quartile of the ratios."""
@@ -135,9 +143,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", metavar="NAME", help="beginnings of methods, or libraries")
     parser.add_argument("--threads", type=int, help="CPU threads; what torch takes by itself if not given")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--network", choices=NETWORKS, default="resnet18", help="whose maps are timed")
+    parser.add_argument("--bfloat16", action="store_true", help="maps under autocast to bfloat16")
+    parser.add_argument("--validation", action="store_true", help="time validation epochs with the callbacks, not maps")
     parser.add_argument("--training", action="store_true", help="time training steps with the term, not maps")
     parser.add_argument("--profile", action="store_true", help="with --training: where the time goes, on a CPU")
-    parser.add_argument("--out", type=Path, help="with --training: file for the numbers, as JSON")
+    parser.add_argument("--out", type=Path, help="file for the numbers, as JSON")
     parser.add_argument("--fast-dev-run", action="store_true", help="one round on two images of 32 px")
     args = parser.parse_args(arguments)
     if args.fast_dev_run:
@@ -187,34 +198,28 @@ def time_once(row: Row, model: nn.Module, images: Tensor, targets: Tensor) -> tu
     return forward, seconds_of(lambda: row.method(model_of_row, images_of_row, targets), images.device)
 
 
-def table(results: Sequence[Result], title: str) -> Table:
+def table(results: Sequence[Result], title: str, caption: str = "") -> Table:
     """One line for each row, methods together."""
-    found = Table(title=title, box=SIMPLE_HEAD, title_justify="left")
-    for heading in ("method", "library"):
-        found.add_column(heading, no_wrap=True)
-    for heading in ("forwards", "quartiles", "reach", "seconds"):
-        found.add_column(heading, justify="right", no_wrap=True)
+    rows: list[list[Cell]] = []
     for result in results:
         low, high = result.spread
-        reach = "" if result.row.reach is None else f"{result.row.reach:g}"
-        cost = f"{result.median:.2f}", f"{low:.2f} - {high:.2f}", reach, f"{statistics.median(result.seconds):.3f}"
-        found.add_row(result.row.name, result.row.library, *cost)
-    return found
+        cost = result.median, f"{low:.2f} - {high:.2f}", result.row.reach, f"{statistics.median(result.seconds):.4f}"
+        rows.append([result.row.name, result.row.library, *cost])
+    return Table(title, ["method", "library", "forwards", "quartiles", "reach", "seconds"], rows, caption, digits=2)
 
 
 def train(args: argparse.Namespace, device: torch.device) -> None:
     """Measure training steps, print them, and write them down where asked."""
     if args.profile:
         for one in profiles(args.rounds, small=args.fast_dev_run):
-            Console(width=110).print(one, machine(device))
+            show(one)
+        print(machine(device))
         return
     rows: list[dict[str, Any]] = []
     for setting, results in measurements(args.rounds, device, small=args.fast_dev_run):
-        title = f"{setting.title}, {args.rounds} rounds"
-        Console(width=110).print(training_table(results, title), machine(device))
+        show(training_table(results, f"{setting.title}, {args.rounds} rounds", machine(device)))
         rows += records(setting, results)
-        if args.out:
-            save_measurement(args.out, rows, device)
+        save(args, rows, device)  # after each network: the run may be stopped
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Result]:
@@ -226,15 +231,30 @@ def main(arguments: Sequence[str] | None = None) -> list[Result]:
     if args.training:
         train(args, device)
         return []
+    if args.validation:
+        found = validations(args.network, NETWORKS[args.network], args.rounds, device, args.bfloat16, args.fast_dev_run)
+        show(Table("Validation epochs", list(found[0]), [list(one.values()) for one in found], machine(device), 3))
+        save(args, found, device)
+        return []
     torch.manual_seed(0)
-    model = resnet18().eval().to(device)
+    model = NETWORKS[args.network]().eval().to(device)
     images = torch.randn(args.batch_size, 3, args.image_size, args.image_size, device=device)
     with torch.no_grad():
         targets = model(images).argmax(1)
-    results = measure(rows, model, images, targets, args.rounds)
-    shape = f"ResNet-18, batch {args.batch_size}, {args.image_size} px, {args.rounds} rounds"
-    Console(width=110).print(table(results, f"{shape}\n{machine(device)}"))
+    with torch.autocast(device.type, torch.bfloat16, enabled=args.bfloat16):
+        results = measure(rows, model, images, targets, args.rounds)
+    name = {"resnet18": "ResNet-18", "resnet50": "ResNet-50"}[args.network]
+    shape = f"{name}, batch {args.batch_size}, {args.image_size} px, {args.rounds} rounds"
+    title = shape + (", bfloat16" if args.bfloat16 else "")
+    show(table(results, title, machine(device)))
+    save(args, [{"title": title, **one.record()} for one in results], device)
     return results
+
+
+def save(args: argparse.Namespace, rows: list[dict[str, Any]], device: torch.device) -> None:
+    """Write rows down where a file is asked for."""
+    if args.out:
+        save_measurement(args.out, rows, device)
 
 
 if __name__ == "__main__":

@@ -49,16 +49,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torchvision.models import resnet18, resnet50
 
 import lightning_xai as xai
 from benchmarks.clock import seconds_of
-from common.data.cifar import CifarResNet
+from common.data.cifar import CifarResNet, resnet18_for_small_images
 from lightning_xai.regularization import gradient_pair
+from lightning_xai.report import Cell, Table
 
 WEIGHT = 7.5e-3
 
@@ -105,12 +104,14 @@ class Setting:
     layer: str
     reach: float
     memory_format: torch.memory_format = torch.contiguous_format
+    bfloat16: bool = False
 
     @property
     def title(self) -> str:
         """For the table."""
         suffix = ", channels_last" if self.memory_format == torch.channels_last else ""
-        return f"{self.name}, batch {self.batch_size}, {self.image_size} px{suffix}"
+        precision = ", bf16-mixed" if self.bfloat16 else ""
+        return f"{self.name}, batch {self.batch_size}, {self.image_size} px{suffix}{precision}"
 
 
 SETTINGS = [
@@ -125,6 +126,11 @@ FORMATS = [
         Setting("ResNet-50", partial(resnet50, num_classes=10), 8, 64, "layer3", 2.8),
     )
     for memory_format in (torch.contiguous_format, torch.channels_last)
+]
+
+ON_CUDA = [
+    Setting("ResNet-50", resnet50, 128, 224, "layer3", 2.35, torch.channels_last, bfloat16=True),
+    Setting("ResNet-18, 3x3 stem", resnet18_for_small_images, 512, 32, "layer3", 2.35, torch.channels_last, True),
 ]
 
 
@@ -152,21 +158,37 @@ class Training:
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
+    bfloat16: bool = False
 
     def step(self, loss: Loss, images: Tensor, targets: Tensor, step: int = 0) -> None:
         """One of the optimizer."""
         self.optimizer.zero_grad()
-        loss(self.model, images, targets, step).backward()
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bfloat16):
+            value = loss(self.model, images, targets, step)
+        value.backward()
         self.optimizer.step()
 
 
 @dataclass(frozen=True)
 class Result:
-    """What was measured for a row: seconds of a step and their ratio to a plain one, in each round that counts."""
+    """What was measured for a row: seconds of a step and their ratio to a plain one, in each round that counts.
+
+    On a GPU also the peak of its memory over that of a plain step, in each round.
+    """
 
     row: Row
     ratios: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+    memory: list[float] = field(default_factory=list)
+
+
+def peak(device: torch.device) -> int:
+    """Most bytes held on a GPU since the last call; 0 elsewhere."""
+    if device.type != "cuda":
+        return 0
+    most = torch.cuda.max_memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    return most
 
 
 def measure(setting: Setting, rows: Sequence[Row], rounds: int, device: torch.device) -> list[Result]:
@@ -180,9 +202,11 @@ def measure(setting: Setting, rows: Sequence[Row], rounds: int, device: torch.de
     for n in range(rounds + 1):
         for result in results:
             model = copy.deepcopy(start)  # every row trains the same network
-            training = Training(model, torch.optim.SGD(model.parameters(), 0.01, momentum=0.9))
+            training = Training(model, torch.optim.SGD(model.parameters(), 0.01, momentum=0.9), setting.bfloat16)
             training.step(plain, images, targets)  # the first step allocates gradients and momenta
+            peak(device)
             base = seconds_of(partial(training.step, plain, images, targets), device)
+            plain_peak = peak(device)
             took = [
                 seconds_of(partial(training.step, result.row.loss, images, targets, step), device)
                 for step in range(result.row.steps)
@@ -190,21 +214,21 @@ def measure(setting: Setting, rows: Sequence[Row], rounds: int, device: torch.de
             if n > 0:  # the first round warms up
                 result.seconds.append(statistics.mean(took))
                 result.ratios.append(result.seconds[-1] / base)
+                if plain_peak:
+                    result.memory.append(peak(device) / plain_peak)
     return results
 
 
-def table(results: Sequence[Result], title: str) -> Table:
+def table(results: Sequence[Result], title: str, caption: str = "") -> Table:
     """One line for each row."""
-    found = Table(title=title, box=SIMPLE_HEAD, title_justify="left")
-    found.add_column("term", no_wrap=True)
-    for heading in ("plain steps", "quartiles", "reach", "seconds"):
-        found.add_column(heading, justify="right", no_wrap=True)
+    rows: list[list[Cell]] = []
     for result in results:
         low, middle, high = quartiles(result.ratios)
-        reach = "" if result.row.reach is None else f"{result.row.reach:.2f}"
+        memory = statistics.median(result.memory) if result.memory else None
         seconds = f"{statistics.median(result.seconds):.3f}"
-        found.add_row(result.row.name, f"{middle:.2f}", f"{low:.2f} - {high:.2f}", reach, seconds)
-    return found
+        rows.append([result.row.name, middle, f"{low:.2f} - {high:.2f}", result.row.reach, memory, seconds])
+    heads = ["term", "plain steps", "quartiles", "reach", "peak memory", "seconds"]
+    return Table(title, heads, rows, caption, digits=2)
 
 
 def quartiles(values: list[float]) -> tuple[float, float, float]:
@@ -217,7 +241,8 @@ def quartiles(values: list[float]) -> tuple[float, float, float]:
 
 def measurements(rounds: int, device: torch.device, *, small: bool = False) -> Iterator[tuple[Setting, list[Result]]]:
     """One for each network, as soon as it is measured; ``small`` is for trying out, on few small images."""
-    for settings, rows in ((SETTINGS, rows_of), (FORMATS, exact_rows)):
+    kinds = [(SETTINGS, rows_of), (FORMATS, exact_rows)]
+    for settings, rows in [(ON_CUDA, rows_of), *kinds] if device.type == "cuda" else kinds:
         for setting in settings:
             one = replace(setting, batch_size=8, image_size=32) if small else setting
             yield one, measure(one, rows(one), rounds, device)
@@ -227,6 +252,7 @@ def records(setting: Setting, results: Sequence[Result]) -> list[dict[str, Any]]
     """The rows of a table in long form, times in plain steps."""
     return [
         {"network": setting.title, "term": result.row.name, "rounds": len(result.ratios)}
+        | ({"memory": round(statistics.median(result.memory), 3)} if result.memory else {})
         | dict(zip(("low", "median", "high"), (round(one, 3) for one in quartiles(result.ratios)), strict=True))
         for result in results
     ]
@@ -244,14 +270,10 @@ def profile_table(setting: Setting, rounds: int, most: int = 12) -> Table:
     exact = with_term(xai.GuidedGradientLoss(weight=xai.regularization.ConstantWeight(WEIGHT)))
     plain_step, with_exact = _operators(setting, plain, rounds), _operators(setting, exact, rounds)
     whole = sum(plain_step.values())
-    found = Table(title=f"{setting.name}: operators, in plain steps", box=SIMPLE_HEAD, title_justify="left")
-    for heading in ("operator", "plain", "exact term"):
-        found.add_column(heading, justify="left" if heading == "operator" else "right", no_wrap=True)
     longest = sorted(with_exact, key=lambda name: -with_exact[name])[:most]
-    for name in longest:
-        found.add_row(name, f"{plain_step.get(name, 0) / whole:.3f}", f"{with_exact[name] / whole:.3f}")
-    found.add_row("all", "1.000", f"{sum(with_exact.values()) / whole:.3f}")
-    return found
+    rows: list[list[Cell]] = [[name, plain_step.get(name, 0) / whole, with_exact[name] / whole] for name in longest]
+    rows.append(["all", 1.0, sum(with_exact.values()) / whole])
+    return Table(f"{setting.name}: operators, in plain steps", ["operator", "plain", "exact term"], rows, digits=3)
 
 
 def _operators(setting: Setting, loss: Loss, rounds: int) -> dict[str, float]:

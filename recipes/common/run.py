@@ -136,17 +136,22 @@ def _read(path: Path) -> Any:
 
 
 def show(table: Table) -> None:
-    """Print a table."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table as Printed
-
+    """Print a table, without `rich` in plain columns."""
+    try:
+        from rich.box import SIMPLE_HEAD
+        from rich.console import Console
+        from rich.table import Table as Printed
+    except ImportError:
+        lines = [[table.text(row, column) for column in range(len(table.columns))] for row in range(len(table.rows))]
+        print(table.title, table.caption, *("\t".join(line) for line in [list(table.columns), *lines]), sep="\n")
+        return
     printed = Printed(
         *table.columns, title=table.title, caption=table.caption, title_justify="left", box=SIMPLE_HEAD, pad_edge=False
     )
     for row in range(len(table.rows)):
         printed.add_row(*(table.text(row, column) for column in range(len(table.columns))))
-    Console().print(printed, highlight=False)
+    console = Console()
+    Console(width=None if console.is_terminal else 110).print(printed, highlight=False)
 
 
 def first_images(loader: Any, n: int, parts: int = 2) -> list[Tensor]:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 from torchvision.datasets import CIFAR10
+from torchvision.models import resnet18
 from torchvision.transforms.functional import normalize, pil_to_tensor
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -54,6 +55,13 @@ class CifarResNet(nn.Module):
         """Images (N,3,32,32) to logits (N,K)."""
         x = F.relu(self.bn1(self.conv1(images)))
         return self.linear(self.layer3(self.layer2(self.layer1(x))).mean((2, 3)))
+
+
+def resnet18_for_small_images(num_classes: int = 10) -> nn.Module:
+    """ResNet-18 of torchvision with a first convolution of 3 x 3 and stride 1, and no pooling after it."""
+    model = resnet18(num_classes=num_classes)
+    model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
+    return model
 
 
 def cifar10(data: Path, split: str, n: int | None = None) -> tuple[Tensor, Tensor]:

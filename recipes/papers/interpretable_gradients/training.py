@@ -102,9 +102,9 @@ class Scale:
 class Classifier(xai.GuidedGradientMixin, pl.LightningModule):
     """A CIFAR network and its term."""
 
-    def __init__(self, setting: Setting, scale: Scale) -> None:
+    def __init__(self, setting: Setting, scale: Scale, network: nn.Module | None = None) -> None:
         super().__init__()
-        self.network = CifarResNet(scale.blocks)
+        self.network = CifarResNet(scale.blocks) if network is None else network
         self.interpretability = xai.GuidedGradientLoss(
             ERRORS[setting.error],
             # statistics and teacher of an untrained network say nothing yet
@@ -190,7 +190,7 @@ def trained(setting: Setting, scale: Scale, seed: int, images: Tensor, labels: T
 
 
 def measured(
-    module: Classifier, scale: Scale, images: Tensor, labels: Tensor, reference: nn.Module | None
+    module: Classifier, scale: Scale, images: Tensor, labels: Tensor, reference: nn.Module | None, layer: str = LAYER
 ) -> dict[str, Any]:
     """Accuracy, faithfulness of each method and of fixed maps, and how the input gradient looks.
 
@@ -200,13 +200,14 @@ def measured(
         images: Images (N,3,32,32), standardised.
         labels: Labels (N,).
         reference: A trained network whose Grad-CAM maps are shown to every classifier, as a control.
+        layer: Where Grad-CAM and its kin look.
 
     Returns:
         ``accuracy`` in percent; ``maps``, means by method or control, then metric; ``gradients``, means by metric.
     """
     methods: dict[str, xai.Attribution] = {
-        "gradcam": xai.GradCAM(LAYER),
-        "gradcam_plus_plus": xai.GradCAMPlusPlus(LAYER),
+        "gradcam": xai.GradCAM(layer),
+        "gradcam_plus_plus": xai.GradCAMPlusPlus(layer),
     }
     confidence: list[ExplanationMetric] = [
         metrics.AverageDrop(),
@@ -224,7 +225,7 @@ def measured(
     _trainer(callbacks=[wide]).test(module, DataLoader(TensorDataset(images, labels), 250), verbose=False)
     accuracy, maps = 100 * module.hits / module.seen, _means(wide.states[0])
     if scale.masked:
-        dear = methods | {"scorecam": attribution.ScoreCAM(LAYER)}
+        dear = methods | {"scorecam": attribution.ScoreCAM(layer)}
         curves: list[ExplanationMetric] = [metrics.Insertion(steps=8), metrics.Deletion(steps=8)]
         narrow = xai.Faithfulness(dear, confidence + curves, n_images=scale.masked, **measured)
         few = TensorDataset(images[: scale.masked], labels[: scale.masked])

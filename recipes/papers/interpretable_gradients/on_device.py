@@ -1,0 +1,106 @@
+"""Converged trainings on a GPU: data, augmentation and steps on the device, a file for each finished network."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from common.data.cifar import resnet18_for_small_images
+from common.measured import save_measurement
+from papers.interpretable_gradients.training import Classifier, Scale, Setting, measured, quiet
+
+RATE = 0.2
+"""Learning rate at the height of the one-cycle schedule of SGD, for batches of 512."""
+
+
+def augmented(images: Tensor) -> Tensor:
+    """Images (N,C,H,W), each shifted by up to four pixels and perhaps mirrored, on their device."""
+    n, _, height, width = images.shape
+    rows, columns = torch.randint(9, (2, n, 1), device=images.device)
+    rows = rows + torch.arange(height, device=images.device)
+    columns = columns + torch.arange(width, device=images.device)
+    columns = torch.where(torch.rand(n, 1, device=images.device) < 0.5, columns, columns.flip(1))
+    padded = F.pad(images, (4, 4, 4, 4)).permute(0, 2, 3, 1)
+    numbers = torch.arange(n, device=images.device)[:, None, None]
+    return padded[numbers, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)  # channels_last
+
+
+def trained(setting: Setting, seed: int, epochs: int, batch_size: int, images: Tensor, labels: Tensor) -> Classifier:
+    """ResNet-18 with a 3 x 3 stem after some epochs in bfloat16; the seed settles weights, order and augmentation.
+
+    Args:
+        setting: What is trained beside the classification loss.
+        seed: Of everything that is drawn.
+        epochs: How often each image is seen.
+        batch_size: Images of a step.
+        images: Images (N,3,32,32), standardised, on the device.
+        labels: Labels (N,), there too.
+    """
+    torch.manual_seed(seed)
+    steps = epochs * (len(images) // batch_size)
+    module = Classifier(setting, Scale(0, steps, batch_size, 0, 0), resnet18_for_small_images())
+    module.to(images.device).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(module.parameters(), RATE, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps)
+    for step in range(steps):
+        if step % (len(images) // batch_size) == 0:
+            order = torch.randperm(len(images), device=images.device)
+        chosen = order[: len(order) // batch_size * batch_size].view(-1, batch_size)[step % (len(images) // batch_size)]
+        batch, targets = augmented(images[chosen]), labels[chosen]
+        with torch.autocast(images.device.type, torch.bfloat16):
+            if setting.weight:
+                loss = module.interpretability(module.network, batch, targets, F.cross_entropy, step).loss
+            else:
+                loss = F.cross_entropy(module.network(batch), targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        cycle.step()
+    return module
+
+
+def finished(
+    setting: Setting,
+    seed: int,
+    folder: Path,
+    splits: dict[str, tuple[Tensor, Tensor]],
+    device: torch.device,
+    *,
+    epochs: int,
+    batch_size: int,
+    scale: Scale,
+) -> bool:
+    """Train, measure on test images and write one file, unless an earlier run did; whether there was work.
+
+    Args:
+        setting: What is trained.
+        seed: Of the training.
+        folder: Where the file ``cifar_<setting>_<epochs>_epochs_seed<seed>.json`` is kept.
+        splits: Images and labels of ``"train"`` and ``"test"``.
+        device: Where to train and measure.
+        epochs: How often each image is seen.
+        batch_size: Images of a step.
+        scale: Numbers of explained images.
+    """
+    name = "".join(c if c.isalnum() or c in "-." else "_" for c in str(setting))
+    path = folder / f"cifar_{name}_{epochs}_epochs_seed{seed}.json"
+    if path.exists():
+        return False
+    images, labels = (one.to(device) for one in splits["train"])
+    begun = time.monotonic()
+    with quiet():
+        module = trained(setting, seed, epochs, batch_size, images, labels)
+        took = time.monotonic() - begun
+        found = measured(module, scale, *splits["test"], None, layer="layer4")
+    row: dict[str, Any] = {"setting": str(setting), "seed": seed, "epochs": epochs, "batch_size": batch_size}
+    row |= {"seconds": round(took, 1), "accuracy": found["accuracy"], "train_images": len(images)}
+    rows = [row | {"map": name, **values} for name, values in found["maps"].items()]
+    rows.append(row | {"map": None, **found["gradients"]})
+    save_measurement(path, rows, device)
+    print(f"{setting}, seed {seed}: accuracy {found['accuracy']:.2f} %, {took:.0f} s: {path}", flush=True)
+    return True
