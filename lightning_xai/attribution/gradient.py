@@ -117,7 +117,11 @@ class GuidedGradient(ScoredAttribution):
     backward pass through the whole network.
 
     ``rectifiers="all"`` goes beyond the papers, which know ReLU alone: the same rule at every unbounded one-sided
-    activation, as EfficientNet, ConvNeXt, MobileNetV3 and transformers have them.
+    activation, as EfficientNet, ConvNeXt, MobileNetV3 and transformers have them. It behaves as at ReLU where small
+    networks had their ReLU swapped and were trained on (``recipes/smooth_rectifiers.py``, 3 seeds, 280 images): with
+    GELU and SiLU the maps rank pixels as with ReLU (correlation 0.96 and 0.93), point at the object on 78 and 77 % of
+    the images (ReLU 75 %, seeds from 67 to 86; plain gradients 69 to 74 %), and stay more alike under random weights
+    (0.72 and 0.71, ReLU 0.62; plain gradients 0.40 to 0.52), the weakness of the rule.
 
     Attributes:
         score: The number that is explained. The rule is not linear in the score: its maps for a score and for

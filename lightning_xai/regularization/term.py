@@ -8,14 +8,14 @@ those of the *summed* loss, so that the error function of an image does not see 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import Literal
 
 from torch import Tensor, nn
 
 from lightning_xai.regularization.adaptive import AdaptiveWeight, GradientProducts
-from lightning_xai.regularization.alignment import Criterion, alignment, mean_and_sum
+from lightning_xai.regularization.alignment import Alignment, Criterion, alignment, mean_and_sum
 from lightning_xai.regularization.errors import CosineLoss
 from lightning_xai.regularization.refusals import (
     checkpointing_named,
@@ -193,27 +193,21 @@ class GuidedGradientLoss(nn.Module):
             return GuidedGradientTerms(classification, logits, classification.detach())
         self._require_support(model, images)
         passes = self._passes(model, images, targets, criterion)
-        taught, counts = passes.taught.detach(), self.image_weights(passes.taught.detach(), passes.targets)
-        # checkpointed parts are recomputed in each backward pass; those of the term are to leave no trace
-        with checkpointing_named(), running_statistics_kept(model) as moved:
-            student, teacher = self.teacher(passes.total, passes.taught, passes.targets)
-            aligned = alignment(student, teacher, passes.point, counts, self.error, self.rectifiers)
-            products = self._measured(step, passes.classification, aligned.error, model)
-            require_recomputed_once(moved() and passes.taught is not passes.logits)
+        aligned, products = self._aligned(model, passes, step)
+        plain = GuidedGradientTerms(
+            passes.classification, passes.logits, passes.classification.detach(), products=products
+        )
         if not self._is_finite(aligned.error, images):
-            classification = passes.classification
-            return GuidedGradientTerms(classification, passes.logits, classification.detach(), products=products)
+            return plain
         weight = self.weight(step) * self.every_n_steps
-        return GuidedGradientTerms(
+        return replace(
+            plain,
             loss=passes.classification + weight * aligned.error,
-            logits=passes.logits,
-            classification=passes.classification.detach(),
             regularization=aligned.error.detach(),
             weight=weight,
             cosine=aligned.cosine,
             norm_ratio=aligned.norm_ratio,
-            saturated=1 - mask_saturated(taught, passes.targets).mean(),
-            products=products,
+            saturated=1 - mask_saturated(passes.taught.detach(), passes.targets).mean(),
         )
 
     def name(self, model: nn.Module) -> str:
@@ -252,6 +246,17 @@ class GuidedGradientLoss(nn.Module):
             require_differentiable_backward(logits)
             self._supported = True
         return logits, point
+
+    def _aligned(self, model: nn.Module, passes: _Passes, step: int) -> tuple[Alignment, GradientProducts | None]:
+        """The term, and what an adaptive weight measures of it: all backward passes but the last."""
+        counts = self.image_weights(passes.taught.detach(), passes.targets)
+        # checkpointed parts are recomputed in each backward pass; those of the term are to leave no trace
+        with checkpointing_named(), running_statistics_kept(model) as moved:
+            student, teacher = self.teacher(passes.total, passes.taught, passes.targets)
+            aligned = alignment(student, teacher, passes.point, counts, self.error, self.rectifiers)
+            products = self._measured(step, passes.classification, aligned.error, model)
+            require_recomputed_once(moved() and passes.taught is not passes.logits)
+        return aligned, products
 
     def _measured(
         self, step: int, classification: Tensor, regularization: Tensor, model: nn.Module
