@@ -136,8 +136,8 @@ def measured(scale: Scale, seed: int) -> list[dict[str, Any]]:
         cosine = alignment_of(model, images, targets)
         for method, maps in zip(METHODS, gradients, strict=True):
             few = scale.randomised
-            explain = partial(xai.explain, images=images[:few], targets=targets[:few], attributions=METHODS[method])
-            similar = parameter_randomization(model, lambda one, explain=explain: explain(one))
+            explain = partial(maps_of, images=images[:few], targets=targets[:few], method=method)
+            similar = parameter_randomization(model, explain)
             rows.append(
                 {
                     "rectifier": name,
@@ -154,6 +154,11 @@ def measured(scale: Scale, seed: int) -> list[dict[str, Any]]:
                 }
             )
     return rows
+
+
+def maps_of(model: nn.Module, images: Tensor, targets: Tensor, method: str) -> Tensor:
+    """The maps (N,H,W) of one method."""
+    return xai.explain(model, images, targets, attributions=METHODS[method])
 
 
 def alignment_of(model: nn.Module, images: Tensor, targets: Tensor) -> float:

@@ -1,6 +1,7 @@
 """What a training step with the guided-gradient term costs, in units of a plain training step of the same batch.
 
-    python recipes/benchmark.py --training                     # a few minutes on 2 CPU cores
+    python recipes/benchmark.py --training                     # ten minutes on 2 CPU cores
+    python recipes/benchmark.py --training --rounds 6 --threads 1 --out recipes/results/training_steps.json
     python recipes/benchmark.py --training --rounds 20 --device cuda
     python recipes/benchmark.py --training --profile           # where the time goes, on a CPU
 
@@ -8,19 +9,27 @@ Data: none; random images and weights. A step is forward pass, backward pass and
 Timing: in every round each row runs once, right after one plain step; their ratio is what counts. The table shows
 medians and quartiles of the ratios over the rounds, the first of which warms up and does not count. Of
 ``every_n_steps`` all n steps are run and their mean counts.
-Expected (medians [quartiles] of 6 rounds; AMD EPYC, 1 thread, torch 2.15, the other core little used):
+Expected (medians [quartiles] of 6 rounds; AMD EPYC, 1 thread, the machine shared; ``recipes/results`` has all):
 
                                         ResNet-18, batch 32, 64 px     ResNet-20, batch 64, 32 px
-    exact                               2.50 [2.36, 2.78]              2.63 [2.59, 2.67]
-    exact, double backward of PyTorch   2.44 [2.17, 2.76]              2.99 [2.86, 3.14]
-    batch_norm="evaluation"             3.53 [3.30, 3.64]              3.59 [3.53, 3.62]
-    every_n_steps=2                     1.82 [1.77, 1.89]              1.80 [1.79, 1.81]
-    every_n_steps=4                     1.42 [1.34, 1.52]              1.38 [1.37, 1.40]
-    every_n_steps=8                     1.24 [1.15, 1.27]              1.23 [1.21, 1.25]
-    fraction=0.25                       1.75 [1.72, 1.85]              1.70 [1.68, 1.72]
-    layer="layer3", "layer2"            1.47 [1.41, 1.53]              1.47 [1.46, 1.50]
+    exact                               2.72 [2.68, 2.92]              3.05 [2.93, 3.15]
+    exact, double backward of PyTorch   3.13 [2.94, 3.22]              3.55 [3.49, 3.64]
+    batch_norm="evaluation"             3.87 [3.75, 4.00]              3.83 [3.55, 3.91]
+    every_n_steps=2                     1.90 [1.75, 2.16]              1.95 [1.94, 1.97]
+    every_n_steps=4                     1.38 [0.99, 1.43]              1.62 [1.57, 1.92]
+    every_n_steps=8                     1.28 [1.22, 1.46]              1.21 [1.18, 1.22]
+    fraction=0.25                       1.89 [1.84, 1.98]              1.81 [1.78, 1.87]
+    layer="layer3", "layer2"            1.54 [1.51, 1.57]              1.52 [1.46, 1.53]
 
-Beside four other busy processes the exact term took 2.60 and 2.85, and PyTorch's double backward 2.66 and 3.24.
+    in both memory formats              exact                          double backward of PyTorch
+    ResNet-18, batch 32, 32 px          2.85 [2.75, 2.98]              2.81 [2.71, 2.97]
+        channels_last                   2.85 [2.73, 2.92]              3.23 [3.04, 3.51]
+    ResNet-20, batch 64, 32 px          2.92 [2.82, 3.06]              3.66 [3.00, 3.73]
+        channels_last                   3.22 [3.13, 3.56]              5.62 [5.37, 5.81]
+    ResNet-50, batch 8, 64 px           2.55 [2.43, 2.74]              3.02 [2.99, 3.05]
+        channels_last                   2.62 [2.41, 2.65]              3.74 [3.40, 3.89]
+
+On a quiet machine the exact term took 2.50 and 2.63 in the first two networks.
 
 Counted in convolutions the exact term costs 7/3. What is above it: the first layer's gradient at the image, which plain
 training does not need and which takes four times as long as that layer's forward pass (0.15 of a ResNet-18 step), and
