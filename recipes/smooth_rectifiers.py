@@ -49,7 +49,7 @@ import lightning_xai as xai
 from common.data.generated import CLASSES, MEAN, STD, GeneratedImages
 from common.measured import machine, save_measurement
 from common.planted_network import fitted
-from lightning_xai.attribution.gradient import channel_max
+from lightning_xai.attribution import channel_max
 from lightning_xai.metrics import energy_in_box, gradient_alignment, parameter_randomization, pointing_game
 from lightning_xai.ranks import rank_correlation
 from lightning_xai.scores import centered

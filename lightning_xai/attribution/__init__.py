@@ -13,7 +13,7 @@ from lightning_xai.attribution.controls import CenteredGaussian, Edges, FakeCAM,
 from lightning_xai.attribution.deeplift import DeepLIFT
 from lightning_xai.attribution.elementwise_cam import HiResCAM, LayerCAM, XGradCAM
 from lightning_xai.attribution.from_callable import FromCallable
-from lightning_xai.attribution.gradient import GuidedGradient, InputGradient, InputXGradient, channel_sum
+from lightning_xai.attribution.gradient import GuidedGradient, InputGradient, InputXGradient, channel_max, channel_sum
 from lightning_xai.attribution.guided_cam import GuidedGradCAM
 from lightning_xai.attribution.lrp import (
     CLRP,
@@ -81,6 +81,7 @@ __all__ = [
     "absolute_target_logit",
     "alpha_distribution",
     "by_sign",
+    "channel_max",
     "channel_sum",
     "conservation_error",
     "guarded_alphas",
