@@ -71,7 +71,7 @@ class IntegrityCheck:
 
     def traced_back(
         self, model: nn.Module, probes: Tensor, finding: Finding, calling: Calling
-    ) -> tuple[Finding, Tensor]:
+    ) -> tuple[Finding, Tensor, Calling]:
         """Where the shift of a flagged model comes from.
 
         Args:
@@ -81,13 +81,14 @@ class IntegrityCheck:
             calling: What else it is given, where its logits are, and the context it runs in.
 
         Returns:
-            The finding with the origin, and a few probes to draw, (n,C,H,W), as the model takes them.
+            The finding with the origin, a few probes to draw, (n,C,H,W), as the model takes them, and their calling.
         """
         images = for_model(model, probes)
         if self._origin is None:
             self._origin = origin_of_shift(model, images, finding, calling)
         origin, rows = self._origin
-        return replace(finding, origin=origin), images[rows[:DRAWN]]
+        shown = rows[:DRAWN]
+        return replace(finding, origin=origin), images[shown], calling.of(shown, len(images))
 
     def _trusted(self, probes: Tensor, layer: str, calling: Calling) -> Fingerprint:
         if isinstance(self.reference, Fingerprint):

@@ -135,6 +135,7 @@ def origin_of_shift(
         The check at the last layer that shows the shift, None where none does; rows of the probes, (n,).
     """
     rows = _of_many_classes(predicted(predict(model, images, calling)))[:LOCATED_WITH]
+    calling = calling.of(rows, len(images))
     return locate_shift(model, images[rows], threshold=finding.inspection.threshold, calling=calling), rows
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
@@ -174,7 +173,7 @@ class ModelIntegrity(ListeningCallback):
         self, trainer: pl.Trainer, trace: Trace, labels: Tensor | None, boxes: Boxes | None, dataloader_idx: int
     ) -> None:
         """Take probes until there are enough."""
-        self._run.probes.take(trace.images)
+        self._run.probes.take(trace.images, calling=trace.calling(len(trace.images)))
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Decide whether this validation is one of those that are checked."""
@@ -278,9 +277,14 @@ class ModelIntegrity(ListeningCallback):
     def _look(self, trainer: pl.Trainer) -> Finding:
         if self._failure is not None:
             raise self._failure
-        calling = Calling(context=trainer.precision_plugin.forward_context)
-        probes = torch.cat(self._run.probes.images)
+        probes, calling = self._probes(trainer)
         return self._run.check.look(self.model, probes, self.finder.layer(self.layer), trainer.global_step, calling)
+
+    def _probes(self, trainer: pl.Trainer) -> tuple[Tensor, Calling]:
+        """The probes, and how the classifier is called with them, now."""
+        probes, _, calling = self._run.probes.batches()[0]
+        device = next((one.device for one in self.model.parameters()), probes.device)
+        return probes, replace(calling.to(device), context=trainer.precision_plugin.forward_context)
 
     def _take(self, trainer: pl.Trainer, finding: Finding) -> None:
         """Keep a finding, and say what is to be said of it."""
@@ -300,9 +304,8 @@ class ModelIntegrity(ListeningCallback):
 
     def _locate(self, trainer: pl.Trainer, finding: Finding) -> Finding:
         """The finding with the origin of the shift, and its picture with the loggers."""
-        calling = Calling(context=trainer.precision_plugin.forward_context)
-        probes = torch.cat(self._run.probes.images)
-        finding, shown = self._run.check.traced_back(self.model, probes, finding, calling)
+        probes, calling = self._probes(trainer)
+        finding, shown, calling = self._run.check.traced_back(self.model, probes, finding, calling)
         if trainer.loggers:
             panel = picture(self.model, shown, self.finder.layer(self.layer), finding, calling, self.standard)
             log_panel(trainer.loggers, str(LogKey(stage_of(trainer), self.name)), panel, trainer.global_step)

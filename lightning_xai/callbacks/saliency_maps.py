@@ -134,10 +134,11 @@ class SaliencyMaps(ExplainingCallback):
             if not followed.probes.images:  # a later batch may hold a single odd image
                 check_standardized(trace.images, self.mean, self.std)
                 self._check(trace)
-            followed.probes.take(trace.images, labels)
-        for images, known in followed.probes.batches(0 if followed.kept else -1):
-            device = trace.images.device
-            followed.panels.append(self._panel(trainer, images.to(device), None if known is None else known.to(device)))
+            followed.probes.take(trace.images, labels, trace.calling(len(trace.images)))
+        device = trace.images.device
+        for images, known, calling in followed.probes.batches(0 if followed.kept else -1):
+            known = None if known is None else known.to(device)
+            followed.panels.append(self._panel(images.to(device), known, calling.to(device)))
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Begin anew: images are followed through one run, since the next one may have other data."""
@@ -189,8 +190,7 @@ class SaliencyMaps(ExplainingCallback):
     def _of(self, trainer: pl.Trainer, dataloader_idx: int) -> _Followed:
         return self._followed.setdefault((stage_of(trainer), dataloader_idx), _Followed(Probes(self.n_images)))
 
-    def _panel(self, trainer: pl.Trainer, images: Tensor, labels: Tensor | None) -> Panel:
-        calling = Calling(context=trainer.precision_plugin.forward_context)
+    def _panel(self, images: Tensor, labels: Tensor | None, calling: Calling) -> Panel:
         trace = run(self.model, images, self.full_capture(), calling)
         targets = resolve_targets(self.targets, trace.logits, labels)
         found = predicted(trace.logits)

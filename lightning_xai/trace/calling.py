@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -194,6 +195,39 @@ class Calling:
 
         args, kwargs = tree_map(chosen, (self.args, dict(self.kwargs)))
         return replace(self, args=args, kwargs=kwargs)
+
+    def to(self, device: torch.device | str) -> Calling:
+        """The same with all tensors on a device."""
+        args, kwargs = tree_map(
+            lambda one: one.to(device) if isinstance(one, Tensor) else one, (self.args, dict(self.kwargs))
+        )
+        return replace(self, args=args, kwargs=kwargs)
+
+    @staticmethod
+    def joined(callings: Sequence[Calling], counts: Sequence[int]) -> Calling:
+        """The calling for the images of several batches together.
+
+        Args:
+            callings: One for each batch; what has no row for each image is taken from the first.
+            counts: Number of images of each.
+
+        Returns:
+            A calling for all of them.
+
+        Example:
+            >>> import torch
+            >>> one, other = Calling((torch.tensor([5.0]),)), Calling((torch.tensor([6.0, 7.0]),))
+            >>> Calling.joined([one, other], [1, 2]).args
+            (tensor([5., 6., 7.]),)
+        """
+
+        def together(*values: Any) -> Any:
+            if all(_has_rows(one, n) for one, n in zip(values, counts, strict=True)):
+                return torch.cat(values)
+            return values[0]
+
+        args, kwargs = tree_map(together, *((one.args, dict(one.kwargs)) for one in callings))
+        return replace(callings[0], args=args, kwargs=kwargs)
 
     @property
     def _leaves(self) -> list[Any]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import pytest
 import torch
 from integrity.toys import data, trained
@@ -16,7 +14,7 @@ from lightning_xai.callbacks.integrity_run import IntegrityRun, Phase, attempt
 from lightning_xai.callbacks.listening import StepListener
 from lightning_xai.callbacks.probes import Probes
 from lightning_xai.integrity import Fingerprint, Verdict, inspect_model
-from lightning_xai.trace import Capture, Observer
+from lightning_xai.trace import Calling, Capture, Observer
 from papers.logit_shift.attacks import PositionShift
 
 
@@ -154,7 +152,7 @@ def test_the_check_is_an_inspection_and_a_comparison() -> None:
     images, reference = data(16)[0], trained()
     check = IntegrityCheck(reference=reference)
     altered = PositionShift("relu2", strength=0.01)(trained())
-    first = check.look(altered, images, "model.relu2", 3, nullcontext)
+    first = check.look(altered, images, "model.relu2", 3, Calling())
     assert first.step == 3
     assert first.inspection.figures == inspect_model(altered, images, layer="model.relu2").figures
     expected = Fingerprint.of(reference, images).compare(altered, images, layer="model.relu2")
@@ -163,7 +161,7 @@ def test_the_check_is_an_inspection_and_a_comparison() -> None:
     assert first.verdict is Verdict.LOGIT_SHIFT
     with torch.no_grad():
         reference.head.weight.zero_()  # nobody looks at it again
-    again = check.look(altered, images, "model.relu2", 3, nullcontext)
+    again = check.look(altered, images, "model.relu2", 3, Calling())
     assert again.figures == first.figures
 
 
@@ -176,8 +174,8 @@ def test_the_origin_of_a_shift_is_looked_for_once(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(integrity_check, "origin_of_shift", lambda *args: calls.append(1) or found(*args))
     model, images, check = PositionShift("relu2", (1, 2))(trained()), data(16)[0], IntegrityCheck()
     for _ in range(2):
-        finding = check.look(model, images, "model.relu2", 0, nullcontext)
-        located, shown = check.traced_back(model, images, finding, nullcontext)
+        finding = check.look(model, images, "model.relu2", 0, Calling())
+        located, shown, _ = check.traced_back(model, images, finding, Calling())
         assert (located.place.layer, located.place.position) == ("model.relu2", (1, 2))
         assert len(shown) == 4
     assert calls == [1]
