@@ -14,7 +14,8 @@ class ClassifierFinder:
     """Knows the classifier of one run, from its name or from a step that was observed.
 
     Args:
-        name: Dotted name of the module that takes images and gives logits; None to find it.
+        name: Dotted name of the module that takes images and gives logits, ``"self"`` for the LightningModule; None to
+            find it.
         layers: The layers that will be asked for; where one is None, the last with a spatial output is found, too.
 
     Attributes:
@@ -63,7 +64,9 @@ class ClassifierFinder:
             ValueError: If there is no such module, or a layer does not exist in it; near names are listed.
         """
         if self.name is not None:
-            named = find_layer(pl_module, self.name, argument="classifier")
+            # A step that calls `self.forward` passes by the module itself; Lightning's own examples do so.
+            own = self.name == "self" and not hasattr(pl_module, "self")
+            named = pl_module if own else find_layer(pl_module, self.name, argument="classifier")
             self._model = getattr(named, "_orig_mod", named)  # what torch.compile wraps: layers keep their names
             self._check_layers(self._model)
 

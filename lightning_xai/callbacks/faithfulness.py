@@ -60,7 +60,8 @@ class Faithfulness(ExplainingCallback):
             `mean_color` or `blurred`.
         targets: Which class, fixed from the unmasked image; None for the predicted one.
         log_probability: The confidence; ``log_sigmoid`` for one-logit and multi-label heads.
-        classifier: Dotted name of the module that takes images and gives logits; None to find it.
+        classifier: Dotted name of the module that takes images and gives logits, ``"self"`` for the LightningModule;
+            None to find it.
         unpack: How a batch is taken apart: into images, labels and, for localisation metrics, boxes.
 
     Raises:

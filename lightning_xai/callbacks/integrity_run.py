@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from typing import Any
+
+import pytorch_lightning as pl
 
 from lightning_xai.callbacks.integrity_check import IntegrityCheck
 from lightning_xai.callbacks.integrity_finding import Finding
@@ -93,3 +96,28 @@ def attempt(work: Callable[[], Finding]) -> tuple[Finding | None, Exception | No
             return work(), None
     except Exception as error:
         return None, error
+
+
+def call_action(action: Any, outcome: Outcome, finding: Finding | None) -> Exception | None:
+    """Hand a flagged model's finding to the user's function; what it raised is part of the outcome, too.
+
+    Args:
+        action: The function; anything else is not called.
+        outcome: Of the check.
+        finding: What it found.
+
+    Returns:
+        What the function raised.
+    """
+    if outcome.alarm and finding is not None and callable(action):
+        try:
+            action(finding)
+        except Exception as error:
+            outcome.failure = f"{type(error).__name__}: {error}"
+            return error
+    return None
+
+
+def is_untrained(trainer: pl.Trainer) -> bool:
+    """Whether nobody trained yet: what there is to say of a fresh head is that it is fresh."""
+    return trainer.state.fn == "fit" and trainer.global_step == 0

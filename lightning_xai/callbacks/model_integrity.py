@@ -15,7 +15,7 @@ from lightning_xai.callbacks.base import ListeningCallback, stage_of
 from lightning_xai.callbacks.batches import Unpack, first_two
 from lightning_xai.callbacks.integrity_check import IntegrityCheck
 from lightning_xai.callbacks.integrity_finding import Finding, changed_since, picture
-from lightning_xai.callbacks.integrity_run import IntegrityRun, Outcome, Phase, attempt
+from lightning_xai.callbacks.integrity_run import IntegrityRun, Outcome, Phase, attempt, call_action, is_untrained
 from lightning_xai.callbacks.loggers import log_figures, log_panel
 from lightning_xai.callbacks.probes import Probes
 from lightning_xai.callbacks.processes import own_passes
@@ -62,7 +62,8 @@ class ModelIntegrity(ListeningCallback):
         mean: Mean by which images were standardised, one number per channel, for the picture; None to guess.
         std: Standard deviation by which images were standardised.
         name: Part of the keys; give two callbacks two names.
-        classifier: Dotted name of the module that takes images and gives logits; None to find it.
+        classifier: Dotted name of the module that takes images and gives logits, ``"self"`` for the LightningModule;
+            None to find it.
         unpack: How a batch is taken apart.
 
     Raises:
@@ -269,7 +270,7 @@ class ModelIntegrity(ListeningCallback):
         if finding is not None:
             self._take(trainer, finding)
         elif isinstance(error, OneClassError) and self.images is None:  # as networks in their first steps are
-            if not _is_untrained(trainer):
+            if not is_untrained(trainer):
                 self.say_once(rank_zero_info, f"nothing can be checked as long as that is so: {error}")
         else:
             self._run.outcome.trouble = f"the classifier could not be checked. {type(error).__name__}: {error}"
@@ -313,7 +314,7 @@ class ModelIntegrity(ListeningCallback):
 
     def _explain(self, trainer: pl.Trainer, finding: Finding) -> None:
         """Say once what is no alarm, and no all-clear either."""
-        if finding.verdict is Verdict.MAPS_DIFFER and finding.inspection.differing and not _is_untrained(trainer):
+        if finding.verdict is Verdict.MAPS_DIFFER and finding.inspection.differing and not is_untrained(trainer):
             # what the softmax says cannot be imitated by a shift, other reasons can
             say = rank_zero_info if UNDECIDED in finding.inspection.reasons else rank_zero_warn
             self.say_once(say, f"explain with a zero-sum score.\n{finding.inspection}")
@@ -322,7 +323,7 @@ class ModelIntegrity(ListeningCallback):
 
     def _agree(self, trainer: pl.Trainer) -> dict[str, float]:
         """Tell all ranks what rank zero found, and act; the figures."""
-        error = self._call_action(trainer)
+        error = call_action(self.action, self._run.outcome, self.finding) if trainer.is_global_zero else None
         outcome = trainer.strategy.broadcast(self._run.outcome)
         self._run.checked_at = trainer.global_step
         if outcome.failure:  # the others would wait for rank zero
@@ -336,16 +337,6 @@ class ModelIntegrity(ListeningCallback):
         self._run.flagged = self._run.flagged or outcome.alarm is not None
         return outcome.figures
 
-    def _call_action(self, trainer: pl.Trainer) -> Exception | None:
-        """Hand a flagged model's finding to the user's function, on rank zero; what it raised."""
-        if callable(self.action) and self._run.outcome.alarm and self.finding is not None and trainer.is_global_zero:
-            try:
-                self.action(self.finding)
-            except Exception as error:
-                self._run.outcome.failure = f"{type(error).__name__}: {error}"
-                return error
-        return None
-
     def _log(self, trainer: pl.Trainer, figures: dict[str, float]) -> None:
         if trainer.is_global_zero:
             values = {self._key(trainer, name): value for name, value in figures.items()}
@@ -353,11 +344,6 @@ class ModelIntegrity(ListeningCallback):
 
     def _key(self, trainer: pl.Trainer, figure: str) -> str:
         return str(LogKey(stage_of(trainer), self.name, figure))
-
-
-def _is_untrained(trainer: pl.Trainer) -> bool:
-    """Whether nobody trained yet: what there is to say of a fresh head is that it is fresh."""
-    return trainer.state.fn == "fit" and trainer.global_step == 0
 
 
 def _kind(value: object) -> str:

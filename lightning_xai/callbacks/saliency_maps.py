@@ -59,7 +59,8 @@ class SaliencyMaps(ExplainingCallback):
         class_names: Names of the classes, for captions; None for the dataset's own ``classes``, where it has them all.
         channels: Which channels are drawn, one or three of them; None for all of images that have no other number.
         log_probability: The confidence in captions; ``log_sigmoid`` for one-logit and multi-label heads.
-        classifier: Dotted name of the module that takes images and gives logits; None to find it.
+        classifier: Dotted name of the module that takes images and gives logits, ``"self"`` for the LightningModule;
+            None to find it.
         unpack: How a batch is taken apart.
 
     Raises:

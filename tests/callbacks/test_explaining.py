@@ -322,6 +322,19 @@ def test_scripted_modules_beside_the_classifier_are_passed_over() -> None:
     assert probe.found is module.model
 
 
+@pytest.mark.parametrize("layer", [None, "model.conv2"])
+def test_the_lightning_module_itself_can_be_named(layer: str | None) -> None:
+    """Its `forward` is heard, also where the step calls that and not the module."""
+    module, data = classifier(step=lambda module, images: module.forward(images)), loader()
+    probe = Probe({"gradcam": GradCAM(layer)}, classifier="self")
+    forwards = Forwards(module.model)
+    trainer(callbacks=[probe]).validate(module, data, verbose=False)
+    assert probe.found is module
+    assert forwards.sizes[-1:] == [4]
+    assert len(forwards.sizes) == (2 if layer else 3)
+    assert torch.equal(torch.cat([trace.images for trace in probe.traces]), data.dataset.tensors[0])
+
+
 def test_student_and_teacher_must_be_told_apart() -> None:
     """Both take the images and give logits; both are named in the error."""
     model = nn.ModuleDict({"student": small_net(), "teacher": small_net()})
