@@ -80,6 +80,7 @@ def test_pictures_are_those_of_each_image_with_its_own(monkeypatch: pytest.Monke
     assert panels[-1].facts["probability"] == pytest.approx(expected.tolist(), rel=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:ModelIntegrity")  # what is found is not the point
 def test_probes_are_judged_each_with_its_own() -> None:
     """The figures are those of an inspection that is given both."""
     callback = ModelIntegrity("net.conv2", n_images=5, threshold=Threshold(2.0, 1), unpack=unpack)
