@@ -63,6 +63,7 @@ def alone(kind: str, method: str, named: bool) -> dict[str, Any]:
     return given_by([callback(kind, method, named)])
 
 
+@pytest.mark.filterwarnings("ignore:ModelIntegrity")  # what is found is not the point
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kinds", list(itertools.permutations(KINDS, 2)), ids=" then ".join)
 @pytest.mark.parametrize("named", [(False, False), (True, False), (False, True)], ids=["found", "first", "second"])
