@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 
 from lightning_xai import AverageDrop, Faithfulness, GradCAM, InputGradient, ModelIntegrity, SaliencyMaps
-from lightning_xai.integrity import PositionShift
+from papers.logit_shift.attacks import PositionShift
 
 METHODS = {"gradcam": GradCAM("conv2"), "gradient": InputGradient()}
 
