@@ -203,6 +203,8 @@ def _store_mlflow(logger: Any, report: _Report) -> None:
 
 
 def _store_files(logger: Any, report: _Report) -> None:
+    if logger.log_dir is None:  # it keeps nothing on disk
+        return
     _ = logger.experiment  # makes the folder; it would warn about one that already holds pictures
     system, folder = fsspec.core.url_to_fs(f"{logger.log_dir}/xai/{report.key}/step={report.step:08d}")
     if isinstance(system, LocalFileSystem):
