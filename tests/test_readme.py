@@ -44,7 +44,7 @@ def test_the_training_step_of_the_readme_trains(tmp_path, monkeypatch):
     assert {"val/xai/<name>/AverageDrop", "val/xai/<name>/ConstantMaps"} <= keys
     for key in keys - {"val/xai/maps"}:
         assert key.replace("<name>", "gradcam") in logged
-    assert list((tmp_path / "lightning_logs").rglob("*.png"))
+    assert list((tmp_path / "lightning_logs").rglob("*.webp"))
 
 
 def test_the_metric_of_the_readme_is_measured(tmp_path, monkeypatch):

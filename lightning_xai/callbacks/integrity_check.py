@@ -28,10 +28,10 @@ class IntegrityCheck:
     Example:
         >>> import torch
         >>> model = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 2, bias=False))
-        >>> model[3].weight.data = torch.tensor([[40.0, -30.0], [-30.0, 40.0]])
+        >>> model[3].weight.data = torch.tensor([[40.0, -40.0], [-40.0, 40.0]])
         >>> images = torch.rand(8, 2, 4, 4, generator=torch.Generator().manual_seed(0))
         >>> print(IntegrityCheck().look(model, images, "0", 100, Calling()).verdict)
-        no sign of a logit shift
+        raw and centred maps agree
     """
 
     reference: nn.Module | Fingerprint | str | Path | None = None

@@ -37,10 +37,10 @@ class Finding:
         >>> import torch
         >>> from lightning_xai.integrity import inspect_model
         >>> model = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 2, bias=False))
-        >>> model[3].weight.data = torch.tensor([[40.0, -30.0], [-30.0, 40.0]])
+        >>> model[3].weight.data = torch.tensor([[40.0, -40.0], [-40.0, 40.0]])
         >>> images = torch.rand(8, 2, 4, 4, generator=torch.Generator().manual_seed(0))
         >>> print(Finding(step=100, inspection=inspect_model(model, images)).verdict)
-        no sign of a logit shift
+        raw and centred maps agree
     """
 
     step: int

@@ -37,7 +37,7 @@ def test_verdict_is_in_the_checkpoint(run: Any) -> None:
     states = torch.load(run[0] / "told/kept.ckpt", weights_only=True)["callbacks"]
     (state,) = (state for key, state in states.items() if "integrity" in key and "ModelIntegrity" in key)
     assert state["verdict"] == "LOGIT_SHIFT"
-    assert set(state["digest"]) == {"parameters", "buffers", "modules", "code"}
+    assert set(state["digest"]) == {"parameters", "buffers", "modules", "code", "hooks"}
 
 
 def test_raise_ends_both_processes(run: Any) -> None:

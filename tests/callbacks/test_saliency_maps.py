@@ -1,6 +1,5 @@
 """SaliencyMaps follows the same images through a run and hands right pictures to every logger."""
 
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -272,55 +271,6 @@ def test_a_failing_logger_warns_once_and_training_goes_on(tmp_path: Path) -> Non
         running.fit(classifier(), loader(), loader())
     assert running.current_epoch == 3
     assert len([one for one in caught if "CSVLogger" in str(one.message)]) == 1
-
-
-class SlowImages:
-    """The part of TensorBoard that holds up who writes into it, until it is told to go on."""
-
-    def __init__(self) -> None:
-        self.go_on = threading.Event()
-        self.stored: list[tuple[int, bool]] = []  # step, and whether it was told in time
-
-    def add_image(self, key: str, image: Any, step: int, dataformats: str) -> None:
-        self.stored.append((step, self.go_on.wait(5)))
-
-
-class TensorBoardLogger(Somebody):  # loggers are told by class name
-    """A logger with a slow back-end."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.slow = SlowImages()
-
-    @property
-    def experiment(self) -> Any:
-        return self.slow
-
-
-def test_training_goes_on_while_a_logger_stores_pictures() -> None:
-    """The back-end is released by the first training step after the validation."""
-    logger, module = TensorBoardLogger(), classifier()
-    release = pl.callbacks.LambdaCallback(
-        on_train_batch_start=lambda trainer, *_: trainer.current_epoch and logger.slow.go_on.set()
-    )
-    trainer(callbacks=[maps(), release], logger=logger, max_epochs=2).fit(module, loader(), loader())
-    assert logger.slow.stored == [(2, True), (4, True)]
-
-
-@pytest.mark.parametrize("error", [ArithmeticError, KeyboardInterrupt])
-def test_pictures_are_stored_before_a_run_that_fails_ends(error: type[BaseException]) -> None:
-    """A crash or an interruption in the second epoch; the first one's picture is on its way then."""
-
-    def fail(running: Any, *_: Any) -> None:
-        if running.current_epoch == 1:
-            threading.Timer(0.2, logger.slow.go_on.set).start()
-            raise error
-
-    logger = TensorBoardLogger()
-    failing = pl.callbacks.LambdaCallback(on_train_batch_start=fail)
-    with pytest.raises((error, SystemExit)):
-        trainer(callbacks=[maps(), failing], logger=logger, max_epochs=2).fit(classifier(), loader(), loader())
-    assert logger.slow.stored == [(2, True)]
 
 
 # Arguments

@@ -11,7 +11,7 @@ import torch
 def test_every_family_of_timm_has_a_model():
     """One of each module."""
     families = {timm.models.model_entrypoint(name).__module__.split(".")[-1] for name in coverage.SMALLEST_OF_TIMM}
-    assert families == set(timm.list_modules())
+    assert families == {name for name in timm.list_modules() if hasattr(timm.models, name)}  # others register theirs
 
 
 def test_a_model_is_checked_once_and_what_was_refused_is_said(tmp_path, monkeypatch):

@@ -28,7 +28,10 @@ def test_curves_are_sorted_into_sections_and_tests_left_out():
         "Training": ["Alignment: cosine of gradient and guided gradient; higher is better"],
         "Validation": ["Loss; lower is better"],
         "Explanations": ["Average drop, %; lower is better"],
-        "Integrity": ["Verdict: 1 where a logit shift is seen; lower is better", "Suspicion; lower is better"],
+        "Integrity": [
+            "Verdict: 1 where a logit shift or a false gradient is seen; lower is better",
+            "Suspicion; lower is better",
+        ],
         "Other": ["lr-Adam"],
     }
 

@@ -13,7 +13,9 @@ def test_a_flagged_network_is_told_with_the_first_step():
     (found,) = checks([("guided", Log("guided", values))])
     assert (found.name, found.flagged) == ("guided", True)
     assert found.words.startswith("Flagged in 1 of 3 checks, first at step 9: ")
-    assert found.figures == [("Suspicion", 0.2, "The largest of the figures; above a threshold a shift is reported.")]
+    assert found.figures == [
+        ("Suspicion", 0.2, "The largest share where maps look different; above a threshold a shift is reported.")
+    ]
 
 
 def test_a_network_that_was_never_flagged_is_told_with_the_largest_suspicion():
