@@ -10,7 +10,7 @@ from lightning_xai.trace.double_backward import DoubleBackward, require_differen
 from lightning_xai.trace.guided import guided
 from lightning_xai.trace.hooks import AffineCall, forward_hooks, last_affine_call, tapped
 from lightning_xai.trace.interception import Call, Handler, Interception, intercepted, spellings
-from lightning_xai.trace.layers import Observer, find_layer, last_spatial_layer, name_of, spatial_layers
+from lightning_xai.trace.layers import find_layer, name_of
 from lightning_xai.trace.listener import Listener
 from lightning_xai.trace.modes import (
     batch_norm_evaluation,
@@ -20,10 +20,12 @@ from lightning_xai.trace.modes import (
     own_pass,
     plain_tensors,
 )
+from lightning_xai.trace.observer import Observer, last_spatial_layer, spatial_layers
 from lightning_xai.trace.points import pass_from_image, pass_from_layer, require_rectifiers_after
+from lightning_xai.trace.recording import predict
 from lightning_xai.trace.rectifiers import Rectifiers, check_rectifiers
 from lightning_xai.trace.sharding import has_tensor_parallelism, is_sharded, unsharded
-from lightning_xai.trace.trace import Trace, predict, run
+from lightning_xai.trace.trace import Trace, run
 
 __all__ = [
     "IMAGES",

@@ -15,8 +15,8 @@ from torch import nn
 from lightning_xai.trace.calling import Calling, images_in
 from lightning_xai.trace.capture import Capture
 from lightning_xai.trace.modes import alone_with, eager, in_own_pass
-from lightning_xai.trace.recording import recorded
-from lightning_xai.trace.trace import Trace, require_python_forward
+from lightning_xai.trace.recording import recorded, require_python_forward
+from lightning_xai.trace.trace import Trace
 
 
 class Listener:

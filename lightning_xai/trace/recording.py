@@ -15,7 +15,7 @@ from lightning_xai.trace.calling import Calling
 from lightning_xai.trace.capture import Capture
 from lightning_xai.trace.hooks import forward_hooks, hookable, hooks_apart
 from lightning_xai.trace.layers import name_of
-from lightning_xai.trace.modes import GraphKept
+from lightning_xai.trace.modes import GraphKept, borrowed, plain_tensors
 from lightning_xai.trace.tokens import Shapes
 
 
@@ -167,3 +167,44 @@ def _own_copies(
 
     args, kwargs = tree_map(copied, (args, kwargs))
     return args, kwargs, own, given
+
+
+def predict(model: nn.Module, images: Tensor, calling: Calling | None = None) -> Tensor:
+    """The logits of images in evaluation mode, without a graph.
+
+    Args:
+        model: The classifier.
+        images: Images (N,C,H,W).
+        calling: As for `run`.
+
+    Returns:
+        Logits (N,K).
+
+    Raises:
+        ValueError: If the output is not (N,K).
+    """
+    calling = Calling() if calling is None else calling
+    with borrowed(model), plain_tensors(), calling.context():
+        return calling.logits(model, images.clone())  # which it may overwrite
+
+
+def require_python_forward(model: nn.Module) -> None:
+    """Check that calls of a model can be heard and can take part in a gradient.
+
+    Args:
+        model: The model.
+
+    Raises:
+        TypeError: If the model is scripted or traced.
+        RuntimeError: If its parameters are inference tensors.
+    """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError(
+            f"`model` expected a module written in Python, got a {type(model).__name__}, whose forward cannot be "
+            "heard. Wrap it in a module whose forward calls it."
+        )
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        raise RuntimeError(
+            "The model's parameters were made in inference mode and cannot take part in a gradient. "
+            "Create the model outside of it, for instance with Trainer(inference_mode=False)."
+        )

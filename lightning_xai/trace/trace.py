@@ -23,9 +23,8 @@ from lightning_xai.trace.modes import (
     evaluation_mode,
     lent,
     own_pass,
-    plain_tensors,
 )
-from lightning_xai.trace.recording import Recording, recorded
+from lightning_xai.trace.recording import Recording, predict, recorded, require_python_forward
 from lightning_xai.trace.rectifiers import Rectifiers, graph_of
 from lightning_xai.trace.tokens import arranged_as_given
 from lightning_xai.types import OneLayer, Score, Tokens
@@ -298,7 +297,9 @@ class Trace:
         if key not in self._gradients:
             with torch.inference_mode(False), torch.enable_grad():
                 scores = score(self._logits, targets)
-                _check_scores(scores, targets)
+                if scores.shape != targets.shape:
+                    n, got = tuple(targets.shape), tuple(scores.shape)
+                    raise ValueError(f"`score` expected to give one number per image, {n}, got {got}.")
                 with guided(self._logits, rectifiers) if rectifiers else nullcontext():
                     gradient = self._backward(scores, source)
             self._gradients[key] = gradient, targets  # the targets are kept so that their id stays theirs
@@ -347,51 +348,3 @@ def run(model: nn.Module, images: Tensor, capture: Capture, calling: Calling | N
         output, recording = recorded(model, model, args, kwargs, images, capture, calling)
     logits = recording.logits
     return Trace(recording, calling.found(output, len(images)) if logits is None else logits)
-
-
-def predict(model: nn.Module, images: Tensor, calling: Calling | None = None) -> Tensor:
-    """The logits of images in evaluation mode, without a graph.
-
-    Args:
-        model: The classifier.
-        images: Images (N,C,H,W).
-        calling: As for `run`.
-
-    Returns:
-        Logits (N,K).
-
-    Raises:
-        ValueError: If the output is not (N,K).
-    """
-    calling = Calling() if calling is None else calling
-    with borrowed(model), plain_tensors(), calling.context():
-        return calling.logits(model, images.clone())  # which it may overwrite
-
-
-def require_python_forward(model: nn.Module) -> None:
-    """Check that calls of a model can be heard and can take part in a gradient.
-
-    Args:
-        model: The model.
-
-    Raises:
-        TypeError: If the model is scripted or traced.
-        RuntimeError: If its parameters are inference tensors.
-    """
-    if isinstance(model, torch.jit.ScriptModule):
-        raise TypeError(
-            f"`model` expected a module written in Python, got a {type(model).__name__}, whose forward cannot be "
-            "heard. Wrap it in a module whose forward calls it."
-        )
-    if any(parameter.is_inference() for parameter in model.parameters()):
-        raise RuntimeError(
-            "The model's parameters were made in inference mode and cannot take part in a gradient. "
-            "Create the model outside of it, for instance with Trainer(inference_mode=False)."
-        )
-
-
-def _check_scores(scores: Tensor, targets: Tensor) -> None:
-    if scores.shape != targets.shape:
-        raise ValueError(
-            f"`score` expected to give one number per image, {tuple(targets.shape)}, got {tuple(scores.shape)}."
-        )
