@@ -43,8 +43,8 @@ def test_boxes_lie_in_the_image_and_are_about_as_large_as_objects(size):
     assert sides.max() < 0.5
 
 
-def test_the_box_holds_the_object_and_nothing_else_of_the_image_changes_with_it(monkeypatch):
-    """Without the object's paint the image is the same outside the box (and its half-covered rim), not inside."""
+def test_the_mask_is_the_object_and_nothing_else_of_the_image_changes_with_it(monkeypatch):
+    """Without the object's paint the image is the same outside the mask and its half-covered rim, not inside."""
     paint = generated_images._paint
     objects = []
 
@@ -53,13 +53,23 @@ def test_the_box_holds_the_object_and_nothing_else_of_the_image_changes_with_it(
         # the third object painted is the one that decides; it is drawn on a copy
         return paint(canvas if len(objects) < 3 else canvas.copy(), shape, *rest)
 
-    image, _, (left, top, right, bottom) = generated_image(5)
+    image, _, mask = generated_image(5)
     monkeypatch.setattr(generated_images, "_paint", painted)
-    without, _, _ = generated_image(5)
+    without, _, same = generated_image(5)
     changed = (image != without).any(axis=2)
-    rows, columns = np.flatnonzero(changed.any(axis=1)), np.flatnonzero(changed.any(axis=0))
-    assert np.abs([columns[0] - left, rows[0] - top, columns[-1] + 1 - right, rows[-1] + 1 - bottom]).max() <= 1
-    assert changed[top:bottom, left:right].mean() > 0.2
+    around = np.lib.stride_tricks.sliding_window_view(np.pad(mask, 1), (3, 3)).any((2, 3))
+    assert np.array_equal(mask, same)
+    assert not (changed & ~around).any()
+    assert changed[mask].mean() > 0.95
+
+
+def test_boxes_are_those_of_the_masks():
+    """The smallest ones, maxima exclusive."""
+    data = GeneratedImages(4)
+    for mask, (left, top, right, bottom) in zip(data.masks, data.boxes.tolist(), strict=True):
+        assert mask.sum() == mask[top:bottom, left:right].sum()
+        for edge in (mask[top, :], mask[bottom - 1, :], mask[:, left], mask[:, right - 1]):
+            assert edge.any()
 
 
 def test_distractors_have_shapes_outside_the_classes():

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
+from torchvision.ops import masks_to_boxes
 
 Array = NDArray[np.floating[Any]]
 Shape = Callable[[Array, Array], Array]
@@ -71,7 +72,7 @@ _SPLITS = {"train": 0, "val": 1}
 
 def generated_image(
     index: int, *, seed: int = 0, split: str = "train", size: int = 64
-) -> tuple[NDArray[np.uint8], int, tuple[int, int, int, int]]:
+) -> tuple[NDArray[np.uint8], int, NDArray[np.bool_]]:
     """Draw image number ``index``, which depends on the arguments alone.
 
     Args:
@@ -81,14 +82,13 @@ def generated_image(
         size: Height and width in pixels, at least 32.
 
     Returns:
-        The image (H,W,C) in [0, 255], its class, and the box (xmin, ymin, xmax, ymax) of the object that decides the
-        class, in pixels, maxima exclusive.
+        The image (H,W,C) in [0, 255], its class, and which pixels belong to the object that decides the class, (H,W).
 
     Raises:
         ValueError: If the size is below 32.
 
     Example:
-        >>> image, label, box = generated_image(0)
+        >>> image, label, mask = generated_image(0)
         >>> image.shape, CLASSES[label]
         ((64, 64, 3), 'striped cross')
     """
@@ -102,9 +102,9 @@ def generated_image(
     for centre, radius in zip(centres[1:], radii[1:], strict=True):
         shape = _DISTRACTORS[rng.integers(len(_DISTRACTORS))]
         _paint(canvas, shape, int(rng.integers(2)), centre, radius, rng)
-    box = _paint(canvas, _SHAPES[label // 2], label % 2, centres[0], radii[0], rng)
+    mask = _paint(canvas, _SHAPES[label // 2], label % 2, centres[0], radii[0], rng)
     canvas += 0.04 * rng.standard_normal(canvas.shape, np.float32)
-    return (canvas.clip(0, 1) * 255).astype(np.uint8), label, box
+    return (canvas.clip(0, 1) * 255).astype(np.uint8), label, mask
 
 
 class GeneratedImages(Dataset[tuple[Tensor, int]]):
@@ -120,7 +120,8 @@ class GeneratedImages(Dataset[tuple[Tensor, int]]):
     Attributes:
         images: All images (N,3,H,W), uint8.
         labels: All classes (N,).
-        boxes: Boxes (N,4) as (xmin, ymin, xmax, ymax), maxima exclusive.
+        masks: Which pixels belong to the object, (N,H,W), bool.
+        boxes: Boxes (N,4) around them as (xmin, ymin, xmax, ymax), maxima exclusive.
 
     Example:
         >>> data = GeneratedImages(2, split="val")
@@ -139,10 +140,11 @@ class GeneratedImages(Dataset[tuple[Tensor, int]]):
         transform: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         drawn = [generated_image(i, seed=seed, split=split, size=size) for i in range(n)]
-        images, labels, boxes = zip(*drawn, strict=True)
+        images, labels, masks = zip(*drawn, strict=True)
         self.images = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
         self.labels = torch.tensor(labels)
-        self.boxes = torch.tensor(boxes)
+        self.masks = torch.from_numpy(np.stack(masks))
+        self.boxes = (masks_to_boxes(self.masks) + torch.tensor([0, 0, 1, 1])).long()
         self.transform = transform
 
     def __len__(self) -> int:
@@ -196,8 +198,8 @@ def _apart(radii: NDArray[np.float64], size: int, rng: np.random.Generator) -> N
 
 def _paint(
     canvas: Array, shape: Shape, texture: int, centre: NDArray[np.float64], radius: float, rng: np.random.Generator
-) -> tuple[int, int, int, int]:
-    """Paint one object with a dark outline into the canvas and return its box."""
+) -> NDArray[np.bool_]:
+    """Paint one object with a dark outline into the canvas and return which pixels (H,W) it covers."""
     left, top = np.maximum(centre - radius, 0).astype(int)
     patch = canvas[top : top + int(2 * radius) + 2, left : left + int(2 * radius) + 2]
     y, x = np.mgrid[: patch.shape[0], : patch.shape[1]].astype(np.float32)
@@ -208,5 +210,6 @@ def _paint(
     fill = _textured(x, y, np.array([texture]), np.zeros(x.shape, int), rng, contrast=0.25)
     fill *= 0.1 + 0.9 * np.clip(-1 - distance, 0, 1)[..., None]  # the outermost pixels are nearly black
     patch += np.clip(0.5 - distance, 0, 1)[..., None] * (fill - patch)
-    columns, rows = (np.flatnonzero((distance <= 0).any(axis)) for axis in (0, 1))
-    return int(left + columns[0]), int(top + rows[0]), int(left + columns[-1]) + 1, int(top + rows[-1]) + 1
+    covered = np.zeros(canvas.shape[:2], bool)
+    covered[top : top + len(patch), left : left + patch.shape[1]] = distance <= 0
+    return covered
