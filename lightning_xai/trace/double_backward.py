@@ -46,7 +46,9 @@ class DoubleBackward(TorchFunctionMode):
     ) -> Any:
         """Hand the functions to the forms below."""
         kwargs = kwargs or {}
-        if function in _FORMS and torch.is_grad_enabled() and not _saved_tensors_are_hooked():
+        # A compiler would trace the forms' backward pass; what it makes of the graph is refused by the term.
+        traced = torch.compiler.is_compiling()
+        if function in _FORMS and torch.is_grad_enabled() and not traced and not _saved_tensors_are_hooked():
             function = _FORMS[function]
         return function(*args, **kwargs)
 

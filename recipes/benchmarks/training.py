@@ -206,7 +206,8 @@ def measure(setting: Setting, rows: Sequence[Row], rounds: int, device: torch.de
     images = torch.randn(setting.batch_size, 3, setting.image_size, setting.image_size, device=device)
     images = images.to(memory_format=setting.memory_format)
     targets = torch.randint(10, (setting.batch_size,), device=device)
-    start = setting.make().to(device).to(memory_format=setting.memory_format)
+    start: Any = setting.make().to(device)
+    start.to(memory_format=setting.memory_format)
     results = [Result(row) for row in rows]
     for n in range(rounds + 1):
         for result in results:

@@ -214,7 +214,8 @@ def start(task: Task, folder: Path, seed: int = 1000, given: Path | None = None)
         given: Weights to begin with; None: from scratch.
     """
     torch.manual_seed(seed)
-    network = task.network().to(memory_format=torch.channels_last)
+    network: Any = task.network()
+    network.to(memory_format=torch.channels_last)
     path = folder / f"{task.name}_start_{seed}.safetensors"
     if path.exists():
         network.load_state_dict(load_file(path))
