@@ -13,11 +13,11 @@ Hardware and time: generated images, 2 CPU cores, 4 minutes. ``--accelerator``, 
 Output: tables on the screen, and a run folder with ``report.html``, ``results.json``, ``maps.png``, and for each
 network checkpoints, logs and ``model.safetensors``. Interrupted, it goes on with ``--resume`` as if it had not been.
 
-Expected (generated images, one pair of networks, torch 2.15, x86-64; 95 % intervals over images):
+Expected (generated images, one pair of networks, torch 2.14, x86-64; 95 % intervals over images):
 
                             plain               guided              guided - plain, paired
-    accuracy                84.8 [81.4, 87.7]   85.9 [82.8, 88.7]   1.2 [-2.1, 4.5]
-    average drop, Grad-CAM  82.7 [78.2, 87.0]   67.6 [62.6, 72.7]   -15.1 [-18.8, -11.3]
+    accuracy                85.2 [82.0, 88.1]   87.1 [84.2, 89.8]   2.0 [-1.4, 5.4]
+    average drop, Grad-CAM  81.9 [77.4, 86.1]   79.6 [75.3, 83.9]   -2.3 [-5.1, 0.7]
 
 Over seeds the difference scatters more than over images: cifar_interp.py asks whether the term helps.
 """
