@@ -26,23 +26,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
+from common.measured import save_measurement
+from common.networks import save_weights
 from common.options import RunOptions, option, parsed
 from common.run import Run
-from papers.interpretable_gradients.effect import (
-    PAPER,
-    STRENGTHS,
-    Task,
-    accuracy,
-    arms,
-    finetuned,
-    logits_of,
-    measured,
-    start,
-    task,
-)
+from papers.interpretable_gradients.arms import PAPER, STRENGTHS, arms, finetuned, start
+from papers.interpretable_gradients.effect import accuracy, logits_of, measured
+from papers.interpretable_gradients.effect_report import draw, finished, tables, verdict
+from papers.interpretable_gradients.tasks import Task, task
 
 SLACK = 0.3
 """Points of accuracy on validation images that an arm may lose, over the seeds of the search."""
@@ -61,6 +55,9 @@ class Settings:
     data: Path | None = option(None, "folder with CIFAR-10")
     given: Path | None = option(None, "weights that the plain training begins with")
     seeds: int = option(5, "networks of each arm")
+    results: Path | None = option(
+        None, "folder of the finished seeds, all of which the tables take; default: the run's"
+    )
 
     def __post_init__(self) -> None:
         if (self.task == "cifar10") != (self.data is not None):
@@ -85,7 +82,7 @@ class Experiment:
         def trained() -> float:
             nonlocal found
             found = finetuned(self.task, self.weights, arm, strength, seed)
-            save_file({key: value.contiguous() for key, value in found.state_dict().items()}, path)
+            save_weights(found, path)
             validation = self.task.validation
             return accuracy(logits_of(found, validation.images), validation.labels)
 
@@ -132,14 +129,18 @@ def _name(arm: str, strength: float, seed: int) -> str:
 def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Run the experiment; the measurements of every network."""
     settings = parsed(Settings, __doc__, argv)
-    run = Run(settings.run, settings, free=("seeds",))
+    run = Run(settings.run, settings, free=("seeds", "results"))
     experiment = Experiment(settings, run)
     strengths = experiment.chosen()
-    found = []
+    found, results = [], settings.results or run.folder / "seeds"
     for seed in range(settings.seeds):
-        for arm, strength in strengths.items():
-            found.append(experiment.measured(arm, strength, seed))
-            print(json.dumps({key: found[-1][key] for key in ("arm", "strength", "seed", "accuracy")}), flush=True)
+        of_seed = [experiment.measured(arm, strength, seed) for arm, strength in strengths.items()]
+        rows = json.loads(json.dumps(of_seed), parse_float=lambda text: float(f"{float(text):.6g}"))
+        save_measurement(results / f"{settings.task}_{seed}.json", rows)
+        found += of_seed
+    values = finished(results, settings.task)
+    picture = draw(values, run.folder / "effect.png")
+    run.finish(f"Does the training term help? {settings.task}", verdict(values), tables(values), [picture])
     return found
 
 

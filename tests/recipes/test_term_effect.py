@@ -6,8 +6,10 @@ import torch
 from term_effect import main
 
 from lightning_xai.scores import log_softmax
-from papers.interpretable_gradients import effect
-from papers.interpretable_gradients.effect import erased, on_object, temperature
+from papers.interpretable_gradients import arms as every_arm
+from papers.interpretable_gradients.arms import PAPER
+from papers.interpretable_gradients.effect import on_object, temperature
+from papers.interpretable_gradients.tasks import erased
 
 
 def test_maps_are_scored_against_the_object():
@@ -42,16 +44,16 @@ def test_parts_of_images_are_black_and_some_images_as_a_whole():
 
 def test_a_run_compares_arms_from_one_start_and_goes_on(tmp_path, monkeypatch):
     """Two arms; the networks that there are are not trained again."""
-    every = effect.arms
+    every = every_arm.arms
     names = ("cosine, -loss, BN training", "saliency guided")
     few = lambda task: {name: every(task)[name] for name in names}  # noqa: E731
     monkeypatch.setattr(term_effect, "arms", few)
     options = ["--fast-dev-run", "--run", str(tmp_path / "run"), "--seeds", "1"]
     with torch.random.fork_rng():
         found = main(options)
-        monkeypatch.setattr(effect, "trained", None)
+        monkeypatch.setattr(every_arm, "trained", None)
         assert main([*options, "--resume"]) == found
-    assert [one["arm"] for one in found] == ["plain", effect.PAPER, *names]
+    assert [one["arm"] for one in found] == ["plain", PAPER, *names]
     assert found[0]["temperature"] == 1
     assert {"Grad-CAM", "input gradient", "LRP", "SmoothGrad", "gaussian"} <= set(found[2]["truth"])
     assert {"AD", "AD at equal confidence", "insertion"} <= set(found[2]["maps"]["Grad-CAM"])

@@ -1,0 +1,190 @@
+"""What networks are fine-tuned with from one converged start: the training term, controls, steps beyond the paper."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import lightning_xai as xai
+from common.networks import save_weights
+from lightning_xai.scores import centered
+from papers.interpretable_gradients.tasks import Task
+from papers.interpretable_gradients.training import ERRORS, TEACHERS
+
+Loss = Callable[[nn.Module, Tensor, Tensor, int], Tensor]
+"""The loss of a step: ``(model, images (N,C,H,W), labels (N,), step) -> ()``."""
+
+BATCH = 64
+RATE = 0.01
+"""Learning rate at the start of fine-tuning, a tenth of that of plain training; it falls to 0 on a cosine."""
+
+
+def batches(task: Task, seed: int, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Augmented batches in an order of the seed: the same for every arm."""
+    generator = torch.Generator().manual_seed(seed)
+    order: list[Tensor] = []
+    for _ in range(steps):
+        if not order or len(order[0]) < BATCH:
+            order = list(torch.randperm(len(task.train.images), generator=generator).split(BATCH))
+        rows = order.pop(0)
+        yield task.augment(task.train.images[rows], generator), task.train.labels[rows]
+
+
+def trained(network: nn.Module, task: Task, loss: Loss, seed: int, steps: int, rate: float, warm: int = 0) -> nn.Module:
+    """SGD with momentum; the rate rises for some steps and falls to 0 on a cosine."""
+    optimizer = torch.optim.SGD(network.parameters(), rate, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    network.train()
+    for step, (images, labels) in enumerate(batches(task, seed, steps)):
+        share = (step + 1) / (warm + 1) if step < warm else (1 + math.cos(math.pi * (step - warm) / (steps - warm))) / 2
+        optimizer.param_groups[0]["lr"] = rate * share
+        optimizer.zero_grad()
+        loss(network, images.contiguous(memory_format=torch.channels_last), labels, step).backward()
+        optimizer.step()
+    return network.eval()
+
+
+def plain(model: nn.Module, images: Tensor, labels: Tensor, step: int) -> Tensor:
+    """Cross-entropy alone."""
+    return F.cross_entropy(model(images), labels)
+
+
+def start(task: Task, folder: Path, seed: int = 1000, given: Path | None = None) -> nn.Module:
+    """The converged network that all arms start from; seed 1001 is the one whose maps are shown to every network.
+
+    Args:
+        task: Data and network.
+        folder: Where its weights are kept.
+        seed: Of weights and batches.
+        given: Weights to begin with; None: from scratch.
+    """
+    torch.manual_seed(seed)
+    network: Any = task.network()
+    network.to(memory_format=torch.channels_last)
+    path = folder / f"{task.name}_start_{seed}.safetensors"
+    if path.exists():
+        network.load_state_dict(load_file(path))
+        return network.eval()
+    if given is not None:
+        network.load_state_dict(load_file(given))
+    steps = task.epochs * (len(task.train.images) // BATCH)
+    trained(network, task, plain, seed, steps, 0.02 if given else 0.1, steps // 10)
+    save_weights(network, path)
+    return network
+
+
+def term(strength: float, **options: Any) -> Loss:
+    """The library's training term."""
+    loss = xai.GuidedGradientLoss(weight=lambda step: strength, **options)
+    return lambda model, images, labels, step: loss(model, images, labels, F.cross_entropy, step).loss
+
+
+def masking_consistency(strength: float, *, salient: bool) -> Loss:
+    """Saliency-guided training (Ismail et al. 2021): the output is to stay when the least salient half is noise.
+
+    With ``salient=False`` the half is drawn at random: the control.
+    """
+
+    def loss(model: nn.Module, images: Tensor, labels: Tensor, step: int) -> Tensor:
+        leaf = images.detach().requires_grad_()
+        logits = model(leaf)
+        size = torch.rand_like(images[:, 0])
+        if salient:
+            (gradient,) = torch.autograd.grad(pick(logits, labels).sum(), leaf, retain_graph=True)
+            size = gradient.abs().sum(1)
+        hidden = size < size.flatten(1).median(1).values[:, None, None]
+        low, high = images.amin((2, 3), keepdim=True), images.amax((2, 3), keepdim=True)
+        noise = low + (high - low) * torch.rand_like(images)
+        masked = model(torch.where(hidden[:, None], noise, images))
+        divergence = F.kl_div(masked.log_softmax(1), logits.log_softmax(1), log_target=True, reduction="batchmean")
+        return F.cross_entropy(logits, labels) + strength * divergence
+
+    return loss
+
+
+def pick(logits: Tensor, labels: Tensor) -> Tensor:
+    """The logits of the labels, (N,)."""
+    return logits.gather(1, labels[:, None])[:, 0]
+
+
+def adversarial(strength: float, std: Sequence[float]) -> Loss:
+    """Half of the loss on images moved by one step against the class (Goodfellow et al. 2015), in 1/255 of a pixel."""
+    step_size = strength / 255 / torch.tensor(std)[:, None, None]
+
+    def loss(model: nn.Module, images: Tensor, labels: Tensor, step: int) -> Tensor:
+        leaf = images.detach().requires_grad_()
+        given = F.cross_entropy(model(leaf), labels)
+        (gradient,) = torch.autograd.grad(given, leaf, retain_graph=True)
+        return (given + F.cross_entropy(model(images + step_size * gradient.sign()), labels)) / 2
+
+    return loss
+
+
+def mirror_consistency(strength: float, layer: str) -> Loss:
+    """The Grad-CAM of the mirrored image is to be the mirrored Grad-CAM: one minus their cosine."""
+    method = xai.GradCAM(layer, score=centered, relu=False)
+
+    def loss(model: nn.Module, images: Tensor, labels: Tensor, step: int) -> Tensor:
+        both = torch.cat([images, images.flip(3)])
+        maps = xai.explain(model, both, labels.repeat(2), attributions=method, create_graph=True)
+        here, there = maps.chunk(2)
+        apart = 1 - F.cosine_similarity(here.flatten(1), there.flip(2).flatten(1)).mean()
+        return F.cross_entropy(model(images), labels) + strength * apart
+
+    return loss
+
+
+def smooth_teacher(strength: float, level: float = 0.3, n: int = 2) -> Loss:
+    """The gradient is to resemble its own mean over noisy copies of the image, as in SmoothGrad."""
+
+    def loss(model: nn.Module, images: Tensor, labels: Tensor, step: int) -> Tensor:
+        def gradient(points: Tensor, graph: bool) -> tuple[Tensor, Tensor]:
+            leaf = points.detach().requires_grad_()
+            value = F.cross_entropy(model(leaf), labels, reduction="sum")
+            return torch.autograd.grad(value, leaf, create_graph=graph)[0], value
+
+        smooth = sum(gradient(images + level * torch.randn_like(images), False)[0] for _ in range(n))
+        own, value = gradient(images, True)
+        apart = 1 - F.cosine_similarity(own.flatten(1), smooth.flatten(1), eps=1e-20).mean()  # type: ignore[union-attr]
+        return value / len(images) + strength * apart
+
+    return loss
+
+
+STRENGTHS = (0.1, 0.32, 1.0, 3.2, 10.0)
+"""Two decades; the arms are compared at the largest that keeps the accuracy."""
+PAPER = "paper (cosine, loss, 0.0075)"
+
+
+def arms(task: Task) -> dict[str, Callable[[float], Loss]]:
+    """Every arm by name, as a function of its strength; those of the paper first."""
+    found: dict[str, Callable[[float], Loss]] = {
+        f"cosine, {teacher}, BN {mode}": partial(term, teacher=function, batch_norm=mode)
+        for mode in ("training", "evaluation")
+        for teacher, function in TEACHERS.items()
+    }
+    found["inner layer"] = partial(term, layer=task.inner)
+    found |= {name: partial(term, error=error) for name, error in ERRORS.items() if name != "cosine"}
+    found["saliency guided"] = partial(masking_consistency, salient=True)
+    found["random masks"] = partial(masking_consistency, salient=False)
+    found["adversarial"] = partial(adversarial, std=task.std)
+    found["smooth teacher"] = smooth_teacher
+    found["mirrored CAM"] = partial(mirror_consistency, layer=task.layer)
+    return found
+
+
+def finetuned(task: Task, folder: Path, arm: str, strength: float, seed: int) -> nn.Module:
+    """The start, trained further with one arm."""
+    network = copy.deepcopy(start(task, folder))
+    fixed = {"plain": plain, PAPER: term(7.5e-3, teacher=TEACHERS["loss"])}
+    loss = fixed[arm] if arm in fixed else arms(task)[arm](strength)
+    torch.manual_seed(seed)  # of noise in the losses
+    return trained(network, task, loss, seed, task.steps, RATE)
