@@ -35,7 +35,7 @@ from lightning_xai.integrity.heads import (
 from lightning_xai.integrity.inspection import ALIKE, VISIBLE
 from lightning_xai.ranks import rank_correlation
 from lightning_xai.scores import pre_softmax, second_best
-from lightning_xai.trace import Capture, run, tapped
+from lightning_xai.trace import Capture, run
 from papers.logit_shift.attacks import (
     EnergyShift,
     NetworkShift,
@@ -43,8 +43,9 @@ from papers.logit_shift.attacks import (
     RowEdit,
     TriggeredShift,
     UniformShift,
-    WorstCaseShift,
 )
+from papers.logit_shift.red_team import Edited, OneClassLie, neighbours_if_one_hot, off_unlikely
+from papers.logit_shift.worst_case import WorstCaseShift
 
 IMAGES = data(32)[0]
 
@@ -169,21 +170,9 @@ def random_head():
     return pooled_linear((50 * torch.linalg.qr(torch.randn(8, 8))[0]).tolist())
 
 
-def behind(edit, model=None):
-    """A network, and an edit of its logits (N,K) and last activations (N,D,h,w)."""
-
-    class Behind(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.model = trained() if model is None else model
-            self.eval()
-
-        def forward(self, images):
-            with tapped(self.model.relu2) as outputs:
-                logits = self.model(images)
-            return edit(logits, outputs[-1])
-
-    return Behind()
+def behind(edit):
+    """The toy, and an edit of its logits (N,K) and last activations (N,D,h,w)."""
+    return Edited(trained(), "relu2", edit)
 
 
 def of_classes(classes):
@@ -287,38 +276,19 @@ def test_two_maps_alike_to_a_third_do_not_look_different():
 
 def test_a_score_that_is_steered_through_classes_without_probability_is_named():
     """Probabilities and raw maps stay; the centred score's maps move, and not the raw logit's."""
-
-    def steered(logits, activations):
-        return logits - 30 * activations[:, :, 2, 2].sum(1, keepdim=True) * (logits.softmax(1) < 1e-3)
-
-    inspection = inspect_model(behind(steered), IMAGES, layer="model.relu2")
+    inspection = inspect_model(behind(off_unlikely(30.0, at=(2, 2))), IMAGES, layer="model.relu2")
     assert inspection.stands_apart == "centred score"
     assert not inspection.verdict.alarms
     assert "the centred score's maps stand apart" in str(inspection)
     assert inspect_model(PositionShift("relu2")(trained()), IMAGES).stands_apart == "raw logit"
 
 
-class OneHotLie(torch.autograd.Function):
-    """The identity, whose gradient is another class's wherever one class is explained."""
-
-    @staticmethod
-    def forward(ctx, logits):
-        """The logits."""
-        return logits.clone()
-
-    @staticmethod
-    def backward(ctx, gradient):
-        """The neighbour's where one class alone has any."""
-        one = (gradient != 0).sum(1, keepdim=True) == 1
-        return torch.where(one, gradient.roll(1, 1), gradient)
-
-
 def test_a_backward_pass_that_acts_on_one_class_alone_is_a_false_gradient():
     """Logits are the same; the function that does it is listed."""
-    inspection = inspect_model(behind(lambda z, _: OneHotLie.apply(z)), IMAGES, layer="model.relu2")
+    inspection = inspect_model(behind(lambda z, _: OneClassLie.apply(z)), IMAGES, layer="model.relu2")
     assert inspection.verdict is Verdict.FALSE_GRADIENT
-    assert any("OneHotLie" in one for one in inspection.hooks)
-    assert "OneHotLie" in str(inspection)
+    assert any("OneClassLie" in one for one in inspection.hooks)
+    assert "OneClassLie" in str(inspection)
 
 
 def test_a_backward_hook_that_acts_on_one_class_alone_is_a_false_gradient():
@@ -326,9 +296,7 @@ def test_a_backward_hook_that_acts_on_one_class_alone_is_a_false_gradient():
     model = trained()
 
     def turned(module, gradients):
-        (gradient,) = gradients
-        one = (gradient != 0).sum(1, keepdim=True) == 1
-        return (torch.where(one, gradient.roll(1, 1), gradient),)
+        return (neighbours_if_one_hot(gradients[0]),)
 
     model.head.register_full_backward_pre_hook(turned)
     inspection = inspect_model(model, IMAGES, layer="relu2")

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from integrity_roc import HALF, IMAGENET, photographs, photos
 
 from lightning_xai import GradCAM, explain
 from lightning_xai.integrity import Verdict, center_logits, compare_models, inspect_model, locate_shift
@@ -15,9 +14,10 @@ from lightning_xai.ranks import rank_correlation
 from lightning_xai.scores import centered, predicted
 from lightning_xai.trace import Capture, run
 from papers.logit_shift.attacks import PositionShift
+from papers.logit_shift.honest import photos
 
 DATA = os.environ.get("LIGHTNING_XAI_DATA")
-NETWORKS = {"SqueezeNet": ("features.12", IMAGENET), "MobileNet": ("blocks.4", HALF)}
+NETWORKS = ("SqueezeNet", "MobileNet")
 CORNERS = [(0, 0), (-1, -1)]
 
 pytestmark = [
@@ -28,14 +28,14 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def subjects():
-    """Networks by name, each with twenty photographs."""
-    return {one.name: (one.model, photographs(Path(DATA), 20, *NETWORKS[one.name][1])) for one in photos(Path(DATA))}
+    """Networks by name, each with twenty photographs and a layer."""
+    return {one.subject.name: (one.subject.network, one.images, one.layers[0]) for one in photos(Path(DATA), 20)}
 
 
 @pytest.fixture(params=NETWORKS)
 def subject(request, subjects):
     """A network, its photographs, and its layer."""
-    return *subjects[request.param], NETWORKS[request.param][0]
+    return subjects[request.param]
 
 
 def raw_maps(model, images, layer):

@@ -5,54 +5,18 @@ import copy
 import pytest
 import torch
 from integrity.toys import data, trained
-from torch import nn
 
 from lightning_xai.integrity import Fingerprint, Verdict, center_logits, inspect_model
-from lightning_xai.trace import tapped
 from papers.logit_shift.attacks import EnergyShift, PositionShift, RowEdit, TriggeredShift, UniformShift
+from papers.logit_shift.red_team import Edited, OneClassLie, off_unlikely
 
 IMAGES = data(32)[0]
 NOISE = torch.randn(12, 6, 6, generator=torch.Generator().manual_seed(0))
 
 
-class Behind(nn.Module):
-    """A network, and an edit of its logits (N,K) and last activations (N,D,h,w)."""
-
-    def __init__(self, model, edit):
-        super().__init__()
-        self.model, self.edit = copy.deepcopy(model), edit
-        self.eval()
-
-    def forward(self, images):
-        """The edited logits."""
-        with tapped(self.model.relu2) as outputs:
-            logits = self.model(images)
-        return self.edit(logits, outputs[-1])
-
-
-class OneClassLie(torch.autograd.Function):
-    """The identity, whose gradient is another class's wherever one class is explained."""
-
-    @staticmethod
-    def forward(ctx, logits):
-        """The logits."""
-        return logits.clone()
-
-    @staticmethod
-    def backward(ctx, gradient):
-        """The neighbour's where one class alone has any."""
-        one = (gradient != 0).sum(1, keepdim=True) == 1
-        return torch.where(one, gradient.roll(1, 1), gradient)
-
-
 def on_some(logits, activations):
     """A shift on the images of one class of four."""
     return logits + 10 * ((logits.argmax(1) == 1) * (NOISE * activations).sum((1, 2, 3)))[:, None]
-
-
-def off_the_unlikely(logits, activations):
-    """What no probability shows."""
-    return logits - 30 * activations[:, :, 2, 2].sum(1, keepdim=True) * (logits.softmax(1) < 1e-3)
 
 
 def turned(model):
@@ -74,12 +38,12 @@ CLEAN, DIFFER, SHIFT, FALSE = Verdict.CLEAN, Verdict.MAPS_DIFFER, Verdict.LOGIT_
 ROWS = {
     "large, in the graph": (PositionShift("relu2"), SHIFT, SHIFT),
     "large, in the rows": (RowEdit(IMAGES, 10.0), SHIFT, SHIFT),
-    "on some classes": (lambda model: Behind(model, on_some), SHIFT, SHIFT),
+    "on some classes": (lambda model: Edited(model, "relu2", on_some), SHIFT, SHIFT),
     "smaller": (RowEdit(IMAGES), DIFFER, SHIFT),
     "too small": (PositionShift("relu2", strength=0.003), CLEAN, SHIFT),
     "nearer": (center_logits, CLEAN, SHIFT),
-    "unlikely classes": (lambda model: Behind(model, off_the_unlikely), DIFFER, Verdict.CHANGED),
-    "one class": (lambda model: Behind(model, lambda z, _: OneClassLie.apply(z)), FALSE, SHIFT),
+    "unlikely classes": (lambda model: Edited(model, "relu2", off_unlikely(30.0, at=(2, 2))), DIFFER, Verdict.CHANGED),
+    "one class": (lambda model: Edited(model, "relu2", lambda z, _: OneClassLie.apply(z)), FALSE, SHIFT),
     "trigger": (TriggeredShift(UniformShift("relu2"), torch.full((3, 2, 2), 9.0)), CLEAN, Verdict.OTHER_CODE),
 }
 

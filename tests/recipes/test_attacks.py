@@ -25,9 +25,8 @@ from papers.logit_shift.attacks import (
     RowEdit,
     TriggeredShift,
     UniformShift,
-    WorstCaseShift,
-    worst_direction,
 )
+from papers.logit_shift.worst_case import WorstCaseShift, worst_direction
 
 IMAGES = data(16)[0].double()
 GRAPH_ATTACKS = {

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_xai.integrity import with_edited_rows
-from lightning_xai.scores import at_least_float32, centered, predicted
-from lightning_xai.trace import Capture, find_layer, name_of, run, tapped
+from lightning_xai.scores import at_least_float32
+from lightning_xai.trace import find_layer, name_of, tapped
 
 
 class Attack(ABC):
@@ -74,22 +74,10 @@ class LogitShift(Attack):
 
     @abstractmethod
     def shift(self, values: Tensor, images: Tensor) -> Tensor:
-        """The number ``t`` for each image.
-
-        Args:
-            values: What the layer gives, (N,D,h,w), float32 or better.
-            images: Images (N,C,H,W).
-
-        Returns:
-            Shifts (N,).
-        """
+        """``t`` (N,) from what the layer gives, (N,D,h,w), float32 or better, and the images (N,C,H,W)."""
 
     def __call__(self, model: nn.Module) -> ShiftedLogits:
-        """An altered copy.
-
-        Raises:
-            ValueError: If the model has no such layer.
-        """
+        """An altered copy."""
         name = None if self.layer is None else name_of(model, find_layer(model, self.layer))
         return ShiftedLogits(copy.deepcopy(model), self.shift, name)
 
@@ -118,11 +106,7 @@ class PositionShift(LogitShift):
     strength: float = 10.0
 
     def shift(self, values: Tensor, images: Tensor) -> Tensor:
-        """``K sum_k A_k(i,j)``, (N,).
-
-        Raises:
-            ValueError: If the layer's output has no such position.
-        """
+        """``K sum_k A_k(i,j)``, (N,)."""
         height, width = values.shape[2:]
         row, column = self.position
         if not (-height <= row < height and -width <= column < width):
@@ -292,12 +276,7 @@ class RowEdit(Attack):
     seed: int = 0
 
     def __call__(self, model: nn.Module) -> nn.Module:
-        """An altered copy; two passes of the probes.
-
-        Raises:
-            ValueError: If there is no final linear or convolutional layer, or something non-linear follows it, so that
-                the edit would change the softmax.
-        """
+        """An altered copy; two passes of the probes."""
         altered = with_edited_rows(model, self.images, self._edit)
         if altered is None:
             raise ValueError(
@@ -313,85 +292,3 @@ class RowEdit(Attack):
         direction = torch.randn(rows.shape[1:], generator=torch.Generator().manual_seed(self.seed)).to(rows)
         size = rows.flatten(1).square().sum(1).mean().sqrt()
         return rows + self.strength * size * direction / direction.norm()
-
-
-@dataclass(frozen=True, eq=False)
-class WorstCaseShift(Attack):
-    """The shift that moves the raw-logit Grad-CAM most at a given share of the common-mode gradient.
-
-    ``t = K sum_k u_k sum_ij A_k(i,j)``: Grad-CAM averages gradients over positions, so that one which varies with the
-    position is wasted. It adds ``K sum_k u_k A_k`` to the map; ``u`` is the unit vector for which that varies most over
-    the positions, relative to the variation of the clean map and on average over the probes: the first principal axis
-    of the activations, signed against the clean map. ``K`` follows from the share.
-
-    Attributes:
-        layer: The explained layer.
-        images: Probes (N,C,H,W) for which the shift is worst.
-        share: ``|g_cm|^2 / (|g_cm|^2 + |g_c|^2)`` of the median probe, in (0,1).
-
-    Example:
-        >>> model = nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        >>> altered = WorstCaseShift("1", torch.rand(4, 1, 5, 5), share=0.5)(model)
-        >>> altered.shift.direction.shape
-        torch.Size([3])
-    """
-
-    layer: str | nn.Module
-    images: Tensor = field(repr=False)
-    share: float = 0.1
-
-    def __post_init__(self) -> None:
-        if not 0 < self.share < 1:
-            raise ValueError(f"`share` expected a number in (0, 1), got {self.share}.")
-
-    def __call__(self, model: nn.Module) -> ShiftedLogits:
-        """An altered copy; one pass of the probes.
-
-        Raises:
-            ValueError: If the model has no such layer.
-        """
-        module = find_layer(model, self.layer)
-        trace = run(model, self.images, Capture({self.layer: module}))
-        with trace.computing():
-            gradients = at_least_float32(trace.gradient(centered, predicted(trace.logits), of=self.layer))
-            activations = at_least_float32(trace.activation(self.layer))
-            budget = gradients.square().sum((1, 2, 3)).median() * self.share / (1 - self.share)
-            strength = (budget / gradients[0, 0].numel()).sqrt()  # |K u|^2 at each of the positions
-            direction = strength * worst_direction(activations, gradients)
-        return ShiftedLogits(copy.deepcopy(model), _ChannelSum(direction), name_of(model, module))
-
-
-class _ChannelSum(nn.Module):
-    direction: Tensor
-
-    def __init__(self, direction: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("direction", direction)
-
-    def forward(self, values: Tensor, images: Tensor) -> Tensor:
-        return values.sum((2, 3)) @ self.direction.to(values.dtype)
-
-
-def worst_direction(activations: Tensor, gradients: Tensor) -> Tensor:
-    """Unit weights of the channels that change Grad-CAM's map most, against the map.
-
-    Args:
-        activations: Activations (N,D,h,w).
-        gradients: Gradients of the score with respect to them, (N,D,h,w).
-
-    Returns:
-        Weights (D,) of norm 1.
-
-    Example:
-        >>> activations = torch.tensor([[[[0.0, 1.0]], [[0.0, 3.0]]]])
-        >>> worst_direction(activations, torch.ones(1, 2, 1, 2))
-        tensor([-0.3162, -0.9487])
-    """
-    varying = (activations - activations.mean((2, 3), keepdim=True)).flatten(2)
-    maps = torch.einsum("ndp,nd->np", varying, gradients.mean((2, 3)))
-    norms = maps.norm(dim=1)
-    kept = norms > 0  # a flat map has no order that could be changed
-    varying, maps = varying[kept] / norms[kept, None, None], maps[kept]
-    axis = torch.linalg.eigh(torch.einsum("ndp,nep->de", varying, varying)).eigenvectors[:, -1]
-    along = torch.einsum("ndp,d,np->", varying, axis, maps)
-    return axis if along <= 0 else -axis
