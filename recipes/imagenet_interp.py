@@ -56,8 +56,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     # small enough for 4 minutes on 2 CPU cores, large enough for maps that can be right or wrong
     "generated": {
         "model": "resnet10t", "model_options": ["channels=(16, 32, 48, 64)", "stem_width=8", "output_stride=8"],
-        "optimizer": "adamw", "lr": 1e-2, "lr_schedule": "onecycle", "batch_size": 64, "epochs": 7,
-        "lambda_": 0.1, "schedule": "warmup", "n_explained": 256, "image_size": 64,
+        "optimizer": "adamw", "lr": 1e-3, "lr_schedule": "onecycle", "batch_size": 64, "epochs": 1, "seeds": 3,
+        "start_epochs": 16, "start_lr": 1e-2, "lambda_": 1.0, "schedule": "constant", "n_explained": 256,
+        "image_size": 64,
     },
     # fine-tuning of a network that is already good
     "finetune": {
@@ -81,6 +82,9 @@ class Settings:
     lr: float = option(1e-5, "learning rate")
     lr_schedule: str = option("constant", "plateau: of the loss", choices=["constant", "onecycle", "plateau"])
     epochs: int = option(1, "0: evaluate only")
+    start_epochs: int = option(0, "of plain training before, from which every network starts")
+    start_lr: float = option(1e-2, "learning rate of these")
+    seeds: int = option(1, "networks of each kind; each pair sees the images in an order of its own")
     max_steps: int = option(-1, "stop after so many steps")
     compare: bool = option(True, "with lambda = 0 too")
     attributions: tuple[str, ...] = option(tuple(ATTRIBUTIONS), "methods", choices=ATTRIBUTIONS, nargs="+")
@@ -234,15 +238,27 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     weights = {"plain": 0.0, "guided": settings.term.lambda_} if settings.epochs else {"given": 0.0}
     if not settings.compare:
         weights.pop("plain", None)
-    networks, found = {name: copy.deepcopy(start) for name in weights}, {}
-    for name, network in networks.items():
-        folder = run.folder / name
+
+    def arm(settings: Settings, name: str, weight: float) -> tuple[nn.Module, dict[str, Any]]:
+        """A network trained from the start, and what was measured of it; a finished one is read."""
+        network, folder = copy.deepcopy(start), run.folder / name
         if run.has(name):
             load_weights(network, folder / "model.safetensors")
         else:
-            say(f"\n{name}: lambda = {weights[name]:g}")
-        arm = (settings, data, network, methods, weights[name], folder)
-        found[name] = run.part(name, lambda arm=arm: train_and_test(*arm))  # type: ignore[misc]
+            say(f"\n{name}: lambda = {weight:g}")
+        data.seed = settings.run.seed
+        return network, run.part(name, lambda: train_and_test(settings, data, network, methods, weight, folder))
+
+    if settings.start_epochs and settings.epochs:
+        start, _ = arm(adapted(settings, epochs=settings.start_epochs, lr=settings.start_lr), "start", 0.0)
+    networks: dict[str, nn.Module] = {}
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in weights}
+    for seed in range(settings.seeds):
+        of_seed = adapted(settings, seed=settings.run.seed + seed)
+        for name, weight in weights.items():
+            network, measured = arm(of_seed, name if not seed else f"{name}-{seed}", weight)
+            networks.setdefault(name, network)
+            found[name].append(measured)
     return report(run, networks, found, data, methods, settings.n_followed) if is_first_process() else {}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from lightning_xai.metrics import compare
@@ -18,7 +19,8 @@ def interval(values: Any, seed: int = 0) -> Any:
     """Mean and bootstrap 95 % interval of the values that are there, by `lightning_xai.metrics.compare`.
 
     Args:
-        values: One value for each image, or other unit; NaN and None where there is none.
+        values: One value for each image, or other unit, (N,); or of several networks, (S,N). NaN and None where there
+            is none: such an image is left out of all networks.
         seed: Of the resampling.
 
     Returns:
@@ -28,10 +30,12 @@ def interval(values: Any, seed: int = 0) -> Any:
         >>> interval([1.0, 1.0, float("nan")])
         {'mean': 1.0, 'low': 1.0, 'high': 1.0}
     """
-    found = torch.tensor([torch.nan if one is None else float(one) for one in values], dtype=torch.float64)
-    known = found[~found.isnan()]
-    if len(known) < 2:
-        return dict.fromkeys(("mean", "low", "high"), known.item()) if len(known) else None
+    found = torch.from_numpy(np.array(values, dtype=np.float64))
+    known = found[..., ~found.isnan().reshape(-1, found.shape[-1]).any(0)]
+    if known.ndim == 2 and len(known) == 1:
+        known = known[0]  # one network: images are the unit
+    if known.numel() < 2:
+        return dict.fromkeys(("mean", "low", "high"), known.item()) if known.numel() else None
     made = compare(known, torch.zeros_like(known), n_resamples=2000, seed=seed)
     return {"mean": known.mean().item(), "low": made.low, "high": made.high}
 

@@ -21,7 +21,7 @@ from papers.interpretable_gradients.term import SCHEDULES
 
 SCRIPT = Path(imagenet_interp.__file__)
 TINY = ["--attributions", "gradcam", "--n-followed", "2", "--n-explained", "8", "--batch-size", "8"]
-TINY += ["--accelerator", "cpu"]
+TINY += ["--accelerator", "cpu", "--seeds", "1", "--start-epochs", "0"]
 NETWORK = ["--model", "test_resnet", "--image-size", "32"]
 
 pytestmark = [
@@ -108,6 +108,19 @@ def test_the_term_is_scheduled_over_the_steps_of_the_trainer(tmp_path, monkeypat
     monkeypatch.setitem(SCHEDULES, "constant", lambda *a: asked.append(a) or constant(*a))
     recipe(tmp_path / "run", *NETWORK, "--lambda", 0.5, "--schedule", "constant", "--no-compare")
     assert asked == [(0.5, 2)]
+
+
+def test_pairs_start_from_one_trained_network_and_are_the_unit_of_the_intervals(tmp_path):
+    """With lambda 0 each pair is one network twice; the second pair saw the images in another order."""
+    folder = tmp_path / "run"
+    results = recipe(folder, *NETWORK, "--lambda", 0, "--seeds", 2, "--start-epochs", 1)
+    for pair in ("", "-1"):
+        assert same(weights_of(folder, f"plain{pair}"), weights_of(folder, f"guided{pair}"))
+    assert not same(weights_of(folder, "plain"), weights_of(folder, "plain-1"))
+    assert not same(weights_of(folder, "start"), weights_of(folder, "plain"))
+    changes = [row for row in results["rows"] if row["network"] == "guided - plain"]
+    assert {(row["mean"], row["low"], row["high"]) for row in changes} == {(0.0, 0.0, 0.0)}
+    assert "; 2 pairs of networks" in json.loads((folder / "results.json").read_text())["tables"][0]["title"]
 
 
 def test_without_comparison_one_network_is_trained(tmp_path):

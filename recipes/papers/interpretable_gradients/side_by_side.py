@@ -36,7 +36,7 @@ Measured = Mapping[str, Any]
 def report(
     run: Run,
     networks: Mapping[str, nn.Module],
-    found: Mapping[str, Measured],
+    found: Mapping[str, Sequence[Measured]],
     data: ImageData,
     methods: Mapping[str, xai.Attribution],
     n_drawn: int,
@@ -45,8 +45,8 @@ def report(
 
     Args:
         run: The run; the folder gets ``maps.png``, ``images``, ``results.json`` and ``report.html``.
-        networks: By name; the difference of the second to the first is shown.
-        found: What was measured of each.
+        networks: The first of each kind, by name; the difference of the second kind to the first is shown.
+        found: What was measured of each kind, a network for each seed.
         data: Test images.
         methods: Attributions by name.
         n_drawn: Images in ``maps.png``.
@@ -55,18 +55,18 @@ def report(
         The values of ``results.json``.
     """
     rows = summary(values_of(found), run.settings["seed"])
-    skipped = sorted({name for one in found.values() for name in one["skipped"]})
-    first = next(iter(found.values()))
+    skipped = sorted({name for kind in found.values() for one in kind for name in one["skipped"]})
+    first, *others = next(iter(found.values()))
     explained = max(len(values) for by_metric in first["values"].values() for values in by_metric.values())
     picture = draw_maps(networks, data, methods, n_drawn, run.folder / "maps.png")
     images: list[Example] = []
     if not dist.is_initialized():  # several processes measure the images in another order than the loader's
         for name, network in networks.items():
-            images += examples(name, network, found[name]["values"], data, methods, run.folder)
+            images += examples(name, network, found[name][0]["values"], data, methods, run.folder)
+    of_what = f"{1 + len(others)} pairs of networks" if others else "one pair of networks"
     text = (
         f"Means over {len(first['correct'])}{' generated' if data.generated else ''} test images, of which {explained} "
-        "were explained, with bootstrap 95 % intervals over images. A difference is paired, image by image, and speaks "
-        "of these two networks, not of training in general."
+        f"were explained, with 95 % intervals; {of_what}. A difference is paired, image by image."
     )
     values = {
         "rows": rows.to_dict("records"),
@@ -75,22 +75,23 @@ def report(
         "generated": data.generated,
         "skipped": skipped,
     }
-    run.finish("Guided gradients in training", text, tables(rows), [picture], values, images, TELLING)
+    run.finish("Guided gradients in training", text, tables(rows, of_what), [picture], values, images, TELLING)
     if skipped:
         print(f"{len(skipped)} files could not be read: {', '.join(skipped[:5])}")
     return values
 
 
-def values_of(networks: Mapping[str, Measured]) -> pd.DataFrame:
-    """All that was measured in long form, and the differences of a second network to the first, image by image."""
+def values_of(kinds: Mapping[str, Sequence[Measured]]) -> pd.DataFrame:
+    """All that was measured in long form, and the differences of a second kind of network, image by image."""
     found = pd.concat(
-        pd.DataFrame({"network": name, "metric": metric, "attribution": attribution, "value": values})
-        for name, one in networks.items()
+        pd.DataFrame({"network": name, "seed": seed, "metric": metric, "attribution": attribution, "value": values})
+        for name, networks in kinds.items()
+        for seed, one in enumerate(networks)
         for metric, attribution, values in _measured(one)
     )
-    if len(networks) < 2:
+    if len(kinds) < 2:
         return found
-    first, second = networks
+    first, second = kinds
     before, after = found[found["network"] == first], found[found["network"] == second]
     change = after["value"].to_numpy() - before["value"].to_numpy()
     return pd.concat([found, after.assign(network=f"{second} - {first}", value=change)])
@@ -104,13 +105,15 @@ def _measured(one: Measured) -> Iterator[tuple[str, str, list[float]]]:
 
 
 def summary(values: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Mean and interval of each network and of the difference, by metric and attribution."""
-    grouped = values.groupby(["metric", "attribution", "network"], sort=False)["value"]
-    rows = [dict(zip(grouped.keys, key, strict=True)) | interval(group, seed) for key, group in grouped]
+    """Mean and interval of each kind of network and of the difference, by metric and attribution."""
+    rows = []
+    for key, group in values.groupby(["metric", "attribution", "network"], sort=False):
+        of_seeds = group["value"].to_numpy().reshape(group["seed"].nunique(), -1)
+        rows.append(dict(zip(("metric", "attribution", "network"), key, strict=True)) | interval(of_seeds, seed))
     return pd.DataFrame(rows)
 
 
-def tables(rows: pd.DataFrame) -> list[Table]:
+def tables(rows: pd.DataFrame, of_what: str) -> list[Table]:
     """A table for each metric."""
     found = []
     for metric, title in METRICS.items():
@@ -121,7 +124,7 @@ def tables(rows: pd.DataFrame) -> list[Table]:
             [name, *({key: cells[name, head][key] for key in ("mean", "low", "high")} for head in heads)]
             for name in of_metric["attribution"].unique()
         ]
-        found.append(Table(title, ["", *heads], lines))
+        found.append(Table(f"{title}; {of_what}", ["", *heads], lines))
     return found
 
 
