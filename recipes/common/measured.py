@@ -26,6 +26,20 @@ def machine(device: torch.device | None = None) -> str:
     return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
+def origin(device: torch.device | None = None) -> dict[str, str | None]:
+    """What numbers come from: the command that is running, the commit and the machine."""
+    here = Path(__file__).parent
+    found = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, check=False
+    )
+    script, *options = sys.argv
+    return {
+        "command": " ".join(["python", f"recipes/{Path(script).name}", *options]),
+        "commit": found.stdout.strip() or None,
+        "machine": machine(device),
+    }
+
+
 def save_measurement(path: Path, rows: Sequence[dict[str, Any]], device: torch.device | None = None) -> None:
     """Write rows in long form, one a line, below what they come from.
 
@@ -41,16 +55,6 @@ def save_measurement(path: Path, rows: Sequence[dict[str, Any]], device: torch.d
         ...     json.loads((Path(folder) / "one.json").read_text())["rows"]
         [{'steps': 2.5}]
     """
-    here = Path(__file__).parent
-    found = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, check=False
-    )
-    script, *options = sys.argv
-    head = {
-        "command": " ".join(["python", f"recipes/{Path(script).name}", *options]),
-        "commit": found.stdout.strip() or None,
-        "machine": machine(device),
-    }
     lines = ",\n  ".join(json.dumps(row) for row in rows)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, f'{json.dumps(head, indent=1)[:-2]},\n "rows": [\n  {lines}\n ]\n}}\n')
+    write_whole(path, f'{json.dumps(origin(device), indent=1)[:-2]},\n "rows": [\n  {lines}\n ]\n}}\n')

@@ -14,6 +14,7 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_only
 from torch import Tensor
 
+from common.measured import origin
 from common.options import RunOptions, settings_of
 from lightning_xai.files import write_whole
 from lightning_xai.report import Example, Picture, Results, Table, write_report
@@ -190,6 +191,6 @@ def joined(parts: Sequence[Any]) -> Any:
 
 def versions() -> dict[str, str]:
     """What the numbers were made with."""
-    names = ("torch", "torchvision", "timm", "pytorch_lightning", "torchmetrics")
-    found = {name: version(name) for name in names}
-    return found | {"python": platform.python_version(), "machine": platform.machine()}
+    names = ("torchvision", "timm", "pytorch_lightning", "torchmetrics")
+    found = {key: str(value) for key, value in origin().items()} | {name: version(name) for name in names}
+    return found | {"python": platform.python_version()}

@@ -24,5 +24,6 @@ def test_equal_values_have_an_interval_without_width():
 
 
 def test_versions_name_what_numbers_depend_on():
-    """Libraries, Python and the machine."""
-    assert set(versions()) == {"torch", "torchvision", "timm", "pytorch_lightning", "torchmetrics", "python", "machine"}
+    """The command, the commit, the machine with its torch, other libraries and Python."""
+    libraries = {"torchvision", "timm", "pytorch_lightning", "torchmetrics", "python"}
+    assert set(versions()) == {"command", "commit", "machine", *libraries}
