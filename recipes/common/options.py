@@ -57,6 +57,7 @@ class RunOptions:
     resume: bool = option(False, "go on with the run in that folder")
     seed: int = option(0, "of whatever is drawn")
     fast_dev_run: bool = option(False, "two small batches of everything, to try the script")
+    numbers: Path | None = option(None, "file for what the tables say, as recipes/results keeps it for the texts")
 
 
 def add_options(parser: argparse.ArgumentParser, *groups: Any) -> None:
@@ -143,7 +144,7 @@ def settings_of(options: Any) -> dict[str, Any]:
 
     Example:
         >>> settings_of(RunOptions(seed=3))
-        {'run': 'runs/trial', 'resume': False, 'seed': 3, 'fast_dev_run': False}
+        {'run': 'runs/trial', 'resume': False, 'seed': 3, 'fast_dev_run': False, 'numbers': None}
     """
     named = options if isinstance(options, dict) else {one.name: getattr(options, one.name) for one in fields(options)}
     found: dict[str, Any] = {}

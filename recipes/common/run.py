@@ -14,13 +14,13 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_only
 from torch import Tensor
 
-from common.measured import origin
+from common.measured import origin, save_measurement
 from common.options import RunOptions, settings_of
 from lightning_xai.files import write_whole
 from lightning_xai.report import Example, Picture, Results, Table, write_report
 
 Item = TypeVar("Item")
-NOT_SETTINGS = ("resume", "run")
+NOT_SETTINGS = ("resume", "run", "numbers")
 
 
 class Run:
@@ -46,6 +46,7 @@ class Run:
 
     def __init__(self, options: RunOptions, settings: Any = None, *, free: Collection[str] = ()) -> None:
         self.folder, self.started, self.resumed = options.run, time.monotonic(), options.resume
+        self.numbers = options.numbers
         named = settings_of(options if settings is None else settings)
         self.settings = {name: value for name, value in named.items() if name not in NOT_SETTINGS}
         if is_first_process():
@@ -116,12 +117,21 @@ class Run:
             higher_is_better=higher_is_better or {},
         )
         results.save(self.folder)
+        if self.numbers is not None and is_first_process():
+            save_measurement(self.numbers, [{"summary": summary}, *(row for table in tables for row in _texts(table))])
         print(summary)
         for table in tables:
             show(table)
         report = write_report(self.folder)
         print(f"{results.seconds:.0f} s; results and figures are in {self.folder}, all in one: {report}", flush=True)
         return results
+
+
+def _texts(table: Table) -> Iterator[dict[str, Any]]:
+    """The head of a table and its rows as they are printed."""
+    yield {"table": table.title, "columns": list(table.columns), "caption": table.caption}
+    for row in range(len(table.rows)):
+        yield {"table": table.title, "cells": [table.text(row, column) for column in range(len(table.columns))]}
 
 
 def is_first_process() -> bool:

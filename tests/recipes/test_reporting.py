@@ -1,10 +1,14 @@
 """Intervals of means, and the versions behind the numbers."""
 
+import json
+
 import numpy as np
 import pytest
 
-from common.run import versions
+from common.options import RunOptions
+from common.run import Run, versions
 from common.tables import interval
+from lightning_xai.report import Table
 
 
 def test_interval_is_that_of_the_mean():
@@ -27,3 +31,14 @@ def test_versions_name_what_numbers_depend_on():
     """The command, the commit, the machine with its torch, other libraries and Python."""
     libraries = {"torchvision", "timm", "pytorch_lightning", "torchmetrics", "python"}
     assert set(versions()) == {"command", "commit", "machine", *libraries}
+
+
+def test_what_the_tables_say_is_kept_for_the_texts(tmp_path):
+    """Word for word, with the command and the commit; where it is kept is no setting of the run."""
+    table = Table("Drop", ["", "plain"], [["gradcam", {"mean": 25.71, "low": 24.0, "high": 27.04}]], "4 images.")
+    run = Run(RunOptions(tmp_path / "run", numbers=tmp_path / "numbers.json"))
+    run.finish("Some", "A summary.", [table])
+    found = json.loads((tmp_path / "numbers.json").read_text())
+    assert {"command", "commit", "machine"} <= found.keys()
+    assert found["rows"][-1] == {"table": "Drop", "cells": ["gradcam", "25.7 [24.0, 27.0]"]}
+    assert "numbers" not in run.settings
