@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
+from lightning_xai.standard import Standard, standard_of
+
 Baseline: TypeAlias = Callable[[Tensor, Sequence[float], Sequence[float]], Tensor]
 """What stands where nothing is shown: ``(images (N,C,H,W), mean (C), std (C)) -> tensor``.
 
@@ -100,12 +102,12 @@ def blurred(
     return gaussian_blur(images, sizes, [sigma, sigma])
 
 
-def to_pixels(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+def to_pixels(images: Tensor, mean: Standard, std: Sequence[float] | None = None) -> Tensor:
     """Undo the standardisation of images, to look at them.
 
     Args:
         images: Standardised images (N,C,H,W), C = 1 or 3.
-        mean: Mean of each channel, C numbers, as given to the normalisation.
+        mean: Mean of each channel, C numbers, or what says both (`Standard`).
         std: Standard deviation of each channel, C numbers.
 
     Returns:
@@ -122,13 +124,12 @@ def to_pixels(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     """
     if images.ndim == 4 and images.shape[1] not in (1, 3):
         raise ValueError(
-            f"`images` expected shape (N, C, H, W) with C = 1 or 3 for pictures, got shape {tuple(images.shape)} with "
-            f"{len(mean)} means."
+            f"`images` expected shape (N, C, H, W) with C = 1 or 3 for pictures, got shape {tuple(images.shape)}."
         )
-    return _unstandardized(images, mean, std).clamp(0, 1).expand(-1, 3, -1, -1)
+    return _unstandardized(images, *standard_of(mean, std)).clamp(0, 1).expand(-1, 3, -1, -1)
 
 
-def check_standardized(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> None:
+def check_standardized(images: Tensor, mean: Standard, std: Sequence[float] | None = None) -> None:
     """Notice images that cannot have been standardised with this mean and std.
 
     Two rules, made to stay silent on augmented images (noise, the ringing of a resize, erased patches):
@@ -143,7 +144,7 @@ def check_standardized(images: Tensor, mean: Sequence[float], std: Sequence[floa
 
     Args:
         images: Images (N,C,H,W) as the model gets them, C any number.
-        mean: Mean of each channel, C numbers.
+        mean: Mean of each channel, C numbers, or what says both (`Standard`).
         std: Standard deviation of each channel, C numbers.
 
     Raises:
@@ -157,6 +158,7 @@ def check_standardized(images: Tensor, mean: Sequence[float], std: Sequence[floa
         ...
         ValueError: `images` expected to be standardised with mean [0.5, 0.5, 0.5] and std [0.25, 0.25, 0.25], got ...
     """
+    mean, std = standard_of(mean, std)
     pixels = _unstandardized(images, mean, std)
     outside = ((pixels < -_TOLERANCE) | (pixels > 1 + _TOLERANCE)).float().mean().item()
     if outside > _SHARE_OUTSIDE or _never_standardized(images, pixels):

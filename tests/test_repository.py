@@ -14,10 +14,11 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "lightning_xai"
 LEVELS = {
     "types": 0,
-    "baselines": 0,
     "files": 0,
     "log_keys": 0,
     "ranks": 0,
+    "standard": 0,
+    "baselines": 1,
     "noise": 1,
     "scores": 1,
     "visualization": 1,

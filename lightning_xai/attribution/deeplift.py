@@ -16,6 +16,7 @@ from lightning_xai.attribution.lrp import functions
 from lightning_xai.attribution.paths import baseline_images, require_standardization
 from lightning_xai.baselines import Baseline, black
 from lightning_xai.scores import at_least_float32
+from lightning_xai.standard import Standard
 from lightning_xai.trace import Call, Handler, Interception, Trace, intercepted
 
 _SMALLEST_STEP = 1e-10
@@ -60,7 +61,7 @@ class DeepLIFT(ScoredAttribution):
         score: The number that is explained.
         baseline: What the image is compared with: `black` or another function of its kind,
             or a tensor in the images' space that broadcasts to (N,C,H,W).
-        mean: Mean by which the images were standardised, one number per channel; not needed for a tensor.
+        mean: Mean by which the images were standardised, or what says both (`Standard`); not needed for a tensor.
         std: Standard deviation by which they were standardised.
 
     Raises:
@@ -77,7 +78,7 @@ class DeepLIFT(ScoredAttribution):
     """
 
     baseline: Baseline | Tensor = black
-    mean: Sequence[float] | None = None
+    mean: Standard | None = None
     std: Sequence[float] | None = None
 
     def __post_init__(self) -> None:

@@ -15,6 +15,7 @@ from lightning_xai.attribution.sampling import mean_gradient, require_batch_size
 from lightning_xai.baselines import Baseline, black
 from lightning_xai.noise import noisy_copies
 from lightning_xai.scores import at_least_float32, post_softmax
+from lightning_xai.standard import Standard, standard_of
 from lightning_xai.trace import Trace
 from lightning_xai.types import Score
 
@@ -169,7 +170,7 @@ class IntegratedGradients(ScoredAttribution):
             `gauss_legendre`.
         baseline: Where the path begins: `black` or another function of its kind, or a
             tensor in the images' space that broadcasts to (N,C,H,W).
-        mean: Mean by which the images were standardised, one number per channel; not needed for a tensor.
+        mean: Mean by which the images were standardised, or what says both (`Standard`); not needed for a tensor.
         std: Standard deviation by which they were standardised.
         batch_size: How many images of the path run at once; None for as many as there are images.
 
@@ -191,7 +192,7 @@ class IntegratedGradients(ScoredAttribution):
     n_steps: int = 50
     rule: Quadrature = gauss_legendre
     baseline: Baseline | Tensor = black
-    mean: Sequence[float] | None = None
+    mean: Standard | None = None
     std: Sequence[float] | None = None
     batch_size: int | None = None
     needs_image_gradient = True
@@ -250,7 +251,7 @@ class IntegratedGradients(ScoredAttribution):
 
 
 def baseline_images(
-    images: Tensor, baseline: Baseline | Tensor, mean: Sequence[float] | None, std: Sequence[float] | None
+    images: Tensor, baseline: Baseline | Tensor, mean: Standard | None, std: Sequence[float] | None
 ) -> Tensor:
     """What a baseline is for each image.
 
@@ -271,7 +272,7 @@ def baseline_images(
         tensor([-2., -2.])
     """
     if not isinstance(baseline, Tensor):
-        baseline = baseline(images, () if mean is None else mean, () if std is None else std)
+        baseline = baseline(images, *standard_of(mean, std))
     try:
         return baseline.to(images).expand_as(images)
     except RuntimeError as error:
@@ -281,9 +282,7 @@ def baseline_images(
         ) from error
 
 
-def require_standardization(
-    baseline: Baseline | Tensor, mean: Sequence[float] | None, std: Sequence[float] | None
-) -> None:
+def require_standardization(baseline: Baseline | Tensor, mean: Standard | None, std: Sequence[float] | None) -> None:
     """Check that a baseline is one, and that a function has the mean and std it is computed from.
 
     Args:
@@ -293,7 +292,7 @@ def require_standardization(
 
     Raises:
         TypeError: If the baseline is neither a tensor nor a function.
-        ValueError: If it is a function and one of them is missing.
+        ValueError: If it is a function and they are missing.
 
     Example:
         >>> require_standardization(black, [0.5], [0.25])
@@ -303,8 +302,10 @@ def require_standardization(
             f"`baseline` expected a tensor or a function such as `black`, got {type(baseline).__name__}. "
             "For one value everywhere use `torch.tensor(value)`."
         )
-    if not isinstance(baseline, Tensor) and (mean is None or std is None):
-        raise ValueError(
-            "`mean` and `std` expected the numbers by which the images were standardised, one per channel, got None. "
-            "They say what a black image is; or pass a tensor as `baseline`."
-        )
+    if not isinstance(baseline, Tensor):
+        if mean is None:
+            raise ValueError(
+                "`mean` expected what the images were standardised by, one number per channel beside `std`, or their "
+                "transform, got None. It says what a black image is; or pass a tensor as `baseline`."
+            )
+        standard_of(mean, std)

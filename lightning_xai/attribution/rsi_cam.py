@@ -14,6 +14,7 @@ from lightning_xai.attribution.paths import baseline_images, completeness_error,
 from lightning_xai.attribution.sampling import require_batch_size, require_count
 from lightning_xai.baselines import Baseline, black
 from lightning_xai.scores import at_least_float32, post_softmax
+from lightning_xai.standard import Standard
 from lightning_xai.trace import Trace
 from lightning_xai.types import Score
 
@@ -130,7 +131,7 @@ class RSIGradCAM(ScoredAttribution, LayerMaps):
         units: Which contributions count: `every_unit` or `guided_units`.
         baseline: Where the path begins: `black` or another function of its kind, or a
             tensor in the images' space that broadcasts to (N,C,H,W).
-        mean: Mean by which the images were standardised, one number per channel; not needed for a tensor.
+        mean: Mean by which the images were standardised, or what says both (`Standard`); not needed for a tensor.
         std: Standard deviation by which they were standardised.
         batch_size: How many images of the path run at once; None for as many as there are images.
         relu: Whether to keep the positive part only, as the paper does.
@@ -153,7 +154,7 @@ class RSIGradCAM(ScoredAttribution, LayerMaps):
     gradients: Callable[[Tensor], Tensor] = positive_gradients
     units: Callable[[Tensor, Tensor, Tensor], Tensor] = every_unit
     baseline: Baseline | Tensor = black
-    mean: Sequence[float] | None = None
+    mean: Standard | None = None
     std: Sequence[float] | None = None
     batch_size: int | None = None
 

@@ -14,6 +14,7 @@ from lightning_xai.attribution.paths import baseline_images, require_standardiza
 from lightning_xai.attribution.sampling import require_batch_size
 from lightning_xai.baselines import Baseline
 from lightning_xai.scores import at_least_float32
+from lightning_xai.standard import Standard
 from lightning_xai.trace import Trace
 from lightning_xai.types import OneLayer
 
@@ -97,7 +98,7 @@ class ScoreCAM(ScoredAttribution, LayerMaps):
             `increase_weights`, as in its definition and in the published code.
         baseline: What stands where the mask is 0: a tensor in the images' space that broadcasts to (N,C,H,W), None for
             zeros, or a function such as `black`.
-        mean: Mean by which the images were standardised, one number per channel; for a function only.
+        mean: Mean by which the images were standardised, or what says both (`Standard`); for a function only.
         std: Standard deviation by which they were standardised.
         batch_size: How many masked images run at once; None for as many as there are images. On a GPU larger is
             faster. Images given in ``torch.channels_last`` are passed so, in which CPUs run many networks faster.
@@ -117,7 +118,7 @@ class ScoreCAM(ScoredAttribution, LayerMaps):
 
     weights: Callable[[Tensor, Tensor], Tensor] = softmax_weights
     baseline: Baseline | Tensor | None = None
-    mean: Sequence[float] | None = None
+    mean: Standard | None = None
     std: Sequence[float] | None = None
     batch_size: int | None = 16
 

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import pytorch_lightning as pl
 from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_xai.attribution import Attribution
 from lightning_xai.callbacks.batches import Unpack, check_labels, first_two, is_multi_hot, taken_apart
 from lightning_xai.callbacks.classifier import ClassifierFinder
+from lightning_xai.callbacks.data import loaders_of, standards_in
 from lightning_xai.callbacks.listening import HeardStep, StepListener
 from lightning_xai.callbacks.processes import own_passes, require_no_tensor_parallelism, require_whole_parameters
 from lightning_xai.explain import capture_for, named_attributions
 from lightning_xai.metrics import Boxes
 from lightning_xai.scores import log_softmax
+from lightning_xai.standard import HOW_TO_SAY, Numbers, Standard, standard_of
 from lightning_xai.trace import Calling, Capture, Trace, name_of, plain_tensors, run
 from lightning_xai.types import OneLayer, Score
 
@@ -38,26 +39,15 @@ else:
     LightningCallback = type("LightningCallback", _callback_classes(), {"__doc__": "A callback of either package."})
 
 
-def share_of(total: int, rank: int, world_size: int) -> int:
-    """How many of the first ``total`` items fall to a rank when they are dealt out in turn.
-
-    Args:
-        total: Number of items.
-        rank: The rank.
-        world_size: Number of ranks.
-
-    Returns:
-        The number.
-
-    Example:
-        >>> [share_of(5, rank, 2) for rank in range(2)]
-        [3, 2]
-    """
-    return max(0, (total - rank + world_size - 1) // world_size)
-
-
 # What was said of each module, by whichever of its callbacks.
 _TOLD: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
+
+
+def tell_of(pl_module: nn.Module, told: str) -> None:
+    """Say something of a run, once for all its callbacks."""
+    if told not in _TOLD.setdefault(pl_module, set()):
+        _TOLD[pl_module].add(told)
+        rank_zero_info(told)
 
 
 class ListeningCallback(LightningCallback):
@@ -222,9 +212,7 @@ class ListeningCallback(LightningCallback):
     def _tell_of(self, pl_module: nn.Module, logits: Tensor) -> None:
         """Say which module is explained: numbers that are no class logits look like them."""
         told = f"{name_of(pl_module, self.model)!r} ({type(self.model).__name__}), {logits.shape[1]} classes"
-        if told not in _TOLD.setdefault(pl_module, set()):
-            _TOLD[pl_module].add(told)
-            rank_zero_info(f"The classifier that is explained: {told}. `classifier=` names another module.")
+        tell_of(pl_module, f"The classifier that is explained: {told}. `classifier=` names another module.")
 
     def _own_trace(self, trainer: pl.Trainer, images: Tensor, step: HeardStep) -> Trace:
         calling = Calling(context=trainer.precision_plugin.forward_context)
@@ -255,6 +243,8 @@ class ExplainingCallback(ListeningCallback):
 
     Args:
         attributions: Named methods, or one, which is called by its class.
+        mean: Mean by which images were standardised, or what says both; None to read it from the data.
+        std: Standard deviation by which they were.
         classifier: Dotted name of the module that takes images and gives logits; None to find it in the first batch.
         unpack: How a batch is taken apart.
 
@@ -267,11 +257,14 @@ class ExplainingCallback(ListeningCallback):
         self,
         attributions: Mapping[str, Attribution] | Attribution,
         *,
+        mean: Standard | None = None,
+        std: Sequence[float] | None = None,
         classifier: str | None = None,
         unpack: Unpack = first_two,
     ) -> None:
         super().__init__(classifier=classifier, unpack=unpack)
         self.attributions = named_attributions(attributions)
+        self._given = None if mean is None and std is None else standard_of(mean, std)
 
     def layers(self) -> Iterable[OneLayer]:
         """The layers that the methods ask for."""
@@ -290,45 +283,25 @@ class ExplainingCallback(ListeningCallback):
                 "`log_probability=log_sigmoid`, and `score=sigmoid` or `pre_softmax` to the methods.",
             )
 
+    def standard(self, trainer: pl.Trainer, dataloader_idx: int) -> tuple[Numbers, Numbers]:
+        """Mean and deviation by which the images of a dataloader are standardised: given, or as the data say.
+
+        Raises:
+            ValueError: If the data do not say, or say several.
+        """
+        if self._given is not None:
+            return self._given
+        found = standards_in(trainer, dataloader_idx)
+        dataset = type(getattr(loaders_of(trainer)[dataloader_idx], "dataset", None)).__name__
+        if len(found) != 1:
+            raise ValueError(
+                f"`mean` expected by what the images were standardised, since the data say {len(found) or 'no'} mean "
+                f"and std (dataset {dataset}, its transforms, the datamodule). {HOW_TO_SAY}"
+            )
+        told = "Images are standardised by mean {} and std {}, as the transforms of {} say."
+        tell_of(trainer.lightning_module, told.format(*(one := found.pop()), dataset))
+        return one
+
     def full_capture(self) -> Capture:
         """What a forward must keep for all attributions."""
         return capture_for(self.model, self.attributions.values(), self.finder.automatic)
-
-
-def is_due(trainer: pl.Trainer, every_n_epochs: int) -> bool:
-    """Whether a callback works in this epoch: each n-th of a fit, the first included, and always outside of one."""
-    return trainer.state.fn != "fit" or trainer.current_epoch % every_n_epochs == 0
-
-
-def stage_of(trainer: pl.Trainer) -> str:
-    """The first part of log keys: ``test`` while testing, else ``val``."""
-    return "test" if trainer.testing else "val"
-
-
-def loaders_of(trainer: pl.Trainer) -> list[Any]:
-    """The dataloaders of the running validation or test loop."""
-    loaders = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
-    if isinstance(loaders, Mapping):
-        return list(loaders.values())
-    return list(loaders) if isinstance(loaders, (list, tuple)) else [loaders]
-
-
-def images_of_rank(trainer: pl.Trainer, loader: Any, n_images: int | None) -> int | None:
-    """How many images of a dataloader this rank is to use, so that no image counts twice and ``n_images`` is global.
-
-    A ``DistributedSampler`` repeats images to give every rank equally many; the copies come last and are left out.
-
-    Args:
-        trainer: The trainer.
-        loader: One of its dataloaders.
-        n_images: Number of images over all ranks; None for all.
-
-    Returns:
-        The number of images from the start; None for all.
-    """
-    sampler = getattr(loader, "sampler", None) if isinstance(loader, DataLoader) else None
-    if isinstance(sampler, DistributedSampler):
-        length = len(sampler.dataset)  # type: ignore[arg-type]
-        n_images = length if n_images is None else min(n_images, length)
-        return share_of(n_images, sampler.rank, sampler.num_replicas)
-    return None if n_images is None else share_of(n_images, trainer.global_rank, trainer.world_size)

@@ -15,14 +15,16 @@ from torch import Tensor, nn
 
 from lightning_xai.attribution import Attribution, CenteredGaussian, Edges, FakeCAM, Random, Shuffled
 from lightning_xai.baselines import Baseline, black, check_standardized
-from lightning_xai.callbacks.base import ExplainingCallback, images_of_rank, is_due, loaders_of, stage_of
+from lightning_xai.callbacks.base import ExplainingCallback
 from lightning_xai.callbacks.batches import Unpack, first_two
+from lightning_xai.callbacks.data import images_of_rank, is_due, loaders_of, stage_of
 from lightning_xai.callbacks.loggers import declare_metrics
 from lightning_xai.callbacks.tally import Tally
 from lightning_xai.explain import attribute, named_attributions
 from lightning_xai.log_keys import LogKey
 from lightning_xai.metrics import Batch, Boxes, ExplanationMetric, Setting
 from lightning_xai.scores import centered, log_softmax, resolve_targets
+from lightning_xai.standard import Standard
 from lightning_xai.trace import Capture, Trace, plain_tensors, run
 from lightning_xai.types import Score, Targets
 
@@ -48,7 +50,8 @@ class Faithfulness(ExplainingCallback):
         attributions: Named methods, or one, which is called by its class.
         metrics: Metrics such as ``[AverageDrop(), Insertion()]`` (named by their class), or a dict of them: any
             `ExplanationMetric`; wrap another metric of torchmetrics in `FromMetric`.
-        mean: Mean by which images were standardised, one number per channel.
+        mean: Mean by which images were standardised, one number per channel, or what says both (`Standard`); None to
+            read them from the transforms of the dataset or the datamodule, which is told.
         std: Standard deviation by which images were standardised.
         n_images: Number of images of each dataloader, over all ranks; None for all.
         controls: Methods that know nothing of the model, to be beaten; an empty dict for none. None for
@@ -80,8 +83,8 @@ class Faithfulness(ExplainingCallback):
         attributions: Mapping[str, Attribution] | Attribution,
         metrics: Sequence[ExplanationMetric] | Mapping[str, ExplanationMetric],
         *,
-        mean: Sequence[float],
-        std: Sequence[float],
+        mean: Standard | None = None,
+        std: Sequence[float] | None = None,
         n_images: int | None = 256,
         controls: Mapping[str, Attribution] | None = None,
         control_images: int | None = 32,
@@ -97,7 +100,7 @@ class Faithfulness(ExplainingCallback):
         twice = set(attributions) & set(controls)
         if twice:
             raise ValueError(f"`controls` expected other names than `attributions`, got {sorted(twice)} in both.")
-        super().__init__({**attributions, **controls}, classifier=classifier, unpack=unpack)
+        super().__init__({**attributions, **controls}, mean=mean, std=std, classifier=classifier, unpack=unpack)
         for name, count in {"n_images": n_images, "control_images": control_images}.items():
             if count is not None and count < 1:
                 raise ValueError(f"`{name}` expected 1 or more, or None for all, got {count}.")
@@ -105,7 +108,7 @@ class Faithfulness(ExplainingCallback):
             raise ValueError(f"`every_n_epochs` expected 1 or more, got {every_n_epochs}.")
         self.metrics = _named_metrics(metrics)
         self.controls = tuple(controls)
-        self.setting = Setting(tuple(mean), tuple(std), baseline, log_probability)
+        self.baseline, self.log_probability = baseline, log_probability
         self.n_images, self.control_images, self.every_n_epochs = n_images, control_images, every_n_epochs
         self.targets = targets
         self._needs = frozenset().union(*(metric.needs for metric in self.metrics.values()))
@@ -145,19 +148,20 @@ class Faithfulness(ExplainingCallback):
         self, trainer: pl.Trainer, trace: Trace, labels: Tensor | None, boxes: Boxes | None, dataloader_idx: int
     ) -> None:
         """Update every metric of every attribution with one batch."""
-        self.compare_scores(labels, self.setting.log_probability)
+        self.compare_scores(labels, self.log_probability)
         tally = self._tallies[dataloader_idx]
         finite = self._known(
             trace.logits.isfinite().all(1)[: tally.left]
         )  # waits for a GPU, so that the clock is right
         begun = time.perf_counter()
+        setting = Setting(*self.standard(trainer, dataloader_idx), self.baseline, self.log_probability)
         if dataloader_idx not in self._checked:  # once a run: a later batch may hold a single odd image
-            check_standardized(trace.images, self.setting.mean, self.setting.std)
+            check_standardized(trace.images, setting.mean, setting.std)
             self._checked.add(dataloader_idx)
         with_controls = tally.with_controls(len(finite)) if self.controls else len(finite)
         names = [name for name in self.attributions if with_controls or name not in self.controls]
         rows = finite.nonzero()[:, 0]
-        batch = self._batch(trace, labels, boxes, names)
+        batch = self._batch(trace, labels, boxes, names, setting)
         self._measure(batch.take(rows[rows < with_controls]), tally)
         if with_controls < len(finite):
             tally.leave_controls(self.controls)
@@ -206,12 +210,14 @@ class Faithfulness(ExplainingCallback):
     on_test_epoch_start = on_validation_epoch_start
     on_test_epoch_end = on_validation_epoch_end
 
-    def _batch(self, trace: Trace, labels: Tensor | None, boxes: Boxes | None, names: Sequence[str]) -> Batch:
+    def _batch(
+        self, trace: Trace, labels: Tensor | None, boxes: Boxes | None, names: Sequence[str], setting: Setting
+    ) -> Batch:
         targets = resolve_targets(self.targets, trace.logits, labels)
         maps = attribute(trace, targets, {name: self.attributions[name] for name in names})
         classifier = _Asked(trace, self.capture(), self.attributions, targets)
         rows = torch.arange(len(trace.images), device=trace.images.device)
-        return Batch(trace.images, trace.logits, targets, maps, classifier, self.setting, rows, labels, boxes)
+        return Batch(trace.images, trace.logits, targets, maps, classifier, setting, rows, labels, boxes)
 
     def _measure(self, batch: Batch, tally: Tally) -> None:
         if "masked_scores" in self._needs and len(batch.images):

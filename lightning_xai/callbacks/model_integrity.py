@@ -11,8 +11,9 @@ import pytorch_lightning as pl
 from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
-from lightning_xai.callbacks.base import ListeningCallback, stage_of
+from lightning_xai.callbacks.base import ListeningCallback
 from lightning_xai.callbacks.batches import Unpack, first_two
+from lightning_xai.callbacks.data import stage_of, standards_in
 from lightning_xai.callbacks.integrity_check import IntegrityCheck
 from lightning_xai.callbacks.integrity_finding import Finding, changed_since, picture
 from lightning_xai.callbacks.integrity_run import IntegrityRun, Outcome, Phase, attempt, call_action, is_untrained
@@ -22,6 +23,7 @@ from lightning_xai.callbacks.processes import own_passes
 from lightning_xai.integrity import UNDECIDED, Digest, Fingerprint, OneClassError, Threshold, Verdict, for_model
 from lightning_xai.log_keys import LogKey
 from lightning_xai.metrics import Boxes
+from lightning_xai.standard import Standard, standard_of
 from lightning_xai.trace import Calling, Observer, Trace, evaluation_mode, is_image_batch, own_pass
 from lightning_xai.types import OneLayer, Tokens
 
@@ -57,9 +59,8 @@ class ModelIntegrity(ListeningCallback):
             belongs to its probes: pass them as ``images``.
         threshold: From which suspicion on to flag; None for the default.
         action: What a flagged model leads to, at each check: ``"warn"`` (once a run), ``"raise"`` (an error on all
-            ranks), or a function, which gets the `Finding` on rank
-            zero.
-        mean: Mean by which images were standardised, one number per channel, for the picture; None to guess.
+            ranks), or a function, which gets the `Finding` on rank zero.
+        mean: Mean of the images or what says both (`Standard`), for the picture; None: as the data say, or guessed.
         std: Standard deviation by which images were standardised.
         name: Part of the keys; give two callbacks two names.
         classifier: Dotted name of the module that takes images and gives logits, ``"self"`` for the LightningModule;
@@ -68,7 +69,7 @@ class ModelIntegrity(ListeningCallback):
 
     Raises:
         TypeError: If an argument has the wrong type.
-        ValueError: If a number is less than 1, or one of ``mean`` and ``std`` is missing.
+        ValueError: If a number is less than 1.
 
     Example:
         >>> ModelIntegrity(action="raise").names()
@@ -86,7 +87,7 @@ class ModelIntegrity(ListeningCallback):
         reference: nn.Module | Fingerprint | str | Path | None = None,
         threshold: Threshold | None = None,
         action: Literal["warn", "raise"] | Callable[[Finding], object] = "warn",
-        mean: Sequence[float] | None = None,
+        mean: Standard | None = None,
         std: Sequence[float] | None = None,
         name: str = "integrity",
         classifier: str | None = None,
@@ -100,8 +101,6 @@ class ModelIntegrity(ListeningCallback):
             raise TypeError(f"`images` expected probes (N, C, H, W) of a floating dtype, got {_kind(images)}.")
         if action not in ("warn", "raise") and not callable(action):
             raise TypeError(f"`action` expected 'warn', 'raise' or a function of the finding, got {action!r}.")
-        if (mean is None) != (std is None):
-            raise ValueError(f"`mean` and `std` expected both or neither, got {mean} and {std}.")
         self.layer = layer
         self.images = images
         self.n_images = n_images
@@ -110,7 +109,7 @@ class ModelIntegrity(ListeningCallback):
         self.reference = reference
         self.threshold = threshold
         self.action = action
-        self.standard = None if mean is None or std is None else (tuple(mean), tuple(std))
+        self._given = None if mean is None and std is None else standard_of(mean, std)
         self.name = name
         self.finding: Finding | None = None
         self._record: dict[str, Any] = {}
@@ -308,7 +307,8 @@ class ModelIntegrity(ListeningCallback):
         probes, calling = self._probes(trainer)
         finding, shown, calling = self._run.check.traced_back(self.model, probes, finding, calling)
         if trainer.loggers:
-            panel = picture(self.model, shown, self.finder.layer(self.layer), finding, calling, self.standard)
+            said = self._given or next(iter(standards_in(trainer, 0)), None)
+            panel = picture(self.model, shown, self.finder.layer(self.layer), finding, calling, said)
             log_panel(trainer.loggers, str(LogKey(stage_of(trainer), self.name)), panel, trainer.global_step)
         return finding
 

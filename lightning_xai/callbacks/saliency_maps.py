@@ -14,14 +14,16 @@ from torch import Tensor
 
 from lightning_xai.attribution import Attribution
 from lightning_xai.baselines import Baseline, black, check_standardized, to_pixels
-from lightning_xai.callbacks.base import ExplainingCallback, is_due, loaders_of, stage_of
+from lightning_xai.callbacks.base import ExplainingCallback
 from lightning_xai.callbacks.batches import Unpack, first_two
+from lightning_xai.callbacks.data import class_names_of, is_due, loaders_of, stage_of
 from lightning_xai.callbacks.loggers import log_panel
 from lightning_xai.callbacks.probes import Probes
 from lightning_xai.explain import attribute
 from lightning_xai.log_keys import LogKey
 from lightning_xai.metrics import Boxes, average_drop, masked_scores
 from lightning_xai.scores import log_softmax, predicted, resolve_targets
+from lightning_xai.standard import Numbers, Standard
 from lightning_xai.trace import Calling, Capture, Trace, run
 from lightning_xai.types import Score, Targets
 from lightning_xai.visualization import Panel, overlay
@@ -47,7 +49,8 @@ class SaliencyMaps(ExplainingCallback):
 
     Args:
         attributions: Named methods, or one, which is called by its class.
-        mean: Mean by which images were standardised, one number per channel.
+        mean: Mean by which images were standardised, one number per channel, or what says both (`Standard`); None to
+            read them from the transforms of the dataset or the datamodule, which is told.
         std: Standard deviation by which images were standardised.
         n_images: Number of images to follow on each dataloader.
         every_n_epochs: Epochs of training from one picture to the next, the first included; `validate` and `test`
@@ -77,8 +80,8 @@ class SaliencyMaps(ExplainingCallback):
         self,
         attributions: Mapping[str, Attribution] | Attribution,
         *,
-        mean: Sequence[float],
-        std: Sequence[float],
+        mean: Standard | None = None,
+        std: Sequence[float] | None = None,
         n_images: int = 8,
         every_n_epochs: int = 1,
         name: str = "maps",
@@ -90,13 +93,12 @@ class SaliencyMaps(ExplainingCallback):
         classifier: str | None = None,
         unpack: Unpack = first_two,
     ) -> None:
-        super().__init__(attributions, classifier=classifier, unpack=unpack)
+        super().__init__(attributions, mean=mean, std=std, classifier=classifier, unpack=unpack)
         for argument, value in {"n_images": n_images, "every_n_epochs": every_n_epochs}.items():
             if value < 1:
                 raise ValueError(f"`{argument}` expected 1 or more, got {value}.")
         if channels is not None and len(channels) not in (1, 3):
             raise ValueError(f"`channels` expected one channel or three, got {list(channels)}.")
-        self.mean, self.std = tuple(mean), tuple(std)
         self.n_images = n_images
         self.every_n_epochs = every_n_epochs
         self.baseline = baseline
@@ -107,6 +109,7 @@ class SaliencyMaps(ExplainingCallback):
         self.name = name
         self._followed: dict[tuple[str, int], _Followed] = {}
         self._shown_names: Sequence[str] | None = class_names
+        self._standard: tuple[Numbers, Numbers] = (), ()
 
     def names(self) -> set[str]:
         """The last part of the key."""
@@ -129,11 +132,12 @@ class SaliencyMaps(ExplainingCallback):
         """Take images until there are enough; draw those just taken, in later epochs all of them."""
         self.compare_scores(labels, self.log_probability)
         followed = self._of(trainer, dataloader_idx)
+        self._standard = self.standard(trainer, dataloader_idx)
         classes = trace.logits.shape[1]
         self._shown_names = self.class_names or class_names_of(loaders_of(trainer)[dataloader_idx], classes)
         if not followed.kept:
             if not followed.probes.images:  # a later batch may hold a single odd image
-                check_standardized(trace.images, self.mean, self.std)
+                check_standardized(trace.images, *self._standard)
                 self._check(trace)
             followed.probes.take(trace.images, labels, trace.calling(len(trace.images)))
         device = trace.images.device
@@ -209,13 +213,13 @@ class SaliencyMaps(ExplainingCallback):
 
     def _pixels(self, images: Tensor) -> Tensor:
         if self.channels is None:
-            return to_pixels(images, self.mean, self.std)
-        mean, std = ([values[one] for one in self.channels] for values in (self.mean, self.std))
+            return to_pixels(images, *self._standard)
+        mean, std = ([values[one] for one in self.channels] for values in self._standard)
         return to_pixels(images[:, list(self.channels)], mean, std)
 
     def _drops(self, trace: Trace, maps: Tensor, targets: Tensor) -> Tensor:
         """The drop of each image (N,); NaN where the logits are."""
-        behind = self.baseline(trace.images, self.mean, self.std)
+        behind = self.baseline(trace.images, *self._standard)
         before = self.log_probability(trace.logits.double(), targets)
         after = masked_scores(trace.predict, trace.images, maps, targets, baseline=behind, score=self.log_probability)
         known = ~(before.isnan() | after.isnan())
@@ -226,30 +230,6 @@ class SaliencyMaps(ExplainingCallback):
     def _names(self, classes: Tensor) -> list[Any]:
         numbers = classes.tolist()
         return [self._shown_names[number] for number in numbers] if self._shown_names else numbers
-
-
-def class_names_of(loader: Any, n_classes: int) -> list[str] | None:
-    """Names of the classes as the dataset of a loader has them: a list ``classes``, as torchvision's have.
-
-    Args:
-        loader: The dataloader; the dataset of a subset is looked for.
-        n_classes: Number of logits.
-
-    Returns:
-        The names; None where there are none, or not one for each logit.
-
-    Example:
-        >>> from types import SimpleNamespace
-        >>> subset = SimpleNamespace(dataset=SimpleNamespace(classes=["cat", "dog"]))
-        >>> class_names_of(SimpleNamespace(dataset=subset), 2)
-        ['cat', 'dog']
-    """
-    dataset: Any = getattr(loader, "dataset", None)
-    while not hasattr(dataset, "classes") and hasattr(dataset, "dataset"):
-        dataset = dataset.dataset
-    names = getattr(dataset, "classes", None)
-    usual = isinstance(names, (list, tuple)) and len(names) == n_classes and all(isinstance(one, str) for one in names)
-    return [*names] if usual and names is not None else None
 
 
 def _joined(panels: list[Panel]) -> Panel:

@@ -23,6 +23,8 @@ from callbacks.trainers import (
 )
 from support import assert_same_state, random_images, small_net, state_of
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
+from torchvision.transforms import v2
 
 from lightning_xai import AverageDrop, Faithfulness, GradCAM, GuidedGradient, InputGradient, SaliencyMaps
 from lightning_xai.callbacks import base
@@ -94,6 +96,40 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_callbacks_are_callbacks_of_both_packages(name: str, make: Callable[[], Any]) -> None:
     """Each Trainer checks for its own class."""
     assert isinstance(make(), imported(name).Callback)
+
+
+# Mean and std that the data say
+
+
+def unsaid(kind: type, **options: Any) -> Any:
+    """A callback that is not told by what images are standardised."""
+    return kind(GradCAM("conv2"), *([[AverageDrop()]] if kind is Faithfulness else []), **options)
+
+
+def test_mean_and_std_come_from_the_data(said: list[str]) -> None:
+    """From the dataset's transforms, also of a subset, or from the datamodule's; told once for all callbacks."""
+    plain, told = loader(), loader()
+    told.dataset.transform = v2.Compose([v2.Normalize(MEAN, STD)])
+    datamodule = pl.LightningDataModule()
+    datamodule.val_dataloader = lambda: plain
+    datamodule.val_transform = v2.Normalize(MEAN, STD)
+    for data in (told, DataLoader(Subset(told.dataset, range(4)), 4), datamodule):
+        said.clear()
+        both = [unsaid(SaliencyMaps), unsaid(Faithfulness)]
+        trainer(callbacks=both, logger=NoLogs()).validate(classifier(), data, verbose=False)
+        (one,) = [text for text in said if text.startswith("Images are standardised")]
+        assert one.startswith(f"Images are standardised by mean {MEAN} and std {STD}, as the transforms of ")
+    for kind in (SaliencyMaps, Faithfulness):
+        with pytest.raises(ValueError, match=r"the data say no mean and std \(dataset TensorDataset.*Pass one number"):
+            trainer(callbacks=[unsaid(kind)], logger=NoLogs()).validate(classifier(), plain, verbose=False)
+
+
+def test_a_wrong_standardisation_of_the_data_is_noticed() -> None:
+    """What was found is checked like what was given."""
+    data = loader()
+    data.dataset.transform = v2.Normalize((0.0,) * 3, (255.0,) * 3)
+    with pytest.raises(ValueError, match="standardised with mean"):
+        trainer(callbacks=[unsaid(Faithfulness)]).validate(classifier(), data, verbose=False)
 
 
 # The forward is heard

@@ -70,8 +70,11 @@ trainer:
       init_args:
         attributions:
           plus: lightning_xai.GradCAMPlusPlus
-        mean: [0.5, 0.5, 0.5]
-        std: [0.25, 0.25, 0.25]
+        mean:
+          class_path: torchvision.transforms.Normalize
+          init_args:
+            mean: [0.5, 0.5, 0.5]
+            std: [0.25, 0.25, 0.25]
         targets: TARGETS
         class_names: [ant, bee, cat]
 model:
@@ -161,7 +164,7 @@ def test_a_yaml_file_says_everything(name: str, command_line: Callable[..., Any]
     assert isinstance(methods["guided"], GuidedGradient)
     assert methods["random"] == Random(7)
     assert isinstance(measured.metrics["AverageDrop"], AverageDrop)
-    assert (measured.setting.baseline, measured.targets) == (mean_color, label)
+    assert (measured.baseline, measured.targets) == (mean_color, label)
     assert drawn.attributions == {"plus": GradCAMPlusPlus()}
     assert (drawn.targets, drawn.class_names) == (None, ["ant", "bee", "cat"])
 

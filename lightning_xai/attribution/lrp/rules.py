@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from lightning_xai.attribution.lrp.weighted import WeightedLayer
+from lightning_xai.standard import Standard, standard_of
 
 Propagation: TypeAlias = Callable[[Tensor], Tensor]
 """From the multipliers of a layer's outputs to those of its inputs; to the relevance itself for rules of the first."""
@@ -445,14 +446,14 @@ class ZBox(InputRule):
                 object.__setattr__(self, name, tuple(float(bound) for bound in bounds))
 
     @classmethod
-    def standardized(cls, mean: Sequence[float], std: Sequence[float]) -> ZBox:
+    def standardized(cls, mean: Standard, std: Sequence[float] | None = None) -> ZBox:
         """The bounds of pixels in [0, 1] that were standardised, ``(pixels - mean) / std``, as in Iwana et al. 2019.
 
         Args:
-            mean: Mean of each channel.
+            mean: Mean of each channel, or what says both (`Standard`).
             std: Standard deviation of each channel.
         """
-        pairs = list(zip(mean, std, strict=True))
+        pairs = list(zip(*standard_of(mean, std), strict=True))
         return cls(tuple(-m / s for m, s in pairs), tuple((1 - m) / s for m, s in pairs))
 
     def __call__(self, layer: WeightedLayer, inputs: Tensor, outputs: Tensor) -> Propagation:
