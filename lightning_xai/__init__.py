@@ -37,6 +37,7 @@ from lightning_xai.metrics import (
     PointingGame,
 )
 from lightning_xai.regularization import GuidedGradientLoss, GuidedGradientMixin, LinearWarmup
+from lightning_xai.show import show
 from lightning_xai.types import Tokens
 
 __all__ = [
@@ -81,4 +82,5 @@ __all__ = [
     "compare_models",
     "explain",
     "inspect_model",
+    "show",
 ]

@@ -102,24 +102,45 @@ def explain(
         >>> {name: tuple(values.shape) for name, values in maps.items()}
         {'cam': (2, 8, 8), 'grad': (2, 8, 8)}
     """
-    _check(model, images, score)
     methods = named_attributions({"map": attributions} if isinstance(attributions, Attribution) else attributions)
     if score is not None:
+        if not callable(score):
+            raise TypeError(f"`score` expected a function of logits and targets such as `pre_softmax`, got {score!r}.")
         methods = {name: method.with_score(score) for name, method in methods.items()}
+    trace = trace_of(model, images, methods, calling=calling, create_graph=create_graph)
+    with plain_tensors():
+        classes = resolve_targets(targets, trace.logits.detach())
+    maps = attribute(trace, classes, methods)
+    return maps["map"] if isinstance(attributions, Attribution) else maps
+
+
+def trace_of(
+    model: nn.Module,
+    images: Tensor,
+    attributions: Mapping[str, Attribution],
+    *,
+    calling: Calling | None = None,
+    create_graph: bool = False,
+) -> Trace:
+    """The forward pass from which `attribute` computes the maps of several methods, for any classes.
+
+    Arguments and errors are those of `explain`.
+
+    Returns:
+        The trace; its logits are finite.
+    """
+    _check(model, images)
     calling = replace(Calling() if calling is None else calling, context=current_autocast(images.device))
     automatic = None
-    if any(layer is None for method in methods.values() for layer in method.layers()):
+    if any(layer is None for method in attributions.values() for layer in method.layers()):
         automatic = last_spatial_layer(model, images, calling)
-    capture = capture_for(model, methods.values(), automatic)
+    capture = capture_for(model, attributions.values(), automatic)
     capture = replace(capture, create_graph=create_graph)
     trace = run(model, images, capture, calling)
     if not trace.logits.isfinite().all():
         wrong = _not_finite(trace.logits)
         raise ValueError(f"`model` expected to give finite logits, got NaN or infinity for images {wrong}.")
-    with plain_tensors():
-        classes = resolve_targets(targets, trace.logits.detach())
-    maps = attribute(trace, classes, methods)
-    return maps["map"] if isinstance(attributions, Attribution) else maps
+    return trace
 
 
 def attribute(trace: Trace, targets: Tensor, attributions: Mapping[str, Attribution]) -> dict[str, Tensor]:
@@ -217,13 +238,11 @@ def capture_for(model: nn.Module, attributions: Iterable[Attribution], automatic
     return Capture(modules, any(method.needs_image_gradient for method in methods), next(iter(interceptions), None))
 
 
-def _check(model: nn.Module, images: Tensor, score: Score | None) -> None:
+def _check(model: nn.Module, images: Tensor) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"`model` expected a torch.nn.Module, got {type(model).__name__}.")
     if not isinstance(images, Tensor):
         raise TypeError(f"`images` expected a tensor, got {type(images).__name__}.")
-    if score is not None and not callable(score):
-        raise TypeError(f"`score` expected a function of logits and targets such as `pre_softmax`, got {score!r}.")
     if not is_image_batch(images) or 0 in images.shape:
         raise ValueError(
             "`images` expected a batch (N, C, H, W) of a floating dtype with at least one image, "

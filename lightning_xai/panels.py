@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -74,11 +75,13 @@ class StoredPanel:
         folder: Its folder.
         columns: ``image`` and the names of attributions.
         captions: What is known of each image.
+        facts: The same, lists of a value for each image by name.
     """
 
     folder: Path
     columns: list[str]
     captions: list[str]
+    facts: dict[str, list[Any]] = field(default_factory=dict)
 
     def tile(self, column: str, row: int) -> Path | None:
         """The file of a picture; None where the panel has none."""
@@ -101,7 +104,7 @@ def read_panel(folder: Path) -> StoredPanel:
     for found in (columns, captions):
         if not isinstance(found, list) or not found or not all(isinstance(one, str) for one in found):
             raise ValueError(f"{FACTS} expected lists of texts `columns` and `captions`, got something else.")
-    return StoredPanel(folder, list(columns), list(captions))  # type: ignore[arg-type]  # just checked
+    return StoredPanel(folder, list(columns), list(captions), told.get("facts", {}))  # type: ignore[arg-type]  # just checked
 
 
 def _encoded(picture: np.ndarray) -> bytes:

@@ -7,6 +7,7 @@ training process is touched.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from io import BytesIO
 from textwrap import wrap
 from typing import Any
 
@@ -119,7 +120,6 @@ def as_uint8(images: Tensor) -> np.ndarray:
 _FONT = 8
 _LINE = 0.14
 _LETTER = 0.075  # a broad one: lines are broken by counting letters
-_TILE = 1.8
 _TEXT = 1.9
 _MARGIN = 0.08
 
@@ -167,11 +167,12 @@ class Panel:
         """The facts of each image in one line."""
         return [" | ".join(_phrases(facts)) for facts in self._facts_by_image()]
 
-    def figure(self, title: str = "") -> Figure:
+    def figure(self, title: str = "", *, tile: float = 1.8) -> Figure:
         """Draw one row for each image: its facts, the image, and each attribution's picture.
 
         Args:
             title: Heading of the figure.
+            tile: Width of a picture in inches.
 
         Returns:
             A figure on an Agg canvas, as large as its contents need, 100 pixels to the inch.
@@ -182,22 +183,22 @@ class Panel:
             ['epoch 3', 'image']
         """
         columns = [("image", self.images), *self.overlays.items()]
-        names = [_wrapped([name], _TILE) for name, _ in columns]
+        names = [_wrapped([name], tile) for name, _ in columns]
         facts = [_wrapped(_phrases(facts), _TEXT) for facts in self._facts_by_image()]
-        width = _MARGIN + _TEXT + len(columns) * (_TILE + _MARGIN)
+        width = _MARGIN + _TEXT + len(columns) * (tile + _MARGIN)
         title = _wrapped([title], width - _MARGIN)
         top = _height([title]) + _height(names) + 3 * _MARGIN
-        tile = _TILE * min(self.images.shape[2] / self.images.shape[3], 3.0)
-        row = max(tile, _height(facts)) + _MARGIN
+        height = tile * min(self.images.shape[2] / self.images.shape[3], 3.0)
+        row = max(height, _height(facts)) + _MARGIN
         sheet = _Sheet(width, top + len(facts) * row)
         sheet.text(_MARGIN, _MARGIN, title, weight="bold")
         for i, text in enumerate(facts):
             sheet.text(_MARGIN, top + i * row, text)
         for j, (_, pictures) in enumerate(columns):
-            left = _MARGIN + _TEXT + j * (_TILE + _MARGIN)
+            left = _MARGIN + _TEXT + j * (tile + _MARGIN)
             sheet.text(left, top - _height([names[j]]) - _MARGIN / 2, names[j])
             for i, picture in enumerate(pictures):
-                sheet.picture(left, top + i * row, _TILE, tile, picture)
+                sheet.picture(left, top + i * row, tile, height, picture)
         return sheet.figure
 
     def _facts_by_image(self) -> list[dict[str, Any]]:
@@ -222,12 +223,21 @@ def raster(figure: Figure) -> np.ndarray:
     return np.array(canvas.buffer_rgba())[..., :3]
 
 
+class _Shown(Figure):
+    """A figure that notebooks show, although pyplot does not know it."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = BytesIO()
+        self.savefig(buffer, format="png")
+        return buffer.getvalue()
+
+
 class _Sheet:
     """A figure on which things are placed by inches from the upper left corner."""
 
     def __init__(self, width: float, height: float) -> None:
         self.size = width, height
-        self.figure = Figure(figsize=self.size, dpi=100)
+        self.figure = _Shown(figsize=self.size, dpi=100)
         self.figure.set_layout_engine("none")  # whatever the user's matplotlibrc says
         FigureCanvasAgg(self.figure)
 

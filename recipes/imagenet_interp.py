@@ -43,11 +43,12 @@ from torchmetrics.classification import MulticlassAccuracy
 
 import lightning_xai as xai
 from common.data.images import Batch, ImageData, image_data
-from common.networks import classifier_of, load_weights, save_weights
+from common.networks import classifier_of, save_weights
 from common.options import DataOptions, ModelOptions, RunOptions, adapted, option, parsed
 from common.run import Run, is_first_process
 from common.training import RandomStates, TrainerOptions, checkpoint_in, forget_after, of_all_processes, say
 from lightning_xai import regularization
+from lightning_xai.networks import load_weights
 from papers.interpretable_gradients.side_by_side import report
 from papers.interpretable_gradients.term import ATTRIBUTIONS, SCHEDULES, Methods, TermOptions, attributions_of
 

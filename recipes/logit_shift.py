@@ -53,11 +53,12 @@ from torch import Tensor
 import lightning_xai as xai
 from common.data.images import image_data
 from common.data.planted import CLASSES, planted_evidence
-from common.networks import create_classifier, model_options
+from common.networks import model_options
 from common.options import DataOptions, ModelOptions, RunOptions, add_options, built
 from common.planted_network import STANDARD, Standard, standardized, trained
 from common.run import Run, first_images
 from lightning_xai.baselines import to_pixels
+from lightning_xai.networks import create_classifier
 from lightning_xai.report import Cell, Picture, Results, Table
 from lightning_xai.visualization import Panel, overlay
 from papers.logit_shift.attacks import PositionShift

@@ -53,11 +53,12 @@ from common.data.boxed import BoxedImages, most_probable_of
 from common.data.images import eval_transform, image_data
 from common.data.planted import CLASSES, planted_evidence
 from common.method_report import Found, draw, drawable, summary, tables
-from common.networks import create_classifier, model_options
+from common.networks import model_options
 from common.options import DataOptions, ModelOptions, RunOptions, add_options, built
 from common.planted_network import fitted
 from common.run import Run
 from lightning_xai import attribution, metrics
+from lightning_xai.networks import create_classifier
 from lightning_xai.report import Results
 
 Layer = str | None

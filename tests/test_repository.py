@@ -19,6 +19,8 @@ LEVELS = {
     "ranks": 0,
     "standard": 0,
     "baselines": 1,
+    "images": 1,
+    "networks": 1,
     "noise": 1,
     "scores": 1,
     "visualization": 1,
@@ -27,11 +29,14 @@ LEVELS = {
     "metrics": 2,
     "attribution": 3,
     "explain": 4,
+    "show": 5,
     "integrity": 5,
     "regularization": 5,
     "callbacks": 6,
     "report": 6,
     "__init__": 7,
+    "folders": 8,
+    "__main__": 9,
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))
 LOGGERS = {"wandb", "tensorboard", "mlflow"}

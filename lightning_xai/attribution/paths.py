@@ -305,7 +305,7 @@ def require_standardization(baseline: Baseline | Tensor, mean: Standard | None, 
     if not isinstance(baseline, Tensor):
         if mean is None:
             raise ValueError(
-                "`mean` expected what the images were standardised by, one number per channel beside `std`, or their "
-                "transform, got None. It says what a black image is; or pass a tensor as `baseline`."
+                "`mean` and `std` expected what the images were standardised by, or `mean` their transform, got None. "
+                "They say what a black image is; or pass a tensor as `baseline`."
             )
         standard_of(mean, std)

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lightning_xai.images import UNREADABLE
 from lightning_xai.metrics import number_named
 from lightning_xai.panels import StoredPanel, read_panel
 from lightning_xai.report.followed import split_name
-from lightning_xai.report.pictures import UNREADABLE, Pictures
+from lightning_xai.report.pictures import Pictures
 from lightning_xai.report.results import Example
 
 _SHOWN = 3

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from lightning_xai.images import UNREADABLE
 from lightning_xai.panels import StoredPanel, read_panel
-from lightning_xai.report.pictures import UNREADABLE, Pictures, evenly
+from lightning_xai.report.pictures import Pictures, evenly
 from lightning_xai.report.run_folder import Log
 
 Found = TypeVar("Found")

@@ -12,12 +12,13 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from lightning_xai.files import read_regular, write_whole
+from lightning_xai.images import UNREADABLE
 from lightning_xai.report import tables
 from lightning_xai.report.curves import sections
 from lightning_xai.report.extremes import extremes, inside
 from lightning_xai.report.followed import viewers
 from lightning_xai.report.integrity import checks
-from lightning_xai.report.pictures import FIGURE_BYTES, FIGURE_PIXELS, UNREADABLE, Pictures, opened
+from lightning_xai.report.pictures import FIGURE_BYTES, FIGURE_PIXELS, Pictures, opened
 from lightning_xai.report.results import Picture, Results
 from lightning_xai.report.run_folder import Log, RunFolder, read_run
 
@@ -51,7 +52,8 @@ def write_report(folder: Path, other: Path | None = None) -> Path:
         True
     """
     folders = [folder] if other is None else [folder, other]
-    page = _render(dict(zip(_names(folders), map(read_run, folders), strict=True)))
+    runs = dict(zip(_names(folders), map(read_run, folders), strict=True))
+    page = render("report.html", **_content(runs))
     path = folder / ("report.html" if other is None else "comparison.html")
     write_whole(path, page)
     return path
@@ -73,7 +75,8 @@ class Figure:
     note: str = ""
 
 
-def _render(runs: dict[str, RunFolder]) -> str:
+def render(template: str, **content: Any) -> str:
+    """A page of one of the templates, with everything that comes from others escaped."""
     style, script = ((_TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
@@ -83,7 +86,7 @@ def _render(runs: dict[str, RunFolder]) -> str:
         lstrip_blocks=True,
     )
     digest = b64encode(sha256(script.encode()).digest()).decode()  # no other script runs in the page
-    return environment.get_template("report.html").render(style=style, script=script, digest=digest, **_content(runs))
+    return environment.get_template(template).render(style=style, script=script, digest=digest, **content)
 
 
 def _content(runs: dict[str, RunFolder]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from base64 import b64encode
 from collections.abc import Sequence
 from io import BytesIO
@@ -12,11 +11,10 @@ from typing import TypeVar
 from PIL import Image
 
 from lightning_xai.files import read_regular
+from lightning_xai.images import decoded
 
 Item = TypeVar("Item")
 
-UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
-"""What damaged files of pictures raise."""
 _TILE_BYTES, _TILE_PIXELS = 4_000_000, 1_000_000
 _SMALL = 8_000
 """Bytes up to which a stored picture is embedded as it is."""
@@ -79,28 +77,8 @@ class Pictures:
 
 
 def opened(content: bytes, pixels: int) -> Image.Image:
-    """A picture that was decoded as a whole; Pillow's own check for bombs stays on.
-
-    Args:
-        content: A PNG, JPEG or WebP file.
-        pixels: How many it may have.
-
-    Raises:
-        OSError: If it is none of these, or damaged.
-        ValueError: If it has more pixels.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        try:
-            picture = Image.open(BytesIO(content), formats=("PNG", "JPEG", "WEBP"))
-        except Image.DecompressionBombWarning as error:
-            raise ValueError(str(error)) from error
-        if picture.width * picture.height > pixels:
-            raise ValueError(
-                f"a picture of at most {pixels:,} pixels was expected, got {picture.width} x {picture.height}"
-            )
-        picture.load()
-    return picture
+    """A PNG, JPEG or WebP file of at most so many pixels, decoded as by `lightning_xai.images.decoded`."""
+    return decoded(BytesIO(content), pixels, ("PNG", "JPEG", "WEBP"))
 
 
 def _webp(picture: Image.Image, **options: int) -> bytes:

@@ -14,10 +14,11 @@ from torch.utils.data import DataLoader
 from common.data.boxed import BoxedImages, most_probable_of
 from common.data.images import ImageData, eval_transform, image_data
 from common.data.planted import CLASSES, PlantedEvidence, planted_evidence
-from common.networks import classifier_of, load_weights, save_weights
+from common.networks import classifier_of, save_weights
 from common.options import DataOptions, ModelOptions
 from common.planted_network import STANDARD, small_network, standardized, trained
 from common.run import first_images, in_chunks
+from lightning_xai.networks import load_weights
 from lightning_xai.types import TargetRule
 
 

@@ -14,7 +14,6 @@ from torch import Tensor
 from common.data.cifar import MEAN as CIFAR_MEAN
 from common.data.cifar import STD as CIFAR_STD
 from common.data.cifar import CifarResNet, cifar10
-from common.networks import load_weights
 from lightning_xai import (
     ADCC,
     AverageDrop,
@@ -29,6 +28,7 @@ from lightning_xai import (
 from lightning_xai.attribution import Random, Shuffled
 from lightning_xai.callbacks import faithfulness as module_under_test
 from lightning_xai.metrics import ExplanationMetric, Infidelity, RelativePerformance
+from lightning_xai.networks import load_weights
 
 DATA = os.environ.get("LIGHTNING_XAI_DATA")
 METHODS = {"cam": GradCAM("conv2")}

@@ -13,7 +13,6 @@ from metrics.contract import Batch, MetricContract
 from torch import Tensor
 
 from common.data.cifar import CifarResNet, cifar10
-from common.networks import load_weights
 from lightning_xai.metrics import (
     GradientAlignment,
     GradientRoughness,
@@ -22,6 +21,7 @@ from lightning_xai.metrics import (
     gradient_roughness,
     gradient_variation,
 )
+from lightning_xai.networks import load_weights
 from lightning_xai.scores import log_softmax
 from lightning_xai.trace import Capture, run
 

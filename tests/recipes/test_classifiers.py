@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from common.networks import create_classifier, load_weights, model_options
+from common.networks import model_options
+from lightning_xai.networks import create_classifier, load_weights
 
 DATA = os.environ.get("LIGHTNING_XAI_DATA")
 needs_data = pytest.mark.skipif(not DATA, reason="needs the folder $LIGHTNING_XAI_DATA")

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 from report.example_run import write_log, write_run
 
+from lightning_xai.__main__ import main
 from lightning_xai.report import write_report
-from lightning_xai.report.__main__ import main
 from lightning_xai.report.run_folder import read_run
 
 VALUES = [None, "x", -1, 1e999, float("nan"), True, [], {}, [1, 2, 3], {"mean": 1}, 10**30]
@@ -95,7 +95,7 @@ def test_a_damaged_run_ends_in_a_page_or_in_a_sentence(run, tmp_path, seed):
     folder, rng = tmp_path / "run", random.Random(seed)
     shutil.copytree(run, folder)
     damage(rng, folder)
-    page = main([str(folder)]).read_text(encoding="utf-8")
+    page = main(["report", str(folder)]).read_text(encoding="utf-8")
     assert "root:" not in page
     assert "<script>alert" not in page
     assert len(page) < 2_000_000
@@ -138,7 +138,7 @@ def test_a_folder_in_place_of_the_page_is_told(run, tmp_path):
     shutil.copytree(run, folder)
     (folder / "report.html").mkdir()
     with pytest.raises(SystemExit, match=r"report\.html"):
-        main([str(folder)])
+        main(["report", str(folder)])
     assert not list(folder.glob(".*"))
 
 

@@ -7,8 +7,8 @@ from itertools import pairwise
 import pytest
 from report.example_run import write_log, write_run
 
+from lightning_xai.__main__ import main
 from lightning_xai.report import Picture, Results, Table, write_report
-from lightning_xai.report.__main__ import main
 
 HOSTILE = '<img src="x" onerror="alert(1)">'
 
@@ -156,7 +156,7 @@ def test_missing_pictures_are_told_in_their_place(tmp_path):
     Results("Trial", "Nothing.", pictures=[Picture(file, f"Caption of {file}") for file in files]).save(tmp_path)
     read = Page(write_report(tmp_path).read_text()).text
     assert "The picture none.png is missing in the run's folder. Caption of none.png" in read
-    assert "The picture broken.png cannot be shown: cannot identify image file" in read
+    assert "The picture broken.png cannot be shown: expected an image of JPEG, PNG, WEBP" in read
     assert "The picture ../secret.png cannot be shown: `file` expected a path within the run's folder" in read
 
 
@@ -171,8 +171,8 @@ def test_a_run_of_tables_alone_has_no_empty_parts(tmp_path):
 def test_the_command_writes_the_page_and_says_where(tmp_path, capsys):
     """Of one run, and of two."""
     Results("Trial", "Nothing.").save(tmp_path)
-    assert main([str(tmp_path)]) == tmp_path / "report.html"
-    assert main([str(tmp_path), str(tmp_path)]) == tmp_path / "comparison.html"
+    assert main(["report", str(tmp_path)]) == tmp_path / "report.html"
+    assert main(["report", str(tmp_path), str(tmp_path)]) == tmp_path / "comparison.html"
     assert capsys.readouterr().out.split() == [str(tmp_path / "report.html"), str(tmp_path / "comparison.html")]
 
 
@@ -181,5 +181,5 @@ def test_the_command_ends_with_a_sentence_where_there_is_no_run(tmp_path, name, 
     """And leaves no file behind."""
     (tmp_path / "empty").mkdir()
     with pytest.raises(SystemExit, match=f"`RUN` expected the folder of a run.*{told}"):
-        main([str(tmp_path / name)])
+        main(["report", str(tmp_path / name)])
     assert list((tmp_path / "empty").iterdir()) == []

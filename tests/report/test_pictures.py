@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 from report.example_run import panel
 
+from lightning_xai.images import UNREADABLE
 from lightning_xai.panels import read_panel, save_panel
-from lightning_xai.report.pictures import UNREADABLE, Pictures, evenly
+from lightning_xai.report.pictures import Pictures, evenly
 from lightning_xai.visualization import Panel, as_uint8
 
 

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import timm.data
-from PIL import Image
 from torch import Tensor
 from torchvision import datasets
 
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-"""What PIL raises on files that are no images, are cut off, or are damaged (SyntaxError comes from PNG files)."""
+from lightning_xai.images import UNREADABLE, read_image
+from lightning_xai.networks import imagenet_names
 
 
 def imagenet_index() -> dict[str, int]:
@@ -25,17 +24,6 @@ def imagenet_index() -> dict[str, int]:
         0
     """
     return {wnid: i for i, wnid in enumerate(timm.data.ImageNetInfo().label_names())}
-
-
-def imagenet_names() -> list[str]:
-    """The names of ImageNet's classes by index, the first of each one's synonyms.
-
-    Example:
-        >>> imagenet_names()[:2]
-        ['tench', 'goldfish']
-    """
-    info = timm.data.ImageNetInfo()
-    return [info.index_to_description(i).split(",")[0] for i in range(info.num_classes())]
 
 
 def class_index(folders: Sequence[str]) -> dict[str, int]:
@@ -102,7 +90,7 @@ class ImagesInFolders(datasets.ImageFolder):
         """The image, or its path where it cannot be read, and its label."""
         path, label = self.samples[index]
         try:
-            image = self.loader(path)
+            image = read_image(Path(path))
         except UNREADABLE:
             return path, label
         return self.transform(image), label  # outside of the try: errors of the transform are not the file's

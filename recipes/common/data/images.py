@@ -13,11 +13,12 @@ from torch import Tensor
 from torchvision import datasets
 from torchvision.transforms import v2
 
-from common.data.folders import imagenet_names, images_in_folders
+from common.data.folders import images_in_folders
 from common.data.generated import CLASSES, MEAN, STD, GeneratedImages
 from common.data.loading import Batch, ImageData
 from common.data.shards import ImagesInShards
 from common.options import DataOptions, ModelOptions
+from lightning_xai.networks import imagenet_names
 
 __all__ = ["Batch", "ImageData", "eval_transform", "image_data", "train_transform"]
 

@@ -9,11 +9,10 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from common.data.folders import UNREADABLE
+from lightning_xai.images import UNREADABLE, decoded, upright
 
 _IMAGES = ("jpg", "jpeg", "png", "webp")
 _BUFFER = 1000
@@ -97,7 +96,7 @@ def _decoded(sample: dict[str, Any], transform: Callable[[Any], Tensor]) -> tupl
         raise ValueError(f"Sample {name} expected cls and one of {', '.join(_IMAGES)}, has {', '.join(has)}.")
     label = int(sample["cls"])
     try:
-        image = Image.open(io.BytesIO(found)).convert("RGB")
+        image = upright(decoded(io.BytesIO(found)))
     except UNREADABLE:
         return name, label
     return transform(image), label

@@ -19,9 +19,9 @@ from torchvision.transforms.v2.functional import normalize
 
 from common.data.cifar import MEAN, STD, CifarResNet, cifar10
 from common.data.generated import GeneratedImages
-from common.networks import load_weights
 from common.options import DataOptions, ModelOptions
 from common.subject import Subject, given
+from lightning_xai.networks import load_weights
 from lightning_xai.trace import tapped
 from papers.logit_shift.red_team import Edited
 
