@@ -16,11 +16,10 @@ from __future__ import annotations
 
 import common.threads  # noqa: F401
 
-import argparse
 import copy
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,11 +30,11 @@ from torchvision.models import resnet18, resnet50
 
 import benchmarks.peers as peers
 import lightning_xai as xai
-from benchmarks.clock import seconds_of
 from benchmarks.training import measurements, profiles, records
 from benchmarks.training import table as training_table
 from benchmarks.validation import validations
-from common.measured import machine, save_measurement
+from common.measured import machine, quartiles, save_measurement, seconds_of
+from common.options import option, parsed
 from common.run import show
 from lightning_xai.attribution import CLRP, LRP, SGLRP
 from lightning_xai.report import Cell, Table
@@ -114,53 +113,49 @@ class Result:
     seconds: list[float]
 
     @property
-    def median(self) -> float:
-        """Of the ratios."""
-        return statistics.median(self.ratios)
+    def quartiles(self) -> tuple[float, float, float]:
+        """First quartile, median and third quartile of the ratios."""
+        return quartiles(self.ratios)
 
     def record(self) -> dict[str, Any]:
         """A row in long form."""
-        low, high = self.spread
         names = {"method": self.row.name, "library": self.row.library, "rounds": len(self.ratios)}
         seconds = round(statistics.median(self.seconds), 6)
-        return names | {"low": low, "median": self.median, "high": high, "seconds": seconds}
-
-    @property
-    def spread(self) -> tuple[float, float]:
-        """First and third quartile of the ratios."""
-        if len(self.ratios) == 1:
-            return self.ratios[0], self.ratios[0]
-        first, _, third = statistics.quantiles(self.ratios, n=4, method="inclusive")
-        return first, third
+        return names | dict(zip(("low", "median", "high"), self.quartiles, strict=True)) | {"seconds": seconds}
 
 
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+@dataclass(frozen=True)
+class Settings:
+    """What is timed."""
+
+    rounds: int = option(5, "how often each row runs, beside once to warm up")
+    batch_size: int = option(8, "images")
+    image_size: int = option(224, "side of the images in pixels")
+    only: tuple[str, ...] = option((), "beginnings of methods, or libraries", metavar="NAME", nargs="+")
+    threads: int | None = option(None, "CPU threads; what torch takes by itself if not given")
+    device: str = option("cpu", "where to compute")
+    network: str = option("resnet18", "whose maps are timed", choices=NETWORKS)
+    bfloat16: bool = option(False, "maps under autocast to bfloat16")
+    validation: bool = option(False, "time validation epochs with the callbacks, not maps")
+    training: bool = option(False, "time training steps with the term, not maps")
+    profile: bool = option(False, "with --training: where the time goes, on a CPU")
+    out: Path | None = option(None, "file for the numbers, as JSON")
+    fast_dev_run: bool = option(False, "one round on two images of 32 px")
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise ValueError(f"argument --rounds: expected 1 or more, got {self.rounds}")
+
+
+def parse(argv: Sequence[str] | None = None) -> Settings:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help="how often each row runs, beside once to warm up")
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--image-size", type=int, default=224)
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="beginnings of methods, or libraries")
-    parser.add_argument("--threads", type=int, help="CPU threads; what torch takes by itself if not given")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--network", choices=NETWORKS, default="resnet18", help="whose maps are timed")
-    parser.add_argument("--bfloat16", action="store_true", help="maps under autocast to bfloat16")
-    parser.add_argument("--validation", action="store_true", help="time validation epochs with the callbacks, not maps")
-    parser.add_argument("--training", action="store_true", help="time training steps with the term, not maps")
-    parser.add_argument("--profile", action="store_true", help="with --training: where the time goes, on a CPU")
-    parser.add_argument("--out", type=Path, help="file for the numbers, as JSON")
-    parser.add_argument("--fast-dev-run", action="store_true", help="one round on two images of 32 px")
-    args = parser.parse_args(arguments)
-    if args.fast_dev_run:
-        args.rounds, args.batch_size, args.image_size = 1, 2, 32
-    if args.rounds < 1:
-        parser.error(f"argument --rounds: expected 1 or more, got {args.rounds}")
-    return args
+    found = parsed(Settings, __doc__, argv)
+    return replace(found, rounds=1, batch_size=2, image_size=32) if found.fast_dev_run else found
 
 
-def chosen(only: Sequence[str] | None) -> list[Row]:
+def chosen(only: Sequence[str]) -> list[Row]:
     """The rows whose method begins with one of the names, or whose library is one; all where none is given."""
-    if only is None:
+    if not only:
         return ROWS
     names = tuple(name.lower() for name in only)
     rows = [row for row in ROWS if row.name.lower().startswith(names) or row.library in names]
@@ -194,67 +189,68 @@ def time_once(row: Row, model: nn.Module, images: Tensor, targets: Tensor) -> tu
     if row.library != "lightning_xai":
         model_of_row, images_of_row = copy.deepcopy(model), images.clone().requires_grad_()
     with torch.no_grad():
-        forward = seconds_of(lambda: model(images), images.device)
-    return forward, seconds_of(lambda: row.method(model_of_row, images_of_row, targets), images.device)
+        forward = seconds_of(lambda: model(images))
+    return forward, seconds_of(lambda: row.method(model_of_row, images_of_row, targets))
 
 
 def table(results: Sequence[Result], title: str, caption: str = "") -> Table:
     """One line for each row, methods together."""
     rows: list[list[Cell]] = []
     for result in results:
-        low, high = result.spread
-        cost = result.median, f"{low:.2f} - {high:.2f}", result.row.reach, f"{statistics.median(result.seconds):.4f}"
+        low, median, high = result.quartiles
+        cost = median, f"{low:.2f} - {high:.2f}", result.row.reach, f"{statistics.median(result.seconds):.4f}"
         rows.append([result.row.name, result.row.library, *cost])
     return Table(title, ["method", "library", "forwards", "quartiles", "reach", "seconds"], rows, caption, digits=2)
 
 
-def train(args: argparse.Namespace, device: torch.device) -> None:
+def train(settings: Settings, device: torch.device) -> None:
     """Measure training steps, print them, and write them down where asked."""
-    if args.profile:
-        for one in profiles(args.rounds, small=args.fast_dev_run):
-            show(one)
+    if settings.profile:
+        for found in profiles(settings.rounds, small=settings.fast_dev_run):
+            show(found)
         print(machine(device))
         return
     rows: list[dict[str, Any]] = []
-    for setting, results in measurements(args.rounds, device, small=args.fast_dev_run):
-        show(training_table(results, f"{setting.title}, {args.rounds} rounds", machine(device)))
-        rows += records(setting, results)
-        save(args, rows, device)  # after each network: the run may be stopped
+    for one, results in measurements(settings.rounds, device, small=settings.fast_dev_run):
+        show(training_table(results, f"{one.title}, {settings.rounds} rounds", machine(device)))
+        rows += records(one, results)
+        save(settings, rows, device)  # after each network: the run may be stopped
 
 
-def main(arguments: Sequence[str] | None = None) -> list[Result]:
+def main(argv: Sequence[str] | None = None) -> list[Result]:
     """Measure what the command line asks for, and print it."""
-    args = parse(arguments)
-    rows, device = chosen(args.only), torch.device(args.device)
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    if args.training:
-        train(args, device)
+    settings = parse(argv)
+    rows, device = chosen(settings.only), torch.device(settings.device)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    if settings.training:
+        train(settings, device)
         return []
-    if args.validation:
-        found = validations(args.network, NETWORKS[args.network], args.rounds, device, args.bfloat16, args.fast_dev_run)
+    if settings.validation:
+        small, make = settings.fast_dev_run, NETWORKS[settings.network]
+        found = validations(settings.network, make, settings.rounds, device, settings.bfloat16, small)
         show(Table("Validation epochs", list(found[0]), [list(one.values()) for one in found], machine(device), 3))
-        save(args, found, device)
+        save(settings, found, device)
         return []
     torch.manual_seed(0)
-    model = NETWORKS[args.network]().eval().to(device)
-    images = torch.randn(args.batch_size, 3, args.image_size, args.image_size, device=device)
+    model = NETWORKS[settings.network]().eval().to(device)
+    images = torch.randn(settings.batch_size, 3, settings.image_size, settings.image_size, device=device)
     with torch.no_grad():
         targets = model(images).argmax(1)
-    with torch.autocast(device.type, torch.bfloat16, enabled=args.bfloat16):
-        results = measure(rows, model, images, targets, args.rounds)
-    name = {"resnet18": "ResNet-18", "resnet50": "ResNet-50"}[args.network]
-    shape = f"{name}, batch {args.batch_size}, {args.image_size} px, {args.rounds} rounds"
-    title = shape + (", bfloat16" if args.bfloat16 else "")
+    with torch.autocast(device.type, torch.bfloat16, enabled=settings.bfloat16):
+        results = measure(rows, model, images, targets, settings.rounds)
+    name = {"resnet18": "ResNet-18", "resnet50": "ResNet-50"}[settings.network]
+    shape = f"{name}, batch {settings.batch_size}, {settings.image_size} px, {settings.rounds} rounds"
+    title = shape + (", bfloat16" if settings.bfloat16 else "")
     show(table(results, title, machine(device)))
-    save(args, [{"title": title, **one.record()} for one in results], device)
+    save(settings, [{"title": title, **one.record()} for one in results], device)
     return results
 
 
-def save(args: argparse.Namespace, rows: list[dict[str, Any]], device: torch.device) -> None:
+def save(settings: Settings, rows: list[dict[str, Any]], device: torch.device) -> None:
     """Write rows down where a file is asked for."""
-    if args.out:
-        save_measurement(args.out, rows, device)
+    if settings.out:
+        save_measurement(settings.out, rows, device)
 
 
 if __name__ == "__main__":

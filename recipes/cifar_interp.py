@@ -40,17 +40,16 @@ from __future__ import annotations
 
 import common.threads  # noqa: F401
 
-import argparse
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from common.options import RunOptions, add_options, built
+from common.options import RunOptions, option, parsed
 from common.run import Run
 from lightning_xai.report import Picture, Results
 from papers.interpretable_gradients.on_device import finished
@@ -72,46 +71,54 @@ REFERENCE_SEED = 1000
 RESULTS = Path(__file__).parent / "results"
 
 
-def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+@dataclass(frozen=True)
+class Settings:
+    """The experiment."""
+
+    data: Path | None = option(None, "folder with CIFAR-10, or for its download; nothing: generated images")
+    search_blocks: int = option(1, "n of the ResNet with 6 n + 2 layers, in the search")
+    search_steps: int = option(300, "optimizer steps in the search")
+    blocks: int = option(3, "n of the ResNet that is compared over seeds")
+    steps: int = option(300, "optimizer steps of the comparison")
+    batch_size: int = option(64, "images of a step")
+    seeds: int = option(5, "networks of each setting in the comparison")
+    other_seeds: int = option(2, "networks of controls and cheaper forms")
+    explained: int = option(500, "images for the confidence metrics")
+    masked: int = option(64, "images for Score-CAM, insertion and deletion")
+    jobs: int = option(1, "trainings at the same time, with one thread each")
+    device: str | None = option(None, "cuda: ResNet-18 in bfloat16 to convergence instead, see --epochs")
+    epochs: int = option(24, "with --device: how often each image is seen")
+    results: Path = option(RESULTS, "with --device: a file for each network there")
+    run: RunOptions = RunOptions(Path("runs/cifar_interp"))
+
+    @property
+    def images(self) -> tuple[int | None, int]:
+        """How many of each file, None for all, and how many of the training images are kept for the choice."""
+        if self.run.fast_dev_run:
+            return 96, 32
+        return (None, 5000) if self.data else (3072, 512)
+
+    def job(self, setting: Setting, scale: Scale, seed: int, judged: str, *weights: Path | None) -> Job:
+        """A training on these images."""
+        return Job(setting, scale, seed, judged, self.data, *self.images, *weights)
+
+
+def parse(argv: Sequence[str] | None = None) -> Settings:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--data", type=Path, help="folder with CIFAR-10, or for its download; nothing: generated images"
-    )
-    parser.add_argument(
-        "--search-blocks", type=int, default=1, help="n of the ResNet with 6 n + 2 layers, in the search"
-    )
-    parser.add_argument("--search-steps", type=int, default=300, help="optimizer steps in the search")
-    parser.add_argument("--blocks", type=int, default=3, help="n of the ResNet that is compared over seeds")
-    parser.add_argument("--steps", type=int, default=300, help="optimizer steps of the comparison")
-    parser.add_argument("--batch-size", type=int, default=64, help="images of a step")
-    parser.add_argument("--seeds", type=int, default=5, help="networks of each setting in the comparison")
-    parser.add_argument("--other-seeds", type=int, default=2, help="networks of controls and cheaper forms")
-    parser.add_argument("--explained", type=int, default=500, help="images for the confidence metrics")
-    parser.add_argument("--masked", type=int, default=64, help="images for Score-CAM, insertion and deletion")
-    parser.add_argument("--jobs", type=int, default=1, help="trainings at the same time, with one thread each")
-    parser.add_argument("--device", help="cuda: ResNet-18 in bfloat16 to convergence instead, see --epochs")
-    parser.add_argument("--epochs", type=int, default=24, help="with --device: how often each image is seen")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="with --device: a file for each network there")
-    add_options(parser, RunOptions(Path("runs/cifar_interp")))
-    args = parser.parse_args(argv)
-    args.n, args.n_validation = None, 5000
-    if args.fast_dev_run:
-        args.n, args.n_validation, args.search_steps, args.steps = 96, 32, 2, 2
-        args.seeds, args.other_seeds = 2, 1
-        args.explained, args.masked, args.batch_size, args.blocks, args.epochs = 16, 8, 16, 1, 1
-    elif args.data is None:
-        args.n, args.n_validation = 3072, 512
-    return args
+    found = parsed(Settings, __doc__, argv)
+    if found.run.fast_dev_run:
+        found = replace(found, search_steps=2, steps=2, seeds=2, other_seeds=1, epochs=1)
+        found = replace(found, explained=16, masked=8, batch_size=16, blocks=1)
+    return found
 
 
-def results_of(run: Run, args: argparse.Namespace, named: dict[str, Job]) -> dict[str, Any]:
+def results_of(run: Run, settings: Settings, named: dict[str, Job]) -> dict[str, Any]:
     """What came of each job; those that an earlier attempt finished are read."""
     from rich.progress import track  # here, so that trainings on a GPU need no extra
 
     missing = {name: job for name, job in named.items() if not run.has(name)}
-    if args.jobs > 1 and missing:
-        with ProcessPoolExecutor(args.jobs, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+    if settings.jobs > 1 and missing:
+        with ProcessPoolExecutor(settings.jobs, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
             futures = {pool.submit(job.run): name for name, job in missing.items()}
             for future in track(as_completed(futures), "trainings", len(futures)):
                 run.part(futures[future], future.result)
@@ -121,15 +128,15 @@ def results_of(run: Run, args: argparse.Namespace, named: dict[str, Job]) -> dic
     return {name: run.part(name, job.run) for name, job in named.items()}
 
 
-def searched(run: Run, args: argparse.Namespace) -> dict[Setting, dict[str, Any]]:
+def searched(run: Run, settings: Settings) -> dict[Setting, dict[str, Any]]:
     """Every setting of the search, one seed, on validation images."""
-    scale = Scale(args.search_blocks, args.search_steps, args.batch_size, args.explained, 0)
-    settings = search(LAMBDAS)
-    if args.fast_dev_run:
-        settings = [Setting(), Setting(0.75), Setting(0.75, teacher="loss"), Setting(0.75, "gradient norm")]
-    jobs = {one: Job(one, scale, args.seed, "validation", args.data, args.n, args.n_validation) for one in settings}
-    found = results_of(run, args, {_name("search", one): job for one, job in jobs.items()})
-    return {one: found[_name("search", one)] for one in jobs}
+    scale = Scale(settings.search_blocks, settings.search_steps, settings.batch_size, settings.explained, 0)
+    tried = search(LAMBDAS)
+    if settings.run.fast_dev_run:
+        tried = [Setting(), Setting(0.75), Setting(0.75, teacher="loss"), Setting(0.75, "gradient norm")]
+    jobs = {_name("search", one): settings.job(one, scale, settings.run.seed, "validation") for one in tried}
+    found = results_of(run, settings, jobs)
+    return {one: found[_name("search", one)] for one in tried}
 
 
 def chosen(found: dict[Setting, dict[str, Any]]) -> list[Setting]:
@@ -148,17 +155,17 @@ def chosen(found: dict[Setting, dict[str, Any]]) -> list[Setting]:
     return list(dict.fromkeys([*ranked[:2], default, norm]))
 
 
-def compared(run: Run, args: argparse.Namespace, seeds: dict[Setting, int]) -> dict[Setting, list[dict[str, Any]]]:
+def compared(run: Run, settings: Settings, seeds: dict[Setting, int]) -> dict[Setting, list[dict[str, Any]]]:
     """Settings, each over its number of seeds, on test images; the reference network is trained first."""
-    scale = Scale(args.blocks, args.steps, args.batch_size, args.explained, args.masked)
-    weights = run.folder / "reference.safetensors"
-
-    def job(setting: Setting, seed: int, reference: Path | None = weights, keep: Path | None = None) -> Job:
-        return Job(setting, scale, seed, "test", args.data, args.n, args.n_validation, reference, keep)
-
-    results_of(run, args, {"reference": job(Setting(), REFERENCE_SEED, None, weights)})
-    jobs = {(one, seed): job(one, args.seed + seed) for one, n in seeds.items() for seed in range(n)}
-    found = results_of(run, args, {_name("final", one, seed): job for (one, seed), job in jobs.items()})
+    scale = Scale(settings.blocks, settings.steps, settings.batch_size, settings.explained, settings.masked)
+    weights, first = run.folder / "reference.safetensors", settings.run.seed
+    results_of(run, settings, {"reference": settings.job(Setting(), scale, REFERENCE_SEED, "test", None, weights)})
+    jobs = {
+        _name("final", one, seed): settings.job(one, scale, first + seed, "test", weights)
+        for one, n in seeds.items()
+        for seed in range(n)
+    }
+    found = results_of(run, settings, jobs)
     return {one: [found[_name("final", one, seed)] for seed in range(n)] for one, n in seeds.items()}
 
 
@@ -175,45 +182,45 @@ CONVERGED = [
 ]
 
 
-def converged(args: argparse.Namespace) -> None:
+def converged(settings: Settings, device: torch.device) -> None:
     """Train to convergence on a GPU, all settings of a seed before the next seed; stopped, it goes on from there."""
-    scale = Scale(0, 0, args.batch_size, args.explained, args.masked)
-    splits, device = held_out(args.data, args.n, 0), torch.device(args.device)
-    batch_size = args.batch_size if args.fast_dev_run else 512
-    for seed in range(args.seed, args.seed + args.seeds):
+    scale = Scale(0, 0, settings.batch_size, settings.explained, settings.masked)
+    splits = held_out(settings.data, settings.images[0], 0)
+    batch_size = settings.batch_size if settings.run.fast_dev_run else 512
+    for seed in range(settings.run.seed, settings.run.seed + settings.seeds):
         for setting in CONVERGED:
-            sizes = {"epochs": args.epochs, "batch_size": batch_size, "scale": scale}
-            finished(setting, seed, args.results, splits, device, **sizes)
+            data = settings.results, splits, device
+            finished(setting, seed, *data, epochs=settings.epochs, batch_size=batch_size, scale=scale)
 
 
 def main(argv: Sequence[str] | None = None) -> Results | None:
     """Run the experiment."""
-    args = parse(argv)
-    if args.device is not None:
-        converged(args)
+    settings = parse(argv)
+    if settings.device is not None:
+        converged(settings, torch.device(settings.device))
         return None
-    run = Run(built(RunOptions, args), vars(args), free=("jobs", "seeds", "other_seeds"))
-    broad = searched(run, args)
+    run = Run(settings.run, settings, free=("jobs", "seeds", "other_seeds"))
+    broad = searched(run, settings)
     *best, norm = chosen(broad)
     cheaper = [replace(best[0], every_n_steps=4), replace(best[0], fraction=0.25)]
     literal = Setting(LAMBDAS[0], "cosine", "loss")
-    seeds = dict.fromkeys([Setting(), *best], args.seeds)
-    seeds = dict.fromkeys([norm, *cheaper, literal], args.other_seeds) | seeds
+    seeds = dict.fromkeys([Setting(), *best], settings.seeds)
+    seeds = dict.fromkeys([norm, *cheaper, literal], settings.other_seeds) | seeds
     order = dict.fromkeys([Setting(), *best, norm, *cheaper, literal])
-    found = compared(run, args, {one: seeds[one] for one in order})
+    found = compared(run, settings, {one: seeds[one] for one in order})
     values = {
         "search": [asdict(one) | result for one, result in broad.items()],
         "comparison": [asdict(one) | {"seeds": results} for one, results in found.items()],
     }
     draw_search(broad, run.folder / "search.png")
     draw_comparison(found, run.folder / "comparison.png")
-    data = "generated images" if args.data is None else "CIFAR-10"
+    data = "generated images" if settings.data is None else "CIFAR-10"
     summary = (
         f"{len(broad)} settings of the training term on {data}, one seed each, chosen on validation images by how much "
         "less Grad-CAM drops than maps that know nothing of the network, each with the largest lambda that costs no "
         "accuracy. Then the best two families, the default one and plain training, "
-        f"{args.seeds} networks of each, a penalty on the gradient's norm, cheaper forms of the best and the paper's "
-        f"own setting, {args.other_seeds} of each, on test images."
+        f"{settings.seeds} networks of each, a penalty on the gradient's norm, cheaper forms of the best and the "
+        f"paper's own setting, {settings.other_seeds} of each, on test images."
     )
     tables = [search_table(broad), *comparison_tables(found)]
     return run.finish(TITLE, summary, tables, PICTURES, values)

@@ -53,7 +53,7 @@ from typing import Any
 
 import torch
 
-from common.options import DataOptions, ModelOptions, RunOptions, device_option, option, parsed
+from common.options import DataOptions, ModelOptions, RunOptions, device_option, option, parsed, require_both
 from common.run import Run, in_chunks, joined
 from common.subject import Subject, drawn_here, given, planted
 from lightning_xai.report import Results
@@ -77,12 +77,8 @@ class Settings:
     device: str = device_option()
 
     def __post_init__(self) -> None:
-        given, network = self.data.data, self.model
-        if given is not None and not (network.model and network.layer):
-            raise ValueError("--data expected --model and --layer beside it.")
-        if given is None and (network.model or network.weights or network.pretrained):
-            raise ValueError("--model, --weights and --pretrained expected --data beside them.")
-        if given is not None and ".tar" in given:
+        require_both(self.data, self.model, layer=True)
+        if ".tar" in str(self.data.data):
             raise ValueError("--data expected a folder with val/<class>/*, got shards, whose images have no number.")
         if min(self.n_images, self.n_drawn, self.data.batch_size) < 1:
             raise ValueError("--n-images, --n-drawn and --batch-size expected at least 1.")

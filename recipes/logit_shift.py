@@ -42,84 +42,76 @@ from __future__ import annotations
 
 import common.threads  # noqa: F401
 
-import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 import lightning_xai as xai
-from common.data.images import image_data
-from common.data.planted import CLASSES, planted_evidence
-from common.networks import model_options
-from common.options import DataOptions, ModelOptions, RunOptions, add_options, built
-from common.planted_network import STANDARD, Standard, standardized, trained
+from common.options import DataOptions, ModelOptions, RunOptions, device_option, option, parsed, require_both
 from common.run import Run, first_images
+from common.subject import drawn_here, given, planted
 from lightning_xai.baselines import to_pixels
-from lightning_xai.networks import create_classifier
 from lightning_xai.report import Cell, Picture, Results, Table
 from lightning_xai.visualization import Panel, overlay
 from papers.logit_shift.attacks import PositionShift
-from papers.logit_shift.maps import MOVED, SCORES, Subject, attacks_on, layer_in, paper_numbers
+from papers.logit_shift.maps import MOVED, SCORES, Explained, attacks_on, layer_in, paper_numbers
 from papers.logit_shift.maps import sensitivity as sensitivity_of
 from papers.logit_shift.maps import verdicts as verdicts_of
 
 
-def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+@dataclass(frozen=True)
+class Settings:
+    """The experiment."""
+
+    data: DataOptions = DataOptions(batch_size=16)
+    model: ModelOptions = ModelOptions()
+    run: RunOptions = RunOptions(Path("runs/logit_shift"))
+    position: tuple[int, int] = option((0, 0), "row and column that t is taken from")
+    strength: float = option(10.0, "K; 10 in the paper")
+    n_images: int = option(100, "images for the paper's numbers")
+    n_compared: int = option(16, "images for the table of methods")
+    n_drawn: int = option(6, "images in the figures")
+    device: str = device_option()
+
+    def __post_init__(self) -> None:
+        require_both(self.data, self.model, layer=True)
+
+
+def parse(argv: Sequence[str] | None = None) -> Settings:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_options(parser, DataOptions(batch_size=16), ModelOptions())
-    parser.add_argument("--position", type=int, nargs=2, default=(0, 0), help="row and column that t is taken from")
-    parser.add_argument("--strength", type=float, default=10.0, help="K; 10 in the paper")
-    parser.add_argument("--n-images", type=int, default=100, help="images for the paper's numbers")
-    parser.add_argument("--n-compared", type=int, default=16, help="images for the table of methods")
-    parser.add_argument("--n-drawn", type=int, default=6, help="images in the figures")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to compute")
-    add_options(parser, RunOptions(Path("runs/logit_shift")))
-    args = parser.parse_args(argv)
-    if args.data is not None and not (args.model and args.layer):
-        parser.error("--data expected --model and --layer beside it.")
-    if args.data is None and (args.model or args.weights):
-        parser.error("--model and --weights expected --data beside them.")
-    if args.fast_dev_run:
-        args.n_images, args.n_compared, args.n_drawn = 8, 4, 2
-    return args
+    found = parsed(Settings, __doc__, argv)
+    return replace(found, n_images=8, n_compared=4, n_drawn=2) if found.run.fast_dev_run else found
 
 
-def prepared(args: argparse.Namespace) -> tuple[Subject, list[str], Standard]:
-    """The classifier with its images, the names of the classes, and mean and deviation of the images."""
-    if args.data is None:
-        drawn = planted_evidence(torch.arange(args.n_images) % len(CLASSES), seed=args.seed + 1)
-        model, layer = trained(args.seed, 256 if args.fast_dev_run else 1536), args.layer or "6"
-        names, images = list(CLASSES), standardized(drawn.images)
-        standard: Standard = STANDARD
+def prepared(settings: Settings) -> Explained:
+    """The classifier with its images, in float64."""
+    run, n = settings.run, settings.n_images
+    compute: dict[str, Any] = {"device": settings.device, "batch_size": settings.data.batch_size}
+    if settings.data.data is None:
+        subject = drawn_here(run.run, run.seed, small=run.fast_dev_run, layer=settings.model.layer, **compute)
+        images = planted(n, run.seed + 1).images
     else:
-        options = model_options(args.model_options)
-        model = create_classifier(args.model, pretrained=args.pretrained, weights=args.weights, **options).eval()
-        data, layer = image_data(built(DataOptions, args), built(ModelOptions, args), seed=args.seed), args.layer
-        names, standard = data.classes, (data.mean, data.std)
-        (images,) = first_images(data.test_dataloader(), args.n_images, 1)
+        subject, data = given(settings.data, settings.model, seed=run.seed, **compute)
+        (images,) = first_images(data.test_dataloader(), n, 1)
     # Real arithmetic is what proofs are about: in float32 a shift of some thousands costs four digits.
-    return (
-        Subject(model.double().to(args.device), images.double().to(args.device), layer, args.batch_size),
-        names,
-        standard,
-    )
+    fields = vars(subject) | {"network": subject.network.double()}
+    return Explained(**fields, images=images.double().to(settings.device))
 
 
-def draw(subject: Subject, names: list[str], standard: Standard, edit: PositionShift, folder: Path) -> list[Picture]:
+def draw(subject: Explained, edit: PositionShift, folder: Path) -> list[Picture]:
     """The paper's figures: ``maps.png`` (3 and 5) of the predicted class, ``second_class.png`` (4) of the next one."""
-    pixels = to_pixels(subject.images, *standard)
-    models = {"clean": subject.model, "altered": edit(subject.model)}
+    pixels = to_pixels(subject.images, subject.mean, subject.std)
+    models = {"clean": subject.network, "altered": edit(subject.network)}
     maps: dict[str, dict[str, Tensor]] = {}
     for rank, targets in {"predicted": None, "second": xai.scores.second_best}.items():
         for state, model in models.items():
             methods = _drawn_methods(layer_in(model, subject.layer), state)
             found = xai.explain(model, subject.images, targets, attributions=methods)
             maps.setdefault(rank, {}).update({name: overlay(pixels, one).cpu() for name, one in found.items()})
-    facts = _facts(subject, names)
+    facts = _facts(subject)
     columns = [f"{method}\n{score}, {state}" for method in _DRAWN for score in _SHOWN for state in models]
     title = f"Maps of the predicted class; altered: t = {edit.strength:g} sum_k A_k{edit.position} on all logits"
     Panel(pixels.cpu(), {one: maps["predicted"][one] for one in columns}, facts).figure(title).savefig(
@@ -146,16 +138,10 @@ def _drawn_methods(layer: str, state: str) -> dict[str, xai.Attribution]:
     }
 
 
-def _facts(subject: Subject, names: list[str]) -> dict[str, list[Any]]:
-    with torch.no_grad():
-        best = subject.model(subject.images).softmax(1).topk(2)
-    first, second = ([names[i] for i in column] for column in best.indices.T.tolist())
+def _facts(subject: Explained) -> dict[str, list[Any]]:
+    best = subject.predict(subject.images).softmax(1).topk(2)
+    first, second = ([subject.classes[i] for i in column] for column in best.indices.T.tolist())
     return {"prediction": first, "probability": best.values[:, 0].tolist(), "second": second}
-
-
-def say(text: str) -> None:
-    """Print at once: with large networks on a CPU each part takes minutes."""
-    print(text, flush=True)
 
 
 def numbers_table(numbers: dict[str, dict[str, float]], strength: float) -> Table:
@@ -199,32 +185,27 @@ def verdicts_table(rows: Sequence[dict[str, Any]]) -> Table:
 
 def main(argv: Sequence[str] | None = None) -> Results:
     """Run the experiment."""
-    args = parse(argv)
-    run = Run(built(RunOptions, args), vars(args), free=("batch_size", "device"))
-    subject, names, standard = prepared(args)
-    position = tuple(args.position)
-    few = Subject(subject.model, subject.images[: args.n_compared], subject.layer, args.batch_size)
-    drawn = Subject(subject.model, subject.images[: args.n_drawn], subject.layer, args.batch_size)
-    opposite = tuple(-1 - one for one in position)
-    edit = PositionShift(subject.layer, position, args.strength)
-    pictures = draw(drawn, names, standard, edit, run.folder)
-    altered = attacks_on(subject, position, args.strength)
-    say(f"Figures drawn; edits: {', '.join(altered)}. Next, {len(subject.images)} images under the paper's edit.")
-    places = (position, opposite)
-    numbers = run.part(
-        "numbers", lambda: {str(place): paper_numbers(subject, place, args.strength) for place in places}
-    )
-    say(f"Next, all methods on {len(few.images)} images.")
+    settings = parse(argv)
+    run = Run(settings.run, settings, free=("batch_size", "device"))
+    subject, position, strength = prepared(settings), settings.position, settings.strength
+    few, drawn = (replace(subject, images=subject.images[:n]) for n in (settings.n_compared, settings.n_drawn))
+    pictures = draw(drawn, PositionShift(subject.layer, position, strength), run.folder)
+    altered = attacks_on(subject, position, strength)
+    # said at once: with large networks on a CPU each part takes minutes
+    images = f"{len(subject.images)} images under the paper's edit"
+    print(f"Figures drawn; edits: {', '.join(altered)}. Next, {images}.", flush=True)
+    places = (position, (-1 - position[0], -1 - position[1]))
+    numbers = run.part("numbers", lambda: {str(place): paper_numbers(subject, place, strength) for place in places})
+    print(f"Next, all methods on {len(few.images)} images.", flush=True)
     sensitivity = run.part("sensitivity", lambda: sensitivity_of(few, altered))
-    say("Next, the detectors; tracing a shift back through all layers takes most of the time.")
+    print("Next, the detectors; tracing a shift back through all layers takes most of the time.", flush=True)
     verdicts = run.part("verdicts", lambda: verdicts_of(subject, altered))
-    kind = "photographs" if args.data else "generated images"
+    kind = "photographs" if settings.data.data else "generated images"
     return run.finish(
         "Logit shifts",
-        f"{args.model or 'A small network trained here'} before and after a number is added to all its logits, on "
-        f"{len(subject.images)} {kind}, of which {len(few.images)} for the table of methods. "
-        "After Lerma and Lucas, 2023.",
-        [numbers_table(numbers, args.strength), sensitivity_table(sensitivity), verdicts_table(verdicts)],
+        f"{subject.name} before and after a number is added to all its logits, on {len(subject.images)} {kind}, of "
+        f"which {len(few.images)} for the table of methods. After Lerma and Lucas, 2023.",
+        [numbers_table(numbers, strength), sensitivity_table(sensitivity), verdicts_table(verdicts)],
         pictures,
         {"numbers": numbers, "sensitivity": sensitivity, "verdicts": verdicts, "images": len(subject.images)},
     )

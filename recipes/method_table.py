@@ -32,7 +32,6 @@ from __future__ import annotations
 
 import common.threads  # noqa: F401
 
-import argparse
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -49,16 +48,15 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import Metric
 
 import lightning_xai as xai
-from common.data.boxed import BoxedImages, most_probable_of
-from common.data.images import eval_transform, image_data
-from common.data.planted import CLASSES, planted_evidence
+from common.data.planted import CLASSES
 from common.method_report import Found, draw, drawable, summary, tables
-from common.networks import model_options
-from common.options import DataOptions, ModelOptions, RunOptions, add_options, built
-from common.planted_network import fitted
+from common.options import DataOptions, ModelOptions, RunOptions, option, parsed
+from common.planted_network import STANDARD, fitted, small_network
 from common.run import Run
+from common.subject import Boxed, Subject, boxed, given, planted
+from common.training import Validated
 from lightning_xai import attribution, metrics
-from lightning_xai.networks import create_classifier
+from lightning_xai.log_keys import LogKey
 from lightning_xai.report import Results
 
 Layer = str | None
@@ -133,131 +131,148 @@ IMAGES: dict[str, dict[str, int]] = {
 }
 
 
+IMAGES_OF = "images for the metrics of {}; 0: leave out; default: what fits into minutes"
+
+
 @dataclass(frozen=True)
-class Subject:
-    """A classifier with the images on which its maps are judged."""
+class Counts:
+    """Images."""
 
-    network: nn.Module
-    side: int
-    standard: Standard
-    photographs: DataLoader[Any]
-    boxed: DataLoader[Any] | None
-    boxed_targets: Any  # as Faithfulness takes them
-
-
-class Validated(pl.LightningModule):
-    """A network whose validation step is what the callback listens to."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Images (N,C,H,W) to logits (N,K)."""
-        return self.network(images)
-
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """The forward pass that explanations share."""
-        self(batch[0])
+    confidence_images: int | None = option(None, IMAGES_OF.format("confidence"))
+    perturbation_images: int | None = option(None, IMAGES_OF.format("perturbation"))
+    stability_images: int | None = option(None, IMAGES_OF.format("stability"))
+    road_images: int | None = option(None, IMAGES_OF.format("road"))
+    boxes_images: int | None = option(None, IMAGES_OF.format("boxes"))
+    randomization_images: int | None = option(None, IMAGES_OF.format("randomization"))
 
 
-def planted(args: argparse.Namespace) -> Subject:
-    """A small network, and images of which it is known what decides their class."""
-    side, standard = 40, {"mean": (0.5,) * 3, "std": (0.25,) * 3}
+@dataclass(frozen=True)
+class Settings:
+    """The experiment."""
 
-    def drawn(n: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-        images, labels, masks = planted_evidence(torch.arange(n) % len(CLASSES), size=side, seed=seed)
-        return (images - 0.5) / 0.25, labels, masks
-
-    pl.seed_everything(args.seed, verbose=False)
-    network = trained(*drawn(128 if args.fast_dev_run else 2048, args.seed)[:2])
-    n = max(1, *args.counts.values())
-    loader: DataLoader[Any] = DataLoader(TensorDataset(*drawn(n, args.seed + 1)), batch_size=args.batch_size)
-    return Subject(network, side, standard, loader, loader, xai.scores.label)
-
-
-def trained(images: Tensor, labels: Tensor) -> nn.Module:
-    """Two convolutions and the largest response of each channel, after six epochs."""
-    layers: list[nn.Module] = []
-    for before, after in ((3, 16), (16, 32)):
-        layers += [nn.Conv2d(before, after, 5, padding=2), nn.BatchNorm2d(after), nn.ReLU(), nn.MaxPool2d(2)]
-    network = nn.Sequential(*layers[:-1], nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(32, len(CLASSES)))
-    optimizer = torch.optim.AdamW(network.parameters(), 1e-2)
-    return fitted(network, images, labels, optimizer, epochs=6, batch_size=64)
-
-
-def photographs(args: argparse.Namespace) -> Subject:
-    """A classifier and the photographs of folders."""
-    data = image_data(built(DataOptions, args), built(ModelOptions, args), seed=args.seed)
-    options = model_options(args.model_options)
-    weights = {"pretrained": args.pretrained, "weights": args.weights}
-    network = create_classifier(args.model, len(data.classes), **weights, **options).eval()
-    boxed = targets = None
-    if args.boxed is not None:
-        images = BoxedImages(args.boxed, eval_transform(args.image_size, data.mean, data.std))
-        boxed, targets = DataLoader(images, batch_size=args.batch_size), most_probable_of(images.classes)
-    standard = {"mean": data.mean, "std": data.std}
-    return Subject(network, args.image_size, standard, data.val_dataloader(), boxed, targets)
-
-
-def measured(
-    args: argparse.Namespace,
-    subject: Subject,
-    methods: dict[str, xai.Attribution],
-    controls: dict[str, xai.Attribution],
-    group: str,
-) -> Found:
-    """The metrics of one group, by method, after a validation epoch."""
-    on_boxes = group == "boxes"
-    loader, n_images = subject.boxed if on_boxes else subject.photographs, args.counts[group]
-    faithfulness = xai.Faithfulness(
-        methods,
-        METRICS[group]([*methods, *controls], subject.side),
-        controls=controls,
-        control_images=None,
-        n_images=n_images,
-        targets=subject.boxed_targets if on_boxes else None,
-        unpack=(lambda batch: batch[:3]) if on_boxes else (lambda batch: batch[:2]),
-        **subject.standard,
+    data: DataOptions = DataOptions(batch_size=8)
+    model: ModelOptions = ModelOptions("resnet50")
+    run: RunOptions = RunOptions(Path("runs/method_table"))
+    images: Counts = Counts()
+    boxed: Path | None = option(None, "folder with boxes.csv and label_to_imagenet.csv")
+    methods: tuple[str, ...] = option(
+        tuple(one for one in METHODS if one not in DEAR), "all but the dearest two", choices=METHODS, nargs="+"
     )
-    trainer = pl.Trainer(
-        accelerator=args.accelerator,
-        devices=1,  # images are few, and no sampler is put in the place of ours
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=args.progress,
-        callbacks=[faithfulness],
-        limit_val_batches=-(-n_images // args.batch_size),
-    )
-    trainer.validate(Validated(subject.network), loader, verbose=False)
-    constant = {name: trainer.callback_metrics[f"val/xai/{name}/ConstantMaps"].item() for name in faithfulness.names()}
-    return Found(faithfulness.states[0], faithfulness.shared_states[0], constant)
+    passes: int = option(5, "of the methods that average over passes")
+    layers: int = option(4, "blocks that are randomised, from the last to the first")
+    metrics: tuple[str, ...] = option(tuple(IMAGES["planted"]), "groups of them", choices=IMAGES["planted"], nargs="+")
+    accelerator: str = option("auto", "as of the Trainer")
+    progress: bool = option(False, "show the Trainer's progress")
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Images of each group of metrics: those asked for, else what is usual; none without boxes."""
+        photographs = self.data.data is not None
+        found = {}
+        for group, usual in IMAGES["photographs" if photographs else "planted"].items():
+            asked = getattr(self.images, f"{group}_images")
+            left_out = group not in self.metrics or (group == "boxes" and photographs and not self.boxed)
+            count = 0 if left_out else usual if asked is None else asked
+            found[group] = min(count, 2) if self.run.fast_dev_run else count
+        return found
 
 
-def randomized(args: argparse.Namespace, subject: Subject, methods: dict[str, xai.Attribution]) -> Found:
-    """Similarity of the maps of each method with those of a network whose layers were randomised from the top."""
-    wanted = args.counts["randomization"]
-    batches = islice(subject.photographs, -(-wanted // args.batch_size))
-    images = torch.cat([batch[0] for batch in batches])[:wanted]
-    with torch.no_grad():
-        targets = subject.network(images).argmax(1)
+class Experiment:
+    """The measurements of one classifier: a network trained here, or one on the photographs of folders."""
 
-    def explained(network: nn.Module) -> Tensor:  # one after the other: methods share passes and the copies
-        return torch.cat(list(xai.explain(network, images, targets, attributions=methods).values()))
+    def __init__(self, settings: Settings) -> None:
+        self.settings, self.counts = settings, settings.counts
+        prepared = self._photographs if settings.data.data else self._planted
+        self.subject, self.photographs, self.boxed = prepared()
+        layer, standard = settings.model.layer, self.subject.standard
+        self.methods = {name: METHODS[name](layer, standard, settings.passes) for name in settings.methods}
+        self.controls = {**CONTROLS, SHUFFLED: attribution.Shuffled(next(iter(self.methods.values())))}
 
-    layers = blocks(subject.network)
-    layers = [layers[round(i)] for i in torch.linspace(0, len(layers) - 1, min(args.layers, len(layers))).tolist()]
-    names, similarities = metrics.parameter_randomization(subject.network, explained, layers=layers)
-    found: dict[str, dict[str, Metric]] = {}
-    for name, values in zip(methods, similarities.chunk(len(methods)), strict=True):
-        # a map that is reversed under one layer must not make up for one that stays under another
-        states = {"ParameterRandomization": values, "similarity": values.clamp(min=0)}
-        found[name] = {key: metrics.ParameterRandomization(names, keep_values=True) for key in states}
-        for metric, similar in zip(found[name].values(), states.values(), strict=True):
-            metric.update(similar)
-            metric.compute()
-    return Found(found)
+    def _planted(self) -> tuple[Subject, DataLoader[Any], Boxed]:
+        """A small network, and images of which it is known what decides their class."""
+        run, n = self.settings.run, max(1, *self.counts.values())
+        pl.seed_everything(run.seed, verbose=False)
+        network, training = small_network(), planted(128 if run.fast_dev_run else 2048, run.seed)
+        optimizer = torch.optim.AdamW(network.parameters(), 1e-2)
+        fitted(network, training.images, training.labels, optimizer, epochs=6, batch_size=64)
+        found = TensorDataset(*planted(n, run.seed + 1))
+        subject = Subject(network, *STANDARD, CLASSES, name="A small network trained on planted evidence")
+        return subject, self._loader(found), Boxed(found, xai.scores.label)
+
+    def _photographs(self) -> tuple[Subject, DataLoader[Any], Boxed | None]:
+        data, folder = self.settings.data, self.settings.boxed
+        subject, loaders = given(data, self.settings.model, seed=self.settings.run.seed)
+        return subject, loaders.val_dataloader(), boxed(folder, data, subject) if folder else None
+
+    def _loader(self, images: Any) -> DataLoader[Any]:
+        return DataLoader(images, batch_size=self.settings.data.batch_size)
+
+    def group(self, name: str) -> dict[str, Any]:
+        """All that is kept of a group of metrics."""
+        begun = time.monotonic()
+        found = self.randomized() if name == "randomization" else self.measured(name)
+        return {
+            "columns": summary({name: found}, list(self.controls), self.settings.run.seed),
+            "constant_maps": dict(found.constant_maps),
+            "drawn": drawable(name, found),
+            "seconds": round(time.monotonic() - begun, 1),
+        }
+
+    def measured(self, group: str) -> Found:
+        """The metrics of one group, by method, after a validation epoch."""
+        on = self.boxed if group == "boxes" else None
+        loader = self._loader(on.items) if on else self.photographs
+        side = self.settings.data.image_size if self.settings.data.data else 40
+        faithfulness = xai.Faithfulness(
+            self.methods,
+            METRICS[group]([*self.methods, *self.controls], side),
+            controls=self.controls,
+            control_images=None,
+            n_images=self.counts[group],
+            targets=on.targets if on else None,
+            unpack=(lambda batch: batch[:3]) if on else (lambda batch: batch[:2]),
+            **self.subject.standard,
+        )
+        trainer = pl.Trainer(
+            accelerator=self.settings.accelerator,
+            devices=1,  # images are few, and no sampler is put in the place of ours
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=self.settings.progress,
+            callbacks=[faithfulness],
+            limit_val_batches=-(-self.counts[group] // self.settings.data.batch_size),
+        )
+        trainer.validate(Validated(self.subject.network), loader, verbose=False)
+        logged = {name: str(LogKey("val", name, metrics.ConstantMaps.__name__)) for name in faithfulness.names()}
+        constant = {name: trainer.callback_metrics[key].item() for name, key in logged.items()}
+        return Found(faithfulness.states[0], faithfulness.shared_states[0], constant)
+
+    def randomized(self) -> Found:
+        """Similarity of each method's maps with those of a network whose layers were randomised from the top."""
+        wanted, network, methods = self.counts["randomization"], self.subject.network, self.methods | self.controls
+        batches = islice(self.photographs, -(-wanted // self.settings.data.batch_size))
+        images = torch.cat([batch[0] for batch in batches])[:wanted]
+        with torch.no_grad():
+            targets = network(images).argmax(1)
+
+        def explained(model: nn.Module) -> Tensor:  # one after the other: methods share passes and the copies
+            return torch.cat(list(xai.explain(model, images, targets, attributions=methods).values()))
+
+        layers = blocks(network)
+        steps = torch.linspace(0, len(layers) - 1, min(self.settings.layers, len(layers))).tolist()
+        names, similarities = metrics.parameter_randomization(
+            network, explained, layers=[layers[round(i)] for i in steps]
+        )
+        found: dict[str, dict[str, Metric]] = {}
+        for name, values in zip(methods, similarities.chunk(len(methods)), strict=True):
+            # a map that is reversed under one layer must not make up for one that stays under another
+            states = {"ParameterRandomization": values, "similarity": values.clamp(min=0)}
+            found[name] = {key: metrics.ParameterRandomization(names, keep_values=True) for key in states}
+            for metric, similar in zip(found[name].values(), states.values(), strict=True):
+                metric.update(similar)
+                metric.compute()
+        return Found(found)
 
 
 def blocks(network: nn.Module) -> list[str]:
@@ -270,88 +285,34 @@ def blocks(network: nn.Module) -> list[str]:
     return list(dict.fromkeys(".".join(name.split(".")[:2]) for name in metrics.randomizable_layers(network)))
 
 
-def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--boxed", type=Path, help="folder with boxes.csv and label_to_imagenet.csv")
-    add_options(parser, DataOptions(batch_size=8), ModelOptions("resnet50"))
-    usual = [name for name in METHODS if name not in DEAR]
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=usual, help="default: all but the dearest two")
-    parser.add_argument("--passes", type=int, default=5, help="of the methods that average over passes")
-    parser.add_argument("--layers", type=int, default=4, help="blocks that are randomised, from the last to the first")
-    parser.add_argument("--metrics", nargs="+", choices=IMAGES["planted"], help="groups of metrics; default: all")
-    for group in IMAGES["planted"]:
-        parser.add_argument(f"--{group}-images", type=int, help=f"images for the metrics of {group}; 0: leave out")
-    parser.add_argument("--accelerator", default="auto", help="as of the Trainer")
-    parser.add_argument("--progress", action="store_true", help="show the Trainer's progress")
-    add_options(parser, RunOptions(Path("runs/method_table")))
-    args = parser.parse_args(argv)
-    args.counts = counts_of(args)
-    return args
-
-
-def counts_of(args: argparse.Namespace) -> dict[str, int]:
-    """How many images each group of metrics gets: those asked for, else what is usual; none without boxes."""
-    counts = {}
-    for group, usual in IMAGES["photographs" if args.data else "planted"].items():
-        given = getattr(args, f"{group}_images")
-        left_out = (args.metrics and group not in args.metrics) or (group == "boxes" and args.data and not args.boxed)
-        count = 0 if left_out else usual if given is None else given
-        counts[group] = min(count, 2) if args.fast_dev_run else count
-    return counts
-
-
 ANYTIME = ("accelerator", "progress", "workers")
 """Options that may change when a run is resumed."""
 
 
-def group_of(
-    args: argparse.Namespace,
-    subject: Subject,
-    methods: dict[str, xai.Attribution],
-    controls: dict[str, xai.Attribution],
-    group: str,
-) -> dict[str, Any]:
-    """All that is kept of a group of metrics."""
-    begun = time.monotonic()
-    if group == "randomization":
-        found = randomized(args, subject, methods | controls)
-    else:
-        found = measured(args, subject, methods, controls, group)
-    return {
-        "columns": summary({group: found}, list(controls), args.seed),
-        "constant_maps": dict(found.constant_maps),
-        "drawn": drawable(group, found),
-        "seconds": round(time.monotonic() - begun, 1),
-    }
-
-
 def main(argv: Sequence[str] | None = None) -> Results:
     """Run the experiment."""
-    args = parse(argv)
-    run = Run(built(RunOptions, args), vars(args), free=ANYTIME)
-    subject = photographs(args) if args.data else planted(args)
-    methods = {name: METHODS[name](args.layer, subject.standard, args.passes) for name in args.methods}
-    controls = {**CONTROLS, SHUFFLED: attribution.Shuffled(next(iter(methods.values())))}
+    settings = parsed(Settings, __doc__, argv)
+    run, experiment = Run(settings.run, settings, free=ANYTIME), Experiment(settings)
     groups: dict[str, dict[str, Any]] = {}
-    for group, count in args.counts.items():
+    for group, count in experiment.counts.items():
         if count:
-            groups[group] = run.part(group, partial(group_of, args, subject, methods, controls, group))
+            groups[group] = run.part(group, partial(experiment.group, group))
             print(f"{group}: {count} images, {groups[group]['seconds']:.0f} s", flush=True)
-    return reported(args, run, groups, list(controls))
+    return reported(experiment, run, groups)
 
 
-def reported(args: argparse.Namespace, run: Run, groups: dict[str, dict[str, Any]], controls: list[str]) -> Results:
+def reported(experiment: Experiment, run: Run, groups: dict[str, dict[str, Any]]) -> Results:
     """Tables, figures and ``results.json``."""
+    controls = list(experiment.controls)
     columns = [column for one in groups.values() for column in one["columns"]]
     values = {
         "columns": columns,
         "constant_maps": {group: one["constant_maps"] for group, one in groups.items()},
-        "images": args.counts,
+        "images": experiment.counts,
         "seconds_by_group": {group: one["seconds"] for group, one in groups.items()},
     }
     text = (
-        f"{args.model if args.data else 'A small network trained on planted evidence'}: {len(args.methods)} methods "
+        f"{experiment.subject.name}: {len(experiment.methods)} methods "
         f"beside {len(controls)} controls that know nothing of it. Numbers of one network, intervals over images."
     )
     pictures = draw([one["drawn"] for one in groups.values()], controls, run.folder)

@@ -61,7 +61,7 @@ import pandas as pd
 from torch import Tensor
 
 import lightning_xai as xai
-from common.options import DataOptions, ModelOptions, RunOptions, device_option, option, parsed
+from common.options import DataOptions, ModelOptions, RunOptions, device_option, option, parsed, require_both
 from common.run import Run, first_images
 from common.subject import Subject, boxed, drawn_here, given, planted
 from lightning_xai.report import Picture, Results, Table
@@ -112,10 +112,7 @@ class Settings:
     device: str = device_option()
 
     def __post_init__(self) -> None:
-        if self.data.data is not None and not self.model.model:
-            raise ValueError("--data expected --model beside it.")
-        if self.data.data is None and (self.model.model or self.model.weights or self.boxed):
-            raise ValueError("--model, --weights and --boxed expected --data beside them.")
+        require_both(self.data, self.model, others=(self.boxed,))
 
 
 def parse(argv: Sequence[str] | None = None) -> Settings:
@@ -128,31 +125,20 @@ def parse(argv: Sequence[str] | None = None) -> Settings:
 
 def chunks(settings: Settings, images: Tensor, labels: Tensor, masks: Tensor | None, rule: TargetRule) -> list[Chunk]:
     """Images in chunks; the first of all images are those for path methods."""
-    n_path = settings.n_path or 0
-    return [
-        Chunk(
-            images[start : start + CHUNK],
-            labels[start : start + CHUNK],
-            rule,
-            None if masks is None else masks[start : start + CHUNK],
-            min(max(n_path - start, 0), CHUNK),
-            settings.steps,
-        )
-        for start in range(0, len(images), CHUNK)
-    ]
+    found = []
+    for start in range(0, len(images), CHUNK):
+        of = slice(start, start + CHUNK)
+        n_path = min(max((settings.n_path or 0) - start, 0), CHUNK)
+        evidence = None if masks is None else masks[of]
+        found.append(Chunk(images[of], labels[of], rule, evidence, n_path, settings.steps))
+    return found
 
 
 def small_classifier(settings: Settings) -> tuple[Subject, dict[str, list[Chunk]]]:
     """A small network and images of which it is known what decides their class."""
     run, options = settings.run, settings.data
-    subject = drawn_here(
-        run.run,
-        run.seed,
-        small=run.fast_dev_run,
-        layer=settings.model.layer,
-        device=settings.device,
-        batch_size=options.batch_size,
-    )
+    compute: dict[str, Any] = {"device": settings.device, "batch_size": options.batch_size}
+    subject = drawn_here(run.run, run.seed, small=run.fast_dev_run, layer=settings.model.layer, **compute)
     found = planted(settings.n_images, run.seed + 1)
     return subject, {"drawn": chunks(settings, found.images, found.labels, found.masks, xai.scores.label)}
 
@@ -163,8 +149,9 @@ def photographs(settings: Settings) -> tuple[Subject, dict[str, list[Chunk]]]:
     images, labels = first_images(data.val_dataloader(), settings.n_images)
     sets = {"photographs": chunks(settings, images, labels, None, xai.scores.predicted)}
     if settings.boxed is not None:
-        found = boxed(settings.boxed, settings.data, subject, settings.n_boxed)
-        sets["boxed"] = chunks(settings, found.images, found.labels, found.masks, found.targets)
+        found = boxed(settings.boxed, settings.data, subject)
+        images, labels, masks = found.first(settings.n_boxed, settings.data)
+        sets["boxed"] = chunks(settings, images, labels, masks, found.targets)
     return subject, sets
 
 

@@ -62,8 +62,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.options import DataOptions, ModelOptions, RunOptions, device_option, option, parsed
-from common.run import Run, joined
+from common.options import DataOptions, ModelOptions, RunOptions, device_option, option, parsed, require_both
+from common.run import Run, in_chunks, joined
 from lightning_xai import metrics
 from papers.sglrp.measures import Values, mosaics, patches, pointing
 from papers.sglrp.networks import Judged, loaded, photographs, planted
@@ -86,6 +86,10 @@ class Experiment:
         fields = [one.to(self.settings.device) for one in loaded(dataset, indices)]
         return list(zip(*(one.split(self.settings.data.batch_size) for one in fields), strict=True))
 
+    def chunks(self, dataset: Any, n: int) -> list[range]:
+        """The first n indices of a dataset, so many at a time."""
+        return list(in_chunks(range(min(n, len(dataset))), CHUNK))
+
     def patches(self) -> Values:
         """Figure 11 on the first photographs."""
 
@@ -96,7 +100,7 @@ class Experiment:
             ]
             return joined(found)
 
-        return joined(self.run.parts("patches", chunks(self.main.images, self.settings.n_images), compute))
+        return joined(self.run.parts("patches", self.chunks(self.main.images, self.settings.n_images), compute))
 
     def pointing(self) -> Values | None:
         """Figure 13 on the boxed images; None without them."""
@@ -111,7 +115,7 @@ class Experiment:
             ]
             return joined(found)
 
-        return joined(self.run.parts("pointing", chunks(boxed, self.settings.n_boxed), compute))
+        return joined(self.run.parts("pointing", self.chunks(boxed, self.settings.n_boxed), compute))
 
     def pairs(self, found: Values) -> list[list[int]]:
         """Pairs of photographs of different classes that the network knows, no photograph twice."""
@@ -128,21 +132,10 @@ class Experiment:
                 sides = [self.batches(subject.images, list(side)) for side in zip(*chosen, strict=True)]
                 return joined([mosaics(subject, *both) for both in zip(*sides, strict=True)])
 
-            groups = [pairs[start : start + CHUNK] for start in range(0, len(pairs), CHUNK)]
-            if groups:
+            if pairs:
+                groups = list(in_chunks(pairs, CHUNK))
                 found[subject.name] = joined(self.run.parts(f"mosaics_{i}", groups, compute))
         return found
-
-
-def chunks(dataset: Any, n: int) -> list[range]:
-    """The first n indices of a dataset, so many at a time.
-
-    Example:
-        >>> chunks(range(100), 40)
-        [range(0, 16), range(16, 32), range(32, 40)]
-    """
-    n = min(n, len(dataset))
-    return [range(start, min(start + CHUNK, n)) for start in range(0, n, CHUNK)]
 
 
 @dataclass(frozen=True)
@@ -169,14 +162,10 @@ class Settings:
     device: str = device_option()
 
     def __post_init__(self) -> None:
-        given, model = self.data.data, self.network.model.model
-        if given is not None and model is None:
-            raise ValueError("--data expected --model beside it.")
-        if given is None and (model or self.boxed or self.beside):
-            raise ValueError("--model, --boxed and --beside expected --data beside them.")
+        require_both(self.data, self.network.model, others=(self.boxed, self.beside))
         if min(self.n_images, self.n_boxed) < 1:
             raise ValueError("--n-images and --n-boxed expected 1 or more.")
-        if given is not None and ".tar" in given:
+        if ".tar" in str(self.data.data):
             raise ValueError("--data expected a folder: an interrupted run cannot go on in the middle of shards.")
         for text, one in zip(self.beside, self.others, strict=True):
             if one.model.model is None:

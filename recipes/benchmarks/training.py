@@ -63,8 +63,8 @@ from torch.profiler import ProfilerActivity, profile
 from torchvision.models import resnet18, resnet50
 
 import lightning_xai as xai
-from benchmarks.clock import seconds_of
 from common.data.cifar import CifarResNet, resnet18_for_small_images
+from common.measured import quartiles, seconds_of
 from lightning_xai.regularization import gradient_pair
 from lightning_xai.report import Cell, Table
 
@@ -215,12 +215,10 @@ def measure(setting: Setting, rows: Sequence[Row], rounds: int, device: torch.de
             training = Training(model, torch.optim.SGD(model.parameters(), 0.01, momentum=0.9), setting.bfloat16)
             training.step(plain, images, targets)  # the first step allocates gradients and momenta
             peak(device)
-            base = seconds_of(partial(training.step, plain, images, targets), device)
+            base = seconds_of(partial(training.step, plain, images, targets))
             plain_peak = peak(device)
-            took = [
-                seconds_of(partial(training.step, result.row.loss, images, targets, step), device)
-                for step in range(result.row.steps)
-            ]
+            steps = (partial(training.step, result.row.loss, images, targets, i) for i in range(result.row.steps))
+            took = [seconds_of(step) for step in steps]
             if n > 0:  # the first round warms up
                 result.seconds.append(statistics.mean(took))
                 result.ratios.append(result.seconds[-1] / base)
@@ -239,14 +237,6 @@ def table(results: Sequence[Result], title: str, caption: str = "") -> Table:
         rows.append([result.row.name, middle, f"{low:.2f} - {high:.2f}", result.row.reach, memory, seconds])
     heads = ["term", "plain steps", "quartiles", "reach", "peak memory", "seconds"]
     return Table(title, heads, rows, caption, digits=2)
-
-
-def quartiles(values: list[float]) -> tuple[float, float, float]:
-    """First quartile, median and third quartile."""
-    if len(values) == 1:
-        return values[0], values[0], values[0]
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    return low, middle, high
 
 
 def measurements(rounds: int, device: torch.device, *, small: bool = False) -> Iterator[tuple[Setting, list[Result]]]:

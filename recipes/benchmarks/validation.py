@@ -10,29 +10,14 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_xai as xai
-from benchmarks.clock import seconds_of
+from common.measured import seconds_of
+from common.training import Validated
 
 STANDARD: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-
-
-class Validated(pl.LightningModule):
-    """A network whose validation step is one forward pass."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Images (N,C,H,W) to logits (N,K)."""
-        return self.network(images)
-
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """The pass that explanations share."""
-        self(batch[0])
 
 
 def callbacks() -> dict[str, list[Callback]]:
@@ -62,9 +47,7 @@ def validations(
     found: dict[str, list[tuple[float, float]]] = {}
     for i in range(rounds + 1):
         for added, some in callbacks().items():
-            base, took = (
-                seconds_of(partial(_epoch, module, loader, device, bfloat16, one), device) for one in ([], some)
-            )
+            base, took = (seconds_of(partial(_epoch, module, loader, device, bfloat16, one)) for one in ([], some))
             if i:  # the first round warms up
                 found.setdefault(added, []).append((took / base, took))
     return [

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import platform
+import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.benchmark import timer
 
 from lightning_xai.files import write_whole
 
@@ -24,6 +26,21 @@ def machine(device: torch.device | None = None) -> str:
     if device is not None and device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def seconds_of(call: Callable[[], Any]) -> float:
+    """Time of one call, finished on the device."""
+    start = timer()  # it waits for the device
+    call()
+    return timer() - start
+
+
+def quartiles(values: list[float]) -> tuple[float, float, float]:
+    """First quartile, median and third quartile."""
+    if len(values) == 1:
+        return values[0], values[0], values[0]
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, middle, high
 
 
 def origin(device: torch.device | None = None) -> dict[str, str | None]:
@@ -42,11 +59,6 @@ def origin(device: torch.device | None = None) -> dict[str, str | None]:
 
 def save_measurement(path: Path, rows: Sequence[dict[str, Any]], device: torch.device | None = None) -> None:
     """Write rows in long form, one a line, below what they come from.
-
-    Args:
-        path: The file, as a rule in ``recipes/results``.
-        rows: One dict for each number or group of numbers.
-        device: Where they were measured.
 
     Example:
         >>> import tempfile

@@ -15,10 +15,11 @@ from matplotlib.figure import Figure
 from torchmetrics import Metric
 
 from common.tables import interval
-from lightning_xai.metrics import compare
+from lightning_xai.metrics import Number, compare, number_named
 from lightning_xai.report import Cell, Picture, Table
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
+RELATIVE = "RelativePerformance"
 
 
 @dataclass(frozen=True)
@@ -48,36 +49,41 @@ def similarity(metric: Any) -> Array:
 
 @dataclass(frozen=True)
 class Column:
-    """One number of a table: whose it is, which way is better, and how it is written."""
+    """One number of a table: of which metric, under which name where it has several, and how it is written."""
 
-    title: str
     group: str
     metric: str
-    higher_is_better: bool
     digits: int = 3
+    name: str | None = None
     values: Callable[[Any], Array] = kept
 
+    @property
+    def number(self) -> Number:
+        """Title, unit and direction."""
+        if self.metric == RELATIVE:  # the metric compares two methods; here the more of the first is left, the better
+            return Number("Log relative performance", "", True)
+        return number_named(self.name or self.metric)
 
-RELATIVE = "RelativePerformance"
+
 COLUMNS = [
-    Column("average drop, %", "confidence", "AverageDrop", False, 1),
-    Column("average increase, %", "confidence", "AverageIncrease", True, 1),
-    Column("average gain, %", "confidence", "AverageGain", True, 1),
-    Column("absolute drop, points", "confidence", "AbsoluteDrop", False, 1),
-    Column("log relative performance", "confidence", RELATIVE, True, 2),
-    Column("insertion", "perturbation", "Insertion", True),
-    Column("deletion", "perturbation", "Deletion", False),
-    Column("largest patch, change", "perturbation", "MaximalPatchMasking", False, values=lambda one: kept(one)[:, -1]),
-    Column("infidelity", "perturbation", "Infidelity", False, 2),
-    Column("ADCC, %", "stability", "ADCC", True, 1),
-    Column("max-sensitivity", "stability", "MaxSensitivity", False, 2),
-    Column("class similarity", "stability", "ClassSensitivity", False, 2, similarity),
-    Column("grid pointing", "stability", "GridPointingGame", True),
-    Column("ROAD gap", "road", "ROAD", True),
-    Column("pointing game", "boxes", "PointingGame", True),
-    Column("energy in box", "boxes", "EnergyInBox", True),
-    Column("energy pointing", "boxes", "EnergyPointingAccuracy", True),
-    Column("similarity to random networks", "randomization", "similarity", False, 2),
+    Column("confidence", "AverageDrop", 1),
+    Column("confidence", "AverageIncrease", 1),
+    Column("confidence", "AverageGain", 1),
+    Column("confidence", "AbsoluteDrop", 1),
+    Column("confidence", RELATIVE, 2),
+    Column("perturbation", "Insertion"),
+    Column("perturbation", "Deletion"),
+    Column("perturbation", "MaximalPatchMasking", 3, "patch_change", lambda one: kept(one)[:, -1]),
+    Column("perturbation", "Infidelity", 2),
+    Column("stability", "ADCC", 1),
+    Column("stability", "MaxSensitivity", 2),
+    Column("stability", "ClassSensitivity", 2, "class_rank_correlation", similarity),
+    Column("stability", "GridPointingGame"),
+    Column("road", "ROAD", 3, "road_gap"),
+    Column("boxes", "PointingGame"),
+    Column("boxes", "EnergyInBox"),
+    Column("boxes", "EnergyPointingAccuracy", 3, "energy_pointing_mean"),
+    Column("randomization", "similarity", 2, "randomization_rank_correlation"),
 ]
 
 
@@ -119,10 +125,10 @@ def _judged(column: Column, values: dict[str, Array], controls: Sequence[str], s
     method = _best(column, {name: methods[name] for name in methods if name not in controls})[:1]
     control = _best(column, {name: methods[name] for name in methods if name in controls})[:1]
     return {
-        "title": column.title,
+        "title": ", ".join(filter(None, column.number[:2])),
         "group": column.group,
         "metric": column.metric,
-        "higher_is_better": column.higher_is_better,
+        "higher_is_better": column.number.higher_is_better,
         "digits": column.digits,
         "images": max(len(one) for one in values.values()),
         "methods": methods,
@@ -135,7 +141,7 @@ def _judged(column: Column, values: dict[str, Array], controls: Sequence[str], s
 def _best(column: Column, methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Who has the best mean; several where they are equal as they are printed."""
     means = {name: round(one["mean"], column.digits) for name, one in methods.items() if one["mean"] is not None}
-    goal = (max if column.higher_is_better else min)(means.values(), default=np.nan)
+    goal = (max if column.number.higher_is_better else min)(means.values(), default=np.nan)
     return [name for name, mean in means.items() if mean == goal]
 
 
@@ -162,15 +168,7 @@ GROUPS = {
 
 
 def tables(columns: Sequence[Mapping[str, Any]], controls: Sequence[str]) -> list[Table]:
-    """A table for each group of metrics.
-
-    Args:
-        columns: What `summary` gives.
-        controls: Names of the controls.
-
-    Returns:
-        The tables; the best of a column has a star, and the last two rows say who wins and by how much.
-    """
+    """A table for each group of metrics; the best of a column has a star, the last rows say who wins, and by what."""
     by_group = {group: [one for one in columns if one["group"] == group] for group in GROUPS}
     return [_table(GROUPS[group], chosen, controls) for group, chosen in by_group.items() if chosen]
 
@@ -251,16 +249,7 @@ def _panels(group: str, found: Found) -> Iterator[tuple[str, str, str, list[floa
 
 
 def draw(drawn: Sequence[Mapping[str, Any]], controls: Sequence[str], folder: Path) -> list[Picture]:
-    """Draw what was measured: ``curves.png``, ``relative_performance.png`` and ``randomization.png``.
-
-    Args:
-        drawn: What `drawable` gives, for each group.
-        controls: Names of the controls, drawn in grey and dashed.
-        folder: Where the figures are saved.
-
-    Returns:
-        The figures with their captions.
-    """
+    """Draw what `drawable` gives of groups: ``curves.png``, ``relative_performance.png``, ``randomization.png``."""
     figures: dict[str, tuple[Figure, str]] = {}
     panels = [panel for one in drawn for panel in one["panels"]]
     if panels:

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from common.options import ModelOptions
+from lightning_xai.files import write_whole
 from lightning_xai.networks import create_classifier
 
 
@@ -25,20 +26,11 @@ def classifier_of(options: ModelOptions, num_classes: int | None = None) -> nn.M
 
 def save_weights(model: nn.Module, path: Path) -> None:
     """Write a safetensors file at once: a process that is killed leaves the earlier one or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, partial)
-    partial.replace(path)
+    write_whole(path, save({key: value.contiguous() for key, value in model.state_dict().items()}))
 
 
 def model_options(texts: Sequence[str]) -> dict[str, Any]:
-    """Arguments of a constructor from the command line.
-
-    Args:
-        texts: ``name=value`` each; values are Python literals, anything else is a string.
-
-    Returns:
-        The arguments.
+    """Arguments of a constructor from ``name=value`` texts; values are Python literals, anything else is a string.
 
     Raises:
         ValueError: If one has no ``=``.

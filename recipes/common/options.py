@@ -60,6 +60,14 @@ class RunOptions:
     numbers: Path | None = option(None, "file for what the tables say, as recipes/results keeps it for the texts")
 
 
+def require_both(data: DataOptions, model: ModelOptions, *, layer: bool = False, others: Sequence[Any] = ()) -> None:
+    """Refuse photographs without a classifier, and options of either without photographs."""
+    if data.data is not None and not (model.model and (model.layer or not layer)):
+        raise ValueError(f"--data expected --model{' and --layer' if layer else ''} beside it.")
+    if data.data is None and any((model.model, model.weights, model.pretrained, *others)):
+        raise ValueError("Options of a classifier or of photographs expected --data beside them.")
+
+
 def add_options(parser: argparse.ArgumentParser, *groups: Any) -> None:
     """Add the fields of dataclasses, nested ones too, to a parser: of an instance, its values are the defaults.
 

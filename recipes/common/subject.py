@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from common.data.boxed import BoxedImages, most_probable_of
 from common.data.images import ImageData, eval_transform, image_data
@@ -69,13 +69,7 @@ def drawn_here(
 ) -> Subject:
     """A small network trained on images with planted evidence; a resumed run goes on with the very same one.
 
-    Args:
-        folder: Of the run: ``network.safetensors`` is read or written there.
-        seed: Of its weights and training images.
-        small: Whether to train it on few images, to try a script.
-        layer: As of `Subject`; None for its second rectifier.
-        device: As of `Subject`.
-        batch_size: As of `Subject`.
+    It is read from or written to the run's folder; ``layer`` None is its second rectifier, ``small`` to try a script.
     """
     weights, model = folder / "network.safetensors", small_network().eval()
     if not weights.exists():
@@ -97,15 +91,7 @@ def planted(n: int, seed: int) -> PlantedEvidence:
 def given(
     data: DataOptions, model: ModelOptions, *, seed: int = 0, device: str = "cpu", batch_size: int | None = None
 ) -> tuple[Subject, ImageData]:
-    """The classifier that a command line asks for, and its photographs.
-
-    Args:
-        data: The images.
-        model: The classifier.
-        seed: Of the order of training images.
-        device: As of `Subject`.
-        batch_size: As of `Subject`; None for that of the images.
-    """
+    """The classifier that a command line asks for, and its photographs; the seed is of the order of training images."""
     images = image_data(data, model, seed=seed)
     network = classifier_of(model, len(images.classes)).eval().to(device)
     name = str(model.model).rpartition(":")[2]
@@ -115,27 +101,24 @@ def given(
 
 @dataclass(frozen=True)
 class Boxed:
-    """Photographs with boxes around their objects.
+    """Images of which it is known where their object is.
 
     Attributes:
-        images: Images (N,C,H,W), standardised.
-        labels: Numbers of their labels (N,).
-        masks: Pixels in their boxes (N,H,W).
+        items: Items ``(image (C,H,W), number of its label, mask (H,W) of the object)``.
         targets: From logits and numbers of labels to the classes that are explained.
         n_classes: How many of the classifier's classes each label stands for.
     """
 
-    images: Tensor
-    labels: Tensor
-    masks: Tensor
+    items: Dataset[Any]
     targets: TargetRule
-    n_classes: Sequence[int]
+    n_classes: Sequence[int] = ()
+
+    def first(self, n: int, data: DataOptions) -> list[Tensor]:
+        """The first n images (N,C,H,W), numbers of their labels (N,) and masks (N,H,W)."""
+        return first_images(DataLoader(self.items, batch_size=data.batch_size, num_workers=data.workers), n, 3)
 
 
-def boxed(folder: Path, data: DataOptions, subject: Subject, n: int) -> Boxed:
-    """The first n photographs of a folder with ``boxes.csv``, see `BoxedImages`."""
+def boxed(folder: Path, data: DataOptions, subject: Subject) -> Boxed:
+    """The photographs of a folder with ``boxes.csv``, see `BoxedImages`."""
     found = BoxedImages(folder, eval_transform(data.image_size, subject.mean, subject.std))
-    loader: DataLoader[Any] = DataLoader(found, batch_size=data.batch_size, num_workers=data.workers)
-    counts = [len(one) for one in found.classes]
-    images, labels, masks = first_images(loader, n, 3)
-    return Boxed(images, labels, masks, most_probable_of(found.classes), counts)
+    return Boxed(found, most_probable_of(found.classes), [len(one) for one in found.classes])

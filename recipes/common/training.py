@@ -16,6 +16,7 @@ import torch.distributed as dist
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from torch import Tensor, nn
 
 from common.options import option
 from lightning_xai.files import write_whole
@@ -71,6 +72,22 @@ class TrainerOptions:
             log_every_n_steps=1 if few else 10,
             **options,
         )
+
+
+class Validated(pl.LightningModule):
+    """A network whose validation step is one forward pass."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (N,C,H,W) to logits (N,K)."""
+        return self.network(images)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """The pass that explanations share."""
+        self(batch[0])
 
 
 class RandomStates(Callback):

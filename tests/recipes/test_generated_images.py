@@ -81,7 +81,7 @@ def test_distractors_have_shapes_outside_the_classes():
 def test_shapes_lie_in_the_unit_disc():
     """So that objects drawn within their radius overlap neither each other nor the border."""
     v, u = np.mgrid[-1.5:1.5:121j, -1.5:1.5:121j]
-    for shape in (*generated_images._SHAPES, *generated_images._DISTRACTORS):
+    for shape in (*generated_images._SHAPES.values(), *generated_images._DISTRACTORS.values()):
         assert np.hypot(u, v)[shape(u, v) <= 0].max() <= 1.001, shape
 
 

@@ -193,6 +193,13 @@ def test_extremes_of_the_paper_are_spacings_of_float32():
     assert round(facts["negative"]["maximum"], 2) == 559240.56
 
 
+def test_alphas_are_split_by_the_sign_of_the_gradient():
+    """Four units with sum A = 4; a gradient of zero has no alpha."""
+    (facts,) = facts_of_images(witness([4.0, 0.0, 0.0, 0.0], [1.0, 0.01, -1.0, 0.0]))["distribution"]
+    assert facts["positive"] == pytest.approx({"count": 2, "minimum": 1 / 6, "maximum": 1 / 2.04, "near_half": 0.5})
+    assert facts["negative"] == pytest.approx({"count": 1, "minimum": -0.5, "maximum": -0.5, "near_half": 0.0})
+
+
 def test_weighted_alpha_and_equation_6_by_hand():
     """Of g sum A = 2, 6 and -1 the first two count: alphas 1/4 and 1/8 with weights 2 and 6."""
     facts = facts_of_images(witness([1.0, 1.0, 0.0], [1.0, 3.0, -0.5]))

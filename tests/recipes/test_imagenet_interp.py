@@ -290,7 +290,7 @@ def test_the_script_runs(tmp_path):
     done = started_as_a_script(tmp_path / "run")
     assert done.returncode == 0, done.stderr
     assert "Means over 16 generated test images, of which 8 were explained" in " ".join(done.stdout.split())
-    assert "Average drop in percent, lower is better" in done.stdout
+    assert "Average drop, %; lower is better" in done.stdout
 
 
 def test_the_script_ends_with_one_line_where_the_command_line_is_wrong(tmp_path):

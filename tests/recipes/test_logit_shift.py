@@ -14,7 +14,7 @@ import lightning_xai as xai
 from papers.logit_shift.attacks import PositionShift
 from papers.logit_shift.maps import (
     ActivationSum,
-    Subject,
+    Explained,
     attacks_on,
     layer_in,
     paper_numbers,
@@ -34,13 +34,14 @@ def finished(tmp_path_factory):
 def subject(kind=None):
     """A trained toy in float64 with sixteen images."""
     model = trained() if kind is None else trained(kind)
-    return Subject(model.double(), data(16)[0].double(), "relu2", batch_size=6)
+    zero, one = [0.0] * 3, [1.0] * 3
+    return Explained(model.double(), zero, one, layer="relu2", batch_size=6, images=data(16)[0].double())
 
 
 def test_a_run_leaves_results_and_figures(finished):
     """Under its folder; labelled as generated."""
     folder, results = finished
-    files = {"results.json", "report.html", "settings.json", "maps.png", "second_class.png"}
+    files = {"results.json", "report.html", "settings.json", "network.safetensors", "maps.png", "second_class.png"}
     assert {path.name for path in folder.iterdir() if path.is_file()} == files
     assert json.loads((folder / "results.json").read_text()) == json.loads(json.dumps(dataclasses.asdict(results)))
     assert "on 8 generated images, of which 4 for the table of methods" in results.summary
@@ -171,5 +172,5 @@ def test_layers_are_found_behind_wrappers():
 def test_probabilities_leave_the_model_in_its_dtype():
     """They are taken of a copy."""
     one = subject()
-    assert probabilities(one, one.model, torch.float32)[0].dtype is torch.float32
-    assert next(one.model.parameters()).dtype is torch.float64
+    assert probabilities(one, one.network, torch.float32)[0].dtype is torch.float32
+    assert next(one.network.parameters()).dtype is torch.float64

@@ -6,11 +6,12 @@ import math
 import method_table
 import numpy as np
 import pytest
-from method_table import CONTROLS, METHODS, SHUFFLED, main, parse
+from method_table import CONTROLS, METHODS, SHUFFLED, Settings, main
 from recipes.image_files import HEN, TENCH, write_images
 from torch import tensor
 
 from common.method_report import Found, summary, tables
+from common.options import parsed
 from lightning_xai.metrics import AbsoluteDrop, AverageDrop, AverageGain, AverageIncrease, RelativePerformance
 from lightning_xai.report import Results
 
@@ -39,7 +40,7 @@ def test_every_metric_of_every_method_and_control_has_the_values_of_each_image(f
         assert set(column["methods"]) == names
         lengths = {len(one["values"]) for one in column["methods"].values()}
         assert len(lengths) == 1
-    drops = next(one for one in results.values["columns"] if one["title"] == "average drop, %")
+    drops = next(one for one in results.values["columns"] if one["title"] == "Average drop, %")
     assert drops["images"] == 2
     assert {"torch", "python"} <= set(results.versions)
 
@@ -73,8 +74,8 @@ def test_a_resumed_run_measures_what_is_missing_alone(tmp_path, monkeypatch):
     (tmp_path / "run" / "parts" / "stability.json").unlink()
     (tmp_path / "run" / "randomization.png").unlink()
     asked = []
-    group_of = method_table.group_of
-    monkeypatch.setattr(method_table, "group_of", lambda *a: asked.append(a[-1]) or group_of(*a))
+    group = method_table.Experiment.group
+    monkeypatch.setattr(method_table.Experiment, "group", lambda *a: asked.append(a[-1]) or group(*a))
     again = main([*options, "--resume"])
     assert asked == ["stability"]
     assert again.values["columns"] == whole.values["columns"]
@@ -113,15 +114,19 @@ def test_folders_of_photographs_with_and_without_boxes(tmp_path):
             str(tmp_path / "second"),
         ]
     )
-    assert [one["title"] for one in second.values["columns"]] == ["pointing game", "energy in box", "energy pointing"]
+    assert [one["title"] for one in second.values["columns"]] == [
+        "Pointing game",
+        "Energy in box",
+        "Energy pointing, mean of images",
+    ]
     assert second.values["images"]["boxes"] == 1
 
 
 def test_photographs_without_boxes_have_no_table_of_boxes():
     """As for metrics that were not asked for."""
-    counts = parse(["--data", "DIR"]).counts
+    counts = parsed(Settings, None, ["--data", "DIR"]).counts
     assert counts["boxes"] == 0 < counts["confidence"]
-    counts = parse(["--metrics", "boxes", "--boxes-images", "7"]).counts
+    counts = parsed(Settings, None, ["--metrics", "boxes", "--boxes-images", "7"]).counts
     assert {group for group, count in counts.items() if count} == {"boxes"}
     assert counts["boxes"] == 7
 
@@ -153,7 +158,7 @@ def test_a_metric_that_a_control_wins_is_shown_to_be_won_by_it():
     assert drop["difference"]["mean"] == pytest.approx(125 / 3)
     table = tables(columns[:1], ["fake"])[0]
     rows = dict(table.rows)
-    assert table.columns == ["", "average drop, % ↓ (3)"]
+    assert table.columns == ["", "Average drop, % ↓ (3)"]
     assert rows["won by"] == "fake (control)"
     assert rows["fake (control)"].startswith("★ 16.7 [")
     assert not rows["cam"].startswith("★")

@@ -8,8 +8,9 @@ import torch
 from benchmark import main
 from torch import nn
 
-from benchmarks.training import Result, Row, Setting, Training, by_pytorch, measure, plain, quartiles, rows_of
+from benchmarks.training import Result, Row, Setting, Training, by_pytorch, measure, plain, rows_of
 from common.data.cifar import CifarResNet
+from common.measured import quartiles
 
 SMALL = Setting(
     "small",

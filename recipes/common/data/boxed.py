@@ -60,12 +60,6 @@ class BoxedImages(Dataset[tuple[Tensor, int, Tensor]]):
 def most_probable_of(classes: list[list[int]]) -> Callable[[Tensor, Tensor | None], Tensor]:
     """Of the classes that a label stands for the one that the classifier prefers: which class to explain.
 
-    Args:
-        classes: For each label the classes that it stands for.
-
-    Returns:
-        A function of logits (N,K) and labels (N,) to targets (N,).
-
     Raises:
         ValueError: If the function gets no labels.
 

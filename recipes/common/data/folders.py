@@ -27,13 +27,7 @@ def imagenet_index() -> dict[str, int]:
 
 
 def class_index(folders: Sequence[str]) -> dict[str, int]:
-    """The class index that names of folders stand for.
-
-    Args:
-        folders: Names of class folders.
-
-    Returns:
-        All 1000 classes of ImageNet where the names are WordNet ids of its classes, else the sorted names.
+    """The class index of folders: ImageNet's 1000 classes where the names are its WordNet ids, else the sorted names.
 
     Raises:
         ValueError: If some but not all are WordNet ids of ImageNet's classes.

@@ -22,47 +22,21 @@ Array = NDArray[np.floating[Any]]
 Shape = Callable[[Array, Array], Array]
 """A shape: of two coordinates, negative inside and about the distance to the outline; all lie in the unit disc."""
 
-
-def _disc(u: Array, v: Array) -> Array:
-    return np.hypot(u, v) - 0.9
-
-
-def _square(u: Array, v: Array) -> Array:
-    return np.maximum(np.abs(u), np.abs(v)) - 0.68
-
-
-def _triangle(u: Array, v: Array) -> Array:
-    return np.maximum(np.abs(u) * 0.866 + v * 0.5, -v) - 0.5
-
-
-def _cross(u: Array, v: Array) -> Array:
-    u, v = np.abs(u), np.abs(v)
-    return np.maximum(np.maximum(u, v) - 0.92, np.minimum(u, v) - 0.32)
-
-
-def _ring(u: Array, v: Array) -> Array:
-    return np.abs(np.hypot(u, v) - 0.7) - 0.25
-
-
-def _crescent(u: Array, v: Array) -> Array:
-    return np.maximum(np.hypot(u, v) - 0.95, 0.75 - np.hypot(u - 0.5, v))
-
-
-def _bar(u: Array, v: Array) -> Array:
-    return np.maximum(np.abs(u) - 0.92, np.abs(v) - 0.33)
-
-
-def _corner(u: Array, v: Array) -> Array:
-    return np.maximum(np.maximum(np.abs(u), np.abs(v)) - 0.7, np.minimum(u, v) + 0.15)
-
-
-_SHAPES: tuple[Shape, ...] = (_disc, _square, _triangle, _cross)
-_DISTRACTORS: tuple[Shape, ...] = (_ring, _crescent, _bar, _corner)
+_SHAPES: dict[str, Shape] = {
+    "disc": lambda u, v: np.hypot(u, v) - 0.9,
+    "square": lambda u, v: np.maximum(np.abs(u), np.abs(v)) - 0.68,
+    "triangle": lambda u, v: np.maximum(np.abs(u) * 0.866 + v * 0.5, -v) - 0.5,
+    "cross": lambda u, v: np.maximum(np.maximum(np.abs(u), np.abs(v)) - 0.92, np.minimum(np.abs(u), np.abs(v)) - 0.32),
+}
+_DISTRACTORS: dict[str, Shape] = {
+    "ring": lambda u, v: np.abs(np.hypot(u, v) - 0.7) - 0.25,
+    "crescent": lambda u, v: np.maximum(np.hypot(u, v) - 0.95, 0.75 - np.hypot(u - 0.5, v)),
+    "bar": lambda u, v: np.maximum(np.abs(u) - 0.92, np.abs(v) - 0.33),
+    "corner": lambda u, v: np.maximum(np.maximum(np.abs(u), np.abs(v)) - 0.7, np.minimum(u, v) + 0.15),
+}
 _STRIPES, _CHECKS = 0, 1
 
-CLASSES = tuple(
-    f"{texture} {shape}" for shape in ("disc", "square", "triangle", "cross") for texture in ("striped", "checked")
-)
+CLASSES = tuple(f"{texture} {shape}" for shape in _SHAPES for texture in ("striped", "checked"))
 """Names of the classes, by index: shape * 2 + texture."""
 
 MEAN = (0.5, 0.5, 0.5)
@@ -100,9 +74,9 @@ def generated_image(
     radii = rng.uniform(0.17, 0.22, size=3) * size
     centres = _apart(radii, size, rng)
     for centre, radius in zip(centres[1:], radii[1:], strict=True):
-        shape = _DISTRACTORS[rng.integers(len(_DISTRACTORS))]
+        shape = list(_DISTRACTORS.values())[rng.integers(len(_DISTRACTORS))]
         _paint(canvas, shape, int(rng.integers(2)), centre, radius, rng)
-    mask = _paint(canvas, _SHAPES[label // 2], label % 2, centres[0], radii[0], rng)
+    mask = _paint(canvas, list(_SHAPES.values())[label // 2], label % 2, centres[0], radii[0], rng)
     canvas += 0.04 * rng.standard_normal(canvas.shape, np.float32)
     return (canvas.clip(0, 1) * 255).astype(np.uint8), label, mask
 

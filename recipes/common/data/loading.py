@@ -138,13 +138,7 @@ class ReadableLoader(DataLoader[Any]):
 
 
 def readable(items: list[tuple[Tensor | str, int]]) -> Batch:
-    """Collate what could be read, and name what could not.
-
-    Args:
-        items: Images (C,H,W), or the name of a file in place of one, with their labels.
-
-    Returns:
-        Images, labels, and names; no images (0,) if nothing could be read.
+    """Images (N,C,H,W), or (0,) of none, and labels of what could be read, and the names of what could not.
 
     Example:
         >>> readable([(torch.ones(3, 2, 2), 5), ("broken.jpg", 7)])[1:]

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-import lightning_xai as xai
 from lightning_xai.attribution import guarded_alphas
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -19,7 +17,7 @@ BINS = 2001
 """Of ``tanh(alpha - 1/2)`` in [-1, 1]: near 1/2, the middle of the middle one, a thousandth of alpha each."""
 
 SIGNS = {"positive": "g > 0", "negative": "g < 0"}
-"""The fields of an `AlphaDistribution`, and what they hold."""
+"""How the alphas of `facts_of_images` and `histograms` are split: those of g > 0 alone reach the map."""
 
 
 class Witness:
@@ -59,10 +57,9 @@ def facts_of_images(witness: Witness) -> dict[str, list[Any]]:
         witness: What they are made from.
 
     Returns:
-        Lists of N: ``distribution``, as `alpha_distribution` tells it; ``weighted``, the mean
-        alpha by its unit's part in the Grad-CAM+ map; ``equation_6``, the right side of Lerma and Lucas 2022 eq. 6
-        divided by its
-        left side, which would be 1 if the alphas solved the equation that defines them; ``least_activation``.
+        Lists of N: ``distribution``, for each of `SIGNS`; ``weighted``, the mean alpha by its unit's part in the
+        Grad-CAM+ map; ``equation_6``, the right side of Lerma and Lucas 2022 eq. 6 divided by its left side, which
+        would be 1 if the alphas solved the equation that defines them; ``least_activation``.
 
     Example:
         >>> witness = Witness()
@@ -73,9 +70,10 @@ def facts_of_images(witness: Witness) -> dict[str, list[Any]]:
     # with Y = exp(S) eq. 6 is Y = sum_k {sum_ab alpha_ab ReLU(Y g_ab)} [sum_ij A_ij]: Y cancels
     parts = (witness.second_term * (witness.gradients > 0)).double()
     right_sides = (parts / (2 + parts)).sum((1, 2, 3))
-    pairs = zip(witness.activations.split(1), witness.gradients.split(1), strict=True)
+    alphas = 1 / (2 + witness.second_term)
+    pairs = list(zip(alphas, witness.gradients, strict=True))
     return {
-        "distribution": [_plain(asdict(xai.attribution.alpha_distribution(*pair))) for pair in pairs],
+        "distribution": [{"positive": _ends(a[g > 0]), "negative": _ends(a[g < 0])} for a, g in pairs],
         "weighted": listed(right_sides / parts.sum((1, 2, 3))),
         "equation_6": listed(right_sides),
         "least_activation": witness.activations.amin((1, 2, 3)).tolist(),
@@ -97,20 +95,19 @@ def _number(value: float) -> float | None:
     return None if math.isnan(value) else max(-largest, min(largest, value))
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _plain(one) for name, one in value.items()}
-    return [_plain(one) for one in value] if isinstance(value, tuple) else _number(value)
+def _ends(alphas: Tensor) -> dict[str, float | None]:
+    """How many there are, from where to where, and the part near 1/2, where Grad-CAM++ is half of Grad-CAM+."""
+    if not len(alphas):
+        return {"count": 0, "minimum": None, "maximum": None, "near_half": None}
+    near_half = ((alphas - 0.5).abs() < 0.05).float().mean()
+    numbers = {"minimum": alphas.amin(), "maximum": alphas.amax(), "near_half": near_half}
+    return {"count": len(alphas), **{name: _number(float(one)) for name, one in numbers.items()}}
 
 
 def histograms(witness: Witness) -> dict[str, list[int]]:
     """How many alphas lie in each bin of ``tanh(alpha - 1/2)``, by the sign of the gradient, as in figure 4 (right).
 
-    Args:
-        witness: What they are made from.
-
-    Returns:
-        For each of `SIGNS` `BINS` counts. Units whose gradient is 0 have no alpha.
+    `BINS` counts for each of `SIGNS`; units whose gradient is 0 have no alpha.
 
     Example:
         >>> witness = Witness()
@@ -129,14 +126,7 @@ def alphas_of_bins() -> Array:
 
 
 def quantiles(counts: Array, shares: list[float]) -> list[float]:
-    """Quantiles of alpha from a histogram: the middle of the bin that holds each.
-
-    Args:
-        counts: Counts (BINS,).
-        shares: In [0, 1].
-
-    Returns:
-        One alpha for each share; NaN where nothing was counted.
+    """Quantiles of alpha from a histogram (BINS,): the middle of the bin that holds each; NaN of an empty one.
 
     Example:
         >>> counts = np.zeros(BINS, dtype=int)
@@ -153,11 +143,7 @@ def quantiles(counts: Array, shares: list[float]) -> list[float]:
 def box(counts: Array) -> dict[str, float]:
     """A box plot's numbers from a histogram: quartiles, and whiskers to the last value within 1.5 boxes of them.
 
-    Args:
-        counts: Counts (BINS,), not all of them 0.
-
-    Returns:
-        ``q1, med, q3, whislo, whishi``, as ``Axes.bxp`` takes them.
+    As ``Axes.bxp`` takes them, of counts (BINS,) that are not all 0.
 
     Example:
         >>> counts = np.zeros(BINS, dtype=int)

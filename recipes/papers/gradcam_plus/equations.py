@@ -19,13 +19,7 @@ Function = Callable[[Tensor], Tensor]
 
 
 def equation_checks(seed: int = 0) -> dict[str, float]:
-    """How far the statements are from true, as relative errors.
-
-    Args:
-        seed: Of activations, weights and alphas.
-
-    Returns:
-        By statement. Those that hold have errors of rounding, at most 1e-12.
+    """How far the statements are from true, as relative errors: of those that hold at most 1e-12.
 
     Example:
         >>> [name for name, error in equation_checks().items() if error > 1e-12]

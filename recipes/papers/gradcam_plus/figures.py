@@ -30,19 +30,7 @@ COLUMNS = 101  # of the histogram: an odd number, so that alpha = 1/2 lies in th
 def draw(
     subject: Subject, dataset: Dataset[Any], found: dict[str, Any], indices: Sequence[int], n: int, folder: Path
 ) -> list[Picture]:
-    """Figures 3 to 6.
-
-    Args:
-        subject: The classifier.
-        dataset: Its images.
-        found: What the recipe measured.
-        indices: Which images it measured.
-        n: Number of images with heat maps; the first of them is that of figure 3.
-        folder: Where to save them.
-
-    Returns:
-        The pictures with their captions.
-    """
+    """Figures 3 to 6, n images with heat maps; the first of them is that of figure 3."""
     images, labels = drawn_images(subject, dataset, indices, n)
     _alphas_of_one(subject, images[:1], labels[:1]).savefig(folder / "figure_3.png", dpi=100)
     _alphas_of_all(found).savefig(folder / "figure_4.png", dpi=100)

@@ -32,16 +32,7 @@ NEAR = 1.1
 
 
 def performance(found: dict[str, Any], score: str, methods: tuple[str, ...]) -> RelativePerformance:
-    """The metric after its images.
-
-    Args:
-        found: What the recipe measured.
-        score: Whose gradients the maps are made of.
-        methods: Which methods; controls have no score.
-
-    Returns:
-        The metric, computed, with the values of the images.
-    """
+    """The metric after its images, with their values; controls have no score."""
     left = found["masked_scores"]
     columns = {name: left[name if name in CONTROLS else f"{name}, {score}"] for name in methods}
     scores = torch.tensor(found["scores"], dtype=torch.float64)
@@ -53,15 +44,7 @@ def performance(found: dict[str, Any], score: str, methods: tuple[str, ...]) -> 
 
 
 def tables(found: dict[str, Any], seed: int) -> list[Table]:
-    """Tables 1 and 2, and what they do not tell.
-
-    Args:
-        found: What the recipe measured.
-        seed: Of the intervals.
-
-    Returns:
-        The tables.
-    """
+    """Tables 1 and 2, and what they do not tell."""
     every = (*METHODS, OTHERS[0][0], *CONTROLS)
     metrics = {score: performance(found, score, every) for score in next(iter(PAPER.values()))}
     return [
@@ -93,7 +76,7 @@ def _ratios(metrics: dict[str, RelativePerformance], seed: int) -> Table:
             rows[-1] += [_geometric(_values(metric, pair), seed), PAPER[pair][score][0] if pair in PAPER else None]
     return Table(
         "Table 1: relative performance; above 1 the first leaves more of the confidence",
-        ["methods", *_heads(metrics, "")],
+        ["methods", *(head for score in metrics for head in (score, "paper"))],
         rows,
         f"{_n(metrics)} images whose right class has a probability above 0.5; geometric means with 95 % intervals "
         "over images. Paper: VGG16, 4219 images of ImageNetV2. The last four rows are controls.",
@@ -114,10 +97,6 @@ def _logs(metrics: dict[str, RelativePerformance], seed: int) -> Table:
     caption = f"{_n(metrics)} images. Alike: images on which neither leaves {NEAR:g} times what the other leaves."
     heads = ["methods", "mean", "paper", "std", "paper", "alike, %"]
     return Table("Table 2: log relative performance", heads, rows, caption, 2)
-
-
-def _heads(metrics: dict[str, RelativePerformance], what: str) -> list[str]:
-    return [head for score in metrics for head in (f"{what}{score}", "paper")]
 
 
 def _n(metrics: dict[str, RelativePerformance]) -> int:

@@ -31,16 +31,7 @@ def augmented(images: Tensor) -> Tensor:
 
 
 def trained(setting: Setting, seed: int, epochs: int, batch_size: int, images: Tensor, labels: Tensor) -> Classifier:
-    """ResNet-18 with a 3 x 3 stem after some epochs in bfloat16; the seed settles weights, order and augmentation.
-
-    Args:
-        setting: What is trained beside the classification loss.
-        seed: Of everything that is drawn.
-        epochs: How often each image is seen.
-        batch_size: Images of a step.
-        images: Images (N,3,32,32), standardised, on the device.
-        labels: Labels (N,), there too.
-    """
+    """ResNet-18 with a 3 x 3 stem after some epochs in bfloat16; the seed settles weights, order and augmentation."""
     torch.manual_seed(seed)
     steps = epochs * (len(images) // batch_size)
     module = Classifier(setting, Scale(0, steps, batch_size, 0, 0), resnet18_for_small_images())
@@ -77,15 +68,7 @@ def finished(
 ) -> bool:
     """Train, measure on test images and write one file, unless an earlier run did; whether there was work.
 
-    Args:
-        setting: What is trained.
-        seed: Of the training.
-        folder: Where the file ``cifar_<setting>_<epochs>_epochs_seed<seed>.json`` is kept.
-        splits: Images and labels of ``"train"`` and ``"test"``.
-        device: Where to train and measure.
-        epochs: How often each image is seen.
-        batch_size: Images of a step.
-        scale: Numbers of explained images.
+    The file is ``cifar_<setting>_<epochs>_epochs_seed<seed>.json``.
     """
     name = "".join(c if c.isalnum() or c in "-." else "_" for c in str(setting))
     path = folder / f"cifar_{name}_{epochs}_epochs_seed{seed}.json"

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 
+from lightning_xai.metrics import number_named
 from lightning_xai.report import Cell, Table
 from papers.interpretable_gradients.training import Setting
 
@@ -19,13 +20,9 @@ Found = Mapping[str, Any]
 PLAIN = Setting()
 FIXED = ("random", "gaussian", "edges", "another network's gradcam")
 """Maps that are the same for every network."""
-METRICS = {
-    "AverageDrop": "Average drop, %, lower is better",
-    "AverageIncrease": "Average increase, %, higher is better",
-    "AverageGain": "Average gain, %, higher is better",
-    "Insertion": "Insertion, area x 100, higher is better",
-    "Deletion": "Deletion, area x 100, lower is better",
-}
+PERCENT, AREAS = ("AverageDrop", "AverageIncrease", "AverageGain"), ("Insertion", "Deletion")
+TITLES = {name: number_named(name).label for name in PERCENT}
+TITLES |= {name: number_named(name)._replace(unit="area x 100").label for name in AREAS}
 LOOKS = ("GradientAlignment", "GradientRoughness")
 
 
@@ -39,14 +36,14 @@ def over_seeds(values: Sequence[float] | np.ndarray) -> Cell:
     """Mean and Student's 95 % interval; of fewer than three networks the mean alone, as two say little of their spread.
 
     Example:
-        >>> over_seeds([1.0, 2.0, 3.0])["low"].round(2)
+        >>> round(over_seeds([1.0, 2.0, 3.0])["low"], 2)
         -0.48
     """
     mean = float(np.mean(values))
     if len(values) < 3:
         return mean
-    half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
-    return {"mean": mean, "low": mean - half, "high": mean + half}
+    low, high = stats.t.interval(0.95, len(values) - 1, mean, stats.sem(values))
+    return {"mean": mean, "low": float(low), "high": float(high)}
 
 
 def search_table(found: Mapping[Setting, Found]) -> Table:
@@ -80,7 +77,7 @@ def comparison_tables(found: Mapping[Setting, Sequence[Found]]) -> list[Table]:
     ]
     heads = ["", "seeds", "accuracy, %", "alignment x 100", "roughness x 100"]
     tables = [Table("Accuracy and input gradients", heads, looks, f"{caption}.")]
-    for metric, title in METRICS.items():
+    for metric, title in TITLES.items():
         values = by_map(found, metric)
         heads = ["", *(f"{name} *" if name in FIXED else name for name in values[PLAIN])]
         rows = [[str(one), *map(over_seeds, maps.values())] for one, maps in values.items()]
@@ -96,7 +93,7 @@ def comparison_tables(found: Mapping[Setting, Sequence[Found]]) -> list[Table]:
 
 def by_map(found: Mapping[Setting, Sequence[Found]], metric: str) -> dict[Setting, dict[str, np.ndarray]]:
     """The values of all seeds, by setting and then by method or fixed map; areas times 100."""
-    scale = 100.0 if metric in ("Insertion", "Deletion") else 1.0
+    scale = 100.0 if metric in AREAS else 1.0
     return {
         one: {
             name: scale * np.array([each["maps"][name][metric] for each in results])
@@ -133,13 +130,13 @@ def draw_search(found: Mapping[Setting, Found], path: Path) -> None:
 def draw_comparison(found: Mapping[Setting, Sequence[Found]], path: Path) -> None:
     """Differences to plain training with their intervals, a panel for each metric."""
     figure = Figure(figsize=(16, 5), layout="constrained")
-    panels = figure.subplots(1, len(METRICS), sharey=True)
+    panels = figure.subplots(1, len(TITLES), sharey=True)
     settings = [one for one in found if one != PLAIN]
-    for axes, (metric, title) in zip(panels, METRICS.items(), strict=True):
+    for axes, (metric, title) in zip(panels, TITLES.items(), strict=True):
         values = by_map(found, metric)
         names = list(values[PLAIN])
         axes.axvline(0, color="grey", linewidth=0.8)
-        axes.set_title(title.replace(", ", "\n", 1), fontsize="medium")
+        axes.set_title(title.replace("; ", "\n", 1), fontsize="medium")
         axes.set_yticks(range(len(names)), [f"{name} *" if name in FIXED else name for name in names])
         for i, one in enumerate(settings):
             at = np.arange(len(names)) + 0.7 * (i / max(1, len(settings) - 1) - 0.5)

@@ -16,17 +16,13 @@ from common.data.images import ImageData
 from common.run import Run, first_images
 from common.tables import interval
 from lightning_xai.baselines import to_pixels
+from lightning_xai.metrics import Number, number_named
 from lightning_xai.panels import save_panel
 from lightning_xai.report import Example, Picture, Table, worst_and_best
 from lightning_xai.visualization import Panel, overlay
 
-METRICS = {
-    "accuracy": "Accuracy in percent, higher is better",
-    "AverageDrop": "Average drop in percent, lower is better",
-    "AverageIncrease": "Average increase in percent, higher is better",
-    "AverageGain": "Average gain in percent, higher is better",
-}
-TELLING = {"AverageDrop": False, "AverageGain": True}
+NUMBERS = {name: number_named(name) for name in ("AverageDrop", "AverageIncrease", "AverageGain")}
+TELLING = {name: bool(NUMBERS[name].higher_is_better) for name in ("AverageDrop", "AverageGain")}
 """Metrics that tell images apart, and whether higher is better; an increase is there or not."""
 
 Measured = Mapping[str, Any]
@@ -116,7 +112,7 @@ def summary(values: pd.DataFrame, seed: int) -> pd.DataFrame:
 def tables(rows: pd.DataFrame, of_what: str) -> list[Table]:
     """A table for each metric."""
     found = []
-    for metric, title in METRICS.items():
+    for metric, number in {"accuracy": Number("Accuracy", "%", True), **NUMBERS}.items():
         of_metric = rows[rows["metric"] == metric]
         heads = of_metric["network"].unique()
         cells = {(row["attribution"], row["network"]): row for row in of_metric.to_dict("records")}
@@ -124,7 +120,7 @@ def tables(rows: pd.DataFrame, of_what: str) -> list[Table]:
             [name, *({key: cells[name, head][key] for key in ("mean", "low", "high")} for head in heads)]
             for name in of_metric["attribution"].unique()
         ]
-        found.append(Table(f"{title}; {of_what}", ["", *heads], lines))
+        found.append(Table(f"{number.label}; {of_what}", ["", *heads], lines))
     return found
 
 

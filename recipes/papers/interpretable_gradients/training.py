@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torchvision.transforms import v2
@@ -21,11 +20,14 @@ from torchvision.transforms import v2
 import lightning_xai as xai
 from common.data.cifar import MEAN, STD, CifarResNet, cifar10
 from common.data.generated import GeneratedImages
+from common.networks import save_weights
 from lightning_xai import attribution, metrics
 from lightning_xai.metrics import ExplanationMetric
+from lightning_xai.networks import load_weights
 
 LAYER = "layer3"
 STANDARD: dict[str, Any] = {"mean": MEAN, "std": STD}
+LOOKS = (metrics.GradientAlignment, metrics.GradientVariation, metrics.GradientRoughness)
 RATE = 0.1
 """Learning rate at the height of the one-cycle schedule of SGD."""
 
@@ -209,16 +211,8 @@ def measured(
         "gradcam": xai.GradCAM(layer),
         "gradcam_plus_plus": xai.GradCAMPlusPlus(layer),
     }
-    confidence: list[ExplanationMetric] = [
-        metrics.AverageDrop(),
-        metrics.AverageIncrease(),
-        metrics.AverageGain(),
-    ]
-    look: list[ExplanationMetric] = [
-        metrics.GradientAlignment(),
-        metrics.GradientVariation(),
-        metrics.GradientRoughness(),
-    ]
+    confidence: list[ExplanationMetric] = [metrics.AverageDrop(), metrics.AverageIncrease(), metrics.AverageGain()]
+    look: list[ExplanationMetric] = [kind() for kind in LOOKS]
     measured: dict[str, Any] = {"controls": controls(reference), "control_images": None, **STANDARD}
     wide = xai.Faithfulness(methods, confidence + look, n_images=scale.explained, **measured)
     module.hits, module.seen = 0.0, 0
@@ -312,14 +306,14 @@ class Job:
             module = trained(self.setting, self.scale, self.seed, *splits["train"])
             found = measured(module, self.scale, *splits[self.judged], self._reference())
         if self.keep is not None:
-            save_file({key: value.contiguous() for key, value in module.network.state_dict().items()}, self.keep)
+            save_weights(module.network, self.keep)
         return found
 
     def _reference(self) -> nn.Module | None:
         if self.reference is None:
             return None
         network = CifarResNet(self.scale.blocks)
-        network.load_state_dict(load_file(self.reference))
+        load_weights(network, self.reference)
         return network.eval()
 
 

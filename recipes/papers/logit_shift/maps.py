@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lightning_xai as xai
+from common.subject import Subject
 from lightning_xai.attribution import Attribution
 from lightning_xai.integrity import Fingerprint, Inspection, center_logits, inspect_model, locate_shift
 from lightning_xai.ranks import rank_correlation
@@ -56,18 +57,12 @@ class ActivationSum(Attribution):
         return F.interpolate(total, trace.images.shape[2:], mode="bilinear", align_corners=False)[:, 0]
 
 
-@dataclass
-class Subject:
-    """A clean classifier in float64, with images and the layer at which maps are made."""
+@dataclass(frozen=True, kw_only=True)
+class Explained(Subject):
+    """A clean classifier in float64 with the images whose maps are made, at a layer that is known by name."""
 
-    model: nn.Module
-    images: Tensor
     layer: str
-    batch_size: int = 16
-
-    def batches(self, images: Tensor | None = None) -> tuple[Tensor, ...]:
-        """The images in batches."""
-        return (self.images if images is None else images).split(self.batch_size)
+    images: Tensor
 
 
 def layer_in(model: nn.Module, layer: str) -> str:
@@ -78,57 +73,53 @@ def layer_in(model: nn.Module, layer: str) -> str:
     return layer
 
 
-def attacks_on(subject: Subject, position: tuple[int, int], strength: float) -> dict[str, nn.Module]:
+def attacks_on(subject: Explained, position: tuple[int, int], strength: float) -> dict[str, nn.Module]:
     """Altered copies, by the name of the edit; edits that this model does not admit are left out."""
+    layer = subject.layer
     kinds: dict[str, Attack] = {
-        "position": PositionShift(subject.layer, position, strength),
-        "uniform": UniformShift(subject.layer, strength),
-        "random": RandomShift(subject.layer, strength),
+        "position": PositionShift(layer, position, strength),
+        "uniform": UniformShift(layer, strength),
+        "random": RandomShift(layer, strength),
         "rows": RowEdit(subject.images[:LOCATED_WITH], strength),
         "image": EnergyShift(strength=strength),
     }
     altered: dict[str, nn.Module] = {}
     for name, attack in kinds.items():
         try:
-            altered[name] = attack(subject.model)
+            altered[name] = attack(subject.network)
         except ValueError:
             if name != "rows":  # whose edit would change the softmax where something non-linear follows
                 raise
     return altered
 
 
-def maps_of(subject: Subject, model: nn.Module, methods: dict[str, Attribution]) -> dict[str, Tensor]:
+def maps_of(subject: Explained, model: nn.Module, methods: dict[str, Attribution]) -> dict[str, Tensor]:
     """Maps (N,H,W) of the class that the model predicts, by name."""
-    found = [xai.explain(model, images, attributions=methods) for images in subject.batches()]
+    found = [xai.explain(model, images, attributions=methods) for images in subject.batches(subject.images)]
     return {name: torch.cat([one[name] for one in found]) for name in methods}
 
 
-def probabilities(subject: Subject, model: nn.Module, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def probabilities(subject: Explained, model: nn.Module, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Probabilities and logits (N,K) in a dtype."""
     model = copy.deepcopy(model).to(dtype)
     with torch.no_grad():
-        logits = torch.cat([model(images.to(dtype)) for images in subject.batches()])
+        logits = torch.cat([model(images.to(dtype)) for images in subject.batches(subject.images)])
     return logits.softmax(1), logits
 
 
-def paper_numbers(subject: Subject, position: tuple[int, int], strength: float) -> dict[str, float]:
+def paper_numbers(subject: Explained, position: tuple[int, int], strength: float) -> dict[str, float]:
     """What the paper's edit does: nothing to predictions and centred maps, much to raw-logit maps.
-
-    Args:
-        subject: The clean model, images and layer.
-        position: Row and column in the layer's output.
-        strength: ``K``.
 
     Returns:
         Softmax: its largest change in float64, and in float32 in units of ``eps |t|``. Raw logit: least and median
         correlation of Grad-CAM with the sum of activations, and share of images whose peak lies at the position.
         Centred score: largest change of a map relative to its maximum.
     """
-    altered = PositionShift(subject.layer, position, strength)(subject.model)
+    altered = PositionShift(subject.layer, position, strength)(subject.network)
     results = _softmax_changes(subject, altered)
-    clean, found = (_compared_maps(subject, model) for model in (subject.model, altered))
+    clean, found = (_compared_maps(subject, model) for model in (subject.network, altered))
     correlation = _pearson(found["Grad-CAM, raw logit"], found["sum"])
-    shape = Fingerprint.of(subject.model, subject.images[:2], layer=subject.layer).layer_shape[1:]
+    shape = Fingerprint.of(subject.network, subject.images[:2], layer=subject.layer).layer_shape[1:]
     for name in ("Grad-CAM", "HiResCAM"):
         results[f"{name} peak at position"] = float(_at(found[f"{name}, raw logit"], shape, position).double().mean())
         before, after = (maps[f"{name}, centred"] for maps in (clean, found))
@@ -140,7 +131,7 @@ def paper_numbers(subject: Subject, position: tuple[int, int], strength: float) 
     }
 
 
-def _compared_maps(subject: Subject, model: nn.Module) -> dict[str, Tensor]:
+def _compared_maps(subject: Explained, model: nn.Module) -> dict[str, Tensor]:
     layer = layer_in(model, subject.layer)
     methods: dict[str, Attribution] = {"sum": ActivationSum(layer)}
     for name in ("Grad-CAM", "HiResCAM"):
@@ -148,10 +139,10 @@ def _compared_maps(subject: Subject, model: nn.Module) -> dict[str, Tensor]:
     return maps_of(subject, model, methods)
 
 
-def _softmax_changes(subject: Subject, altered: nn.Module) -> dict[str, float]:
+def _softmax_changes(subject: Explained, altered: nn.Module) -> dict[str, float]:
     changes, shifts = {}, {}
     for dtype in (torch.float64, torch.float32):
-        (before, clean), (after, logits) = (probabilities(subject, one, dtype) for one in (subject.model, altered))
+        (before, clean), (after, logits) = (probabilities(subject, one, dtype) for one in (subject.network, altered))
         changes[dtype] = float((after - before).abs().max())
         shifts[dtype] = float((logits - clean).abs().max())
     eps = torch.finfo(torch.float32).eps
@@ -180,20 +171,16 @@ def _at(maps: Tensor, shape: tuple[int, ...], position: tuple[int, int]) -> Tens
     return (_cells(maps, shape) == wanted).all(1)
 
 
-def sensitivity(subject: Subject, altered: dict[str, nn.Module]) -> list[dict[str, Any]]:
+def sensitivity(subject: Explained, altered: dict[str, nn.Module]) -> list[dict[str, Any]]:
     """Method x score x edit: which maps of an altered model are those of the clean one.
-
-    Args:
-        subject: The clean model, images and layer.
-        altered: Altered models by the name of the edit.
 
     Returns:
         For each: ``agreement``, the median rank correlation with the clean map before any ReLU; ``peaks``, the share of
         images whose largest pixel lies at another position of the layer; and ``proved``, whether the map cannot change
         in real arithmetic, since the score does not see the shift, or the shift does not depend on the layer.
     """
-    shape = Fingerprint.of(subject.model, subject.images[:2], layer=subject.layer).layer_shape[1:]
-    clean = maps_of(subject, subject.model, _all_methods(subject.layer))
+    shape = Fingerprint.of(subject.network, subject.images[:2], layer=subject.layer).layer_shape[1:]
+    clean = maps_of(subject, subject.network, _all_methods(subject.layer))
     rows = []
     for edit, model in altered.items():
         found = maps_of(subject, model, _all_methods(layer_in(model, subject.layer)))
@@ -218,23 +205,19 @@ def _all_methods(layer: str) -> dict[str, Attribution]:
     return {f"{name}, {score}": make(layer, SCORES[score]) for name, make in kinds.items() for score in SCORES}
 
 
-def verdicts(subject: Subject, altered: dict[str, nn.Module]) -> list[dict[str, Any]]:
+def verdicts(subject: Explained, altered: dict[str, nn.Module]) -> list[dict[str, Any]]:
     """What the detectors say of the clean, the altered and the repaired models.
-
-    Args:
-        subject: The clean model, 32 of its images and its layer.
-        altered: Altered models by the name of the edit.
 
     Returns:
         For each model the verdict alone, at the layer and at the image, that with the clean model as the reference (for
         repaired ones with its own logits centred), and where the shift was located; for repaired ones how far their raw
         maps are the centred maps of the clean model.
     """
-    subject = Subject(subject.model, subject.images[:32], subject.layer, subject.batch_size)
-    fingerprint = Fingerprint.of(subject.model, subject.images, layer=subject.layer)
-    centred = center_logits(subject.model)
+    subject = replace(subject, images=subject.images[:32])
+    fingerprint = Fingerprint.of(subject.network, subject.images, layer=subject.layer)
+    centred = center_logits(subject.network)
     fingerprint_of_centred = Fingerprint.of(centred, subject.images, layer=layer_in(centred, subject.layer))
-    rows = [_judged(subject, fingerprint, "clean", subject.model)]
+    rows = [_judged(subject, fingerprint, "clean", subject.network)]
     for name, model in altered.items():
         rows.append(_judged(subject, fingerprint, name, model))
         repaired = center_logits(model, subject.images[:LOCATED_WITH])
@@ -243,7 +226,7 @@ def verdicts(subject: Subject, altered: dict[str, nn.Module]) -> list[dict[str, 
     return rows
 
 
-def _judged(subject: Subject, fingerprint: Fingerprint, name: str, model: nn.Module) -> dict[str, Any]:
+def _judged(subject: Explained, fingerprint: Fingerprint, name: str, model: nn.Module) -> dict[str, Any]:
     layer = layer_in(model, subject.layer)
     at_layer, inspection = (inspect_model(model, subject.images, layer=layer, image_level=one) for one in (False, True))
     comparison = fingerprint.compare(model, subject.images, layer=layer)
@@ -262,9 +245,9 @@ def _place(model: nn.Module, images: Tensor) -> str | None:
     return None if found is None else f"{found.layer} {found.position}"
 
 
-def _repair_agreement(subject: Subject, repaired: nn.Module) -> float:
+def _repair_agreement(subject: Explained, repaired: nn.Module) -> float:
     """Least rank correlation of the repaired model's raw Grad-CAM with the clean model's centred one."""
     raw = AT_LAYER["Grad-CAM"](layer_in(repaired, subject.layer), xai.scores.pre_softmax)
     found = maps_of(subject, repaired, {"map": raw})["map"]
     centred = AT_LAYER["Grad-CAM"](subject.layer, xai.scores.centered)
-    return float(rank_correlation(found, maps_of(subject, subject.model, {"map": centred})["map"]).min())
+    return float(rank_correlation(found, maps_of(subject, subject.network, {"map": centred})["map"]).min())

@@ -115,24 +115,20 @@ def measured(subject: Subject, chunk: Chunk) -> tuple[pd.DataFrame, Maps]:
     """All that is measured of some images, and their maps before any ReLU.
 
     Gradients and the maps of one gradient are computed in float64, since what is said of them is equality; path methods
-    in float32.
-
-    Args:
-        subject: The classifier.
-        chunk: The images.
-
-    Returns:
-        A frame of `COLUMNS`, images counted from 0, and maps.
+    in float32. The frame has `COLUMNS`, images counted from 0.
     """
     precise, images = exact(subject), chunk.images.double()
     logits = precise.predict(images).cpu()
     targets = chunk.targets(logits, chunk.labels)
     tables = [_confidence(logits, targets), *_lengths(_explained(precise, images, targets, _norms(subject.layer)))]
-    maps = _explained(precise, images, targets, _at_one_point(subject.layer))
+    pairs = product(GRADIENT_METHODS, SCORES)
+    at_one_point = {(name, score): GRADIENT_METHODS[name](subject.layer, SCORES[score]) for name, score in pairs}
+    maps = _explained(precise, images, targets, at_one_point)
     if chunk.n_path:
         few, theirs = chunk.images[: chunk.n_path], targets[: chunk.n_path]
         maps |= _explained(subject, few, theirs, path_methods(subject, chunk.n_steps))
-    tables += [*_magnitudes(maps), *_agreement(maps)]
+    tables += [_rows(values.abs().amax((1, 2)), "magnitude", *key) for key, values in maps.items()]
+    tables += _agreement(maps)
     if chunk.masks is not None:
         controls = {(name, ""): method for name, method in CONTROLS.items()}
         tables += _hits(maps | _explained(subject, chunk.images, targets, controls), chunk.masks)
@@ -140,15 +136,7 @@ def measured(subject: Subject, chunk: Chunk) -> tuple[pd.DataFrame, Maps]:
 
 
 def baseline_probabilities(subject: Subject, images: Tensor) -> list[float]:
-    """Probability of each class at the black image, where paths begin.
-
-    Args:
-        subject: The classifier.
-        images: Images (N,C,H,W), for their size.
-
-    Returns:
-        Probabilities (K,), computed in float64.
-    """
+    """Probability of each class at the black image, where paths begin."""
     first = images[:1].double()
     black = xai.baselines.black(first, subject.mean, subject.std).expand_as(first)
     return exact(subject).predict(black).softmax(1)[0].tolist()
@@ -196,13 +184,6 @@ def _confidence(logits: Tensor, targets: Tensor) -> pd.DataFrame:
     )
 
 
-def _at_one_point(layer: str | None) -> dict[Key, Attribution]:
-    """Methods of one gradient with each score."""
-    return {
-        (name, score): GRADIENT_METHODS[name](layer, SCORES[score]) for name, score in product(GRADIENT_METHODS, SCORES)
-    }
-
-
 def _norms(layer: str | None) -> dict[Key, Attribution]:
     """Lengths of the gradient of each score, and of the error of its gradient where the score is rounded."""
     norms: dict[Key, Attribution] = {("norm", name): GradientNorm(layer, score) for name, score in SCORES.items()}
@@ -226,11 +207,6 @@ def _difference(first: Score, second: Score) -> Score:
     return lambda logits, targets: first(logits, targets).double() - second(logits, targets)
 
 
-def _magnitudes(maps: Maps) -> Iterator[pd.DataFrame]:
-    """The largest value of each map in magnitude."""
-    return (_rows(values.abs().amax((1, 2)), "magnitude", *key) for key, values in maps.items())
-
-
 def _agreement(maps: Maps) -> Iterator[pd.DataFrame]:
     """How far maps of two scores agree: rank correlation, cosine, and whether the peak moved."""
     for method, pair in product(dict.fromkeys(method for method, _ in maps), PAIRS):
@@ -248,13 +224,6 @@ def _unit(maps: Tensor) -> Tensor:
 
 def peak_moved(first: Tensor, second: Tensor) -> Tensor:
     """Whether the largest pixels of maps lie further apart than the pointing game tolerates.
-
-    Args:
-        first: Maps (N,H,W).
-        second: Maps (N,H,W).
-
-    Returns:
-        Which did, (N,), bool.
 
     Example:
         >>> peak_moved(torch.eye(1, 400).view(1, 20, 20), torch.eye(1, 400).flip(1).view(1, 20, 20))

@@ -174,15 +174,7 @@ def _short(score: str) -> str:
 
 
 def draw_maps(image: Tensor, maps: Maps, title: str, standard: Mapping[str, Sequence[float]], path: Path) -> None:
-    """Figure 2 of the paper for one image: a row for each method, a column for each score.
-
-    Args:
-        image: The image (C,H,W), standardised.
-        maps: Its maps (1,H,W) by method and score, before the ReLU.
-        title: What is explained.
-        standard: Mean and standard deviation by which the image was standardised.
-        path: The file.
-    """
+    """Figure 2 of the paper for one image: a row for each method, a column for each score."""
     pixels = to_pixels(image[None], **standard)
     names = list(dict.fromkeys(method for method, _ in maps))
 

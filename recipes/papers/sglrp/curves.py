@@ -36,14 +36,8 @@ def areas(found: Values) -> dict[str, Array]:
 def overtaken_at(hits: tuple[Array, Array], points: tuple[Array, Array], seed: int, n_resamples: int = 1000) -> str:
     """The level from which on one method's accuracy stays at or above another's, in words.
 
-    Args:
-        hits: Of the one and of the other, (N,L).
-        points: Of the one and of the other, (N,L).
-        seed: Of the bootstrap over images.
-        n_resamples: Its resamples.
-
-    Returns:
-        Index of the level, its interval over the resamples that have one, and their share.
+    Of hits and points (N,L) of the one and of the other: the index of the level, its interval over the resamples of
+    images that have one, and their share.
 
     Example:
         >>> behind, ahead = np.array([[0.2, 0.6, 0.7]] * 3), np.array([[0.5, 0.5, 0.5]] * 3)

@@ -27,13 +27,6 @@ Values = dict[str, Any]
 def printed_seed(logits: Tensor, targets: Tensor) -> Tensor:
     """Equation 10 as it is printed, ``R_n = dy_t / dz_n``, without the care for saturation that our SGLRP takes.
 
-    Args:
-        logits: Logits (N,K).
-        targets: Class for each image, (N,).
-
-    Returns:
-        Relevance of the logits, (N,K), of their dtype.
-
     Example:
         >>> printed_seed(torch.tensor([[0.0, 0.0], [0.0, 20.0]]), torch.tensor([1, 1]))
         tensor([[-2.5000e-01,  2.5000e-01],
@@ -83,14 +76,7 @@ def pointing(subject: Judged, images: Tensor, labels: Tensor, masks: Tensor) -> 
 
 
 def side_by_side(first: Tensor, second: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Two images in one, as two objects in one photograph.
-
-    Args:
-        first: Images (N,C,H,W), on the left.
-        second: Images (N,C,H,W), on the right.
-
-    Returns:
-        Images (N,C,H,2W), and the masks (N,H,2W) of the left and of the right halves, bool.
+    """Two images in one (N,C,H,2W), as two objects in one photograph, and masks (N,H,2W) of the halves.
 
     Example:
         >>> both, halves = side_by_side(torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1))

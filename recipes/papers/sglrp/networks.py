@@ -16,23 +16,21 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset, default_collate
 
 import lightning_xai as xai
-from common.data.boxed import BoxedImages, most_probable_of
 from common.data.cifar import CLASSES as CIFAR_CLASSES
 from common.data.cifar import MEAN as CIFAR_MEAN
 from common.data.cifar import STD as CIFAR_STD
 from common.data.cifar import CifarResNet, cifar10
-from common.data.images import IMAGENET_MEAN, eval_transform
-from common.data.planted import CLASSES, planted_evidence
+from common.data.images import IMAGENET_MEAN
+from common.data.planted import CLASSES
 from common.networks import classifier_of
 from common.options import DataOptions, ModelOptions
-from common.planted_network import fitted
+from common.planted_network import STANDARD, fitted, small_network
 from common.subject import Subject, given
+from common.subject import boxed as boxed_of
+from common.subject import planted as drawn
 from lightning_xai import attribution
 from lightning_xai.attribution import absolute_target_logit, negated_z_plus
 from lightning_xai.types import TargetRule
-
-SIDE, MEAN, STD = 40, (0.5,) * 3, (0.25,) * 3
-"""Of the images with planted evidence."""
 
 
 @dataclass(frozen=True)
@@ -74,14 +72,7 @@ class Judged(Subject):
 
 
 def loaded(dataset: Any, indices: Sequence[int]) -> list[Tensor]:
-    """Items of a dataset as one batch, with their indices first; what cannot be read is left out.
-
-    Args:
-        dataset: Items whose first entry is an image (C,H,W), or a name where it cannot be read.
-        indices: Which ones.
-
-    Returns:
-        The indices (N,), and a tensor for each entry of the items.
+    """Items of a dataset as one batch, their indices (N,) first; what cannot be read is left out.
 
     Raises:
         ValueError: If none of them can be read.
@@ -106,36 +97,21 @@ def photographs(
     name: str | None = None,
     **compute: Any,
 ) -> Judged:
-    """A classifier and the photographs of folders, in an order shuffled once, or the first test images of CIFAR-10.
-
-    Args:
-        data: The images.
-        model: The classifier.
-        n: How many images of CIFAR-10.
-        boxed: Folder of the boxed images.
-        name: In tables; None for that of the model.
-        compute: ``seed`` of the order, ``device`` and ``batch_size`` of the subject.
-    """
+    """A classifier and the photographs of folders, in an order shuffled once, or the first test images of CIFAR-10."""
     if holds_cifar(str(data.data)):
         images: Any = TensorDataset(*cifar10(Path(str(data.data)), "test", n))
         network = classifier_of(model, len(CIFAR_CLASSES)).eval().to(compute["device"])
         options = {"device": compute["device"], "batch_size": compute["batch_size"], "layer": model.layer}
-        subject = Subject(network, CIFAR_MEAN, CIFAR_STD, CIFAR_CLASSES, name=name_of(model), **options)
+        subject = Subject(network, CIFAR_MEAN, CIFAR_STD, CIFAR_CLASSES, name=str(model.model), **options)
     else:
         subject, loaders = given(data, model, **compute)
         images = loaders.val
     more: dict[str, Any] = {}
     if boxed is not None:
-        found = BoxedImages(boxed, eval_transform(data.image_size, subject.mean, subject.std))
-        counts = [len(one) for one in found.classes]
-        more = {"boxed": found, "boxed_targets": most_probable_of(found.classes), "n_classes": counts}
+        found = boxed_of(boxed, data, subject)
+        more = {"boxed": found.items, "boxed_targets": found.targets, "n_classes": found.n_classes}
     fields = {one.name: getattr(subject, one.name) for one in dataclasses.fields(subject)}
     return Judged(**fields | {"name": name or subject.name}, images=images, color=IMAGENET_MEAN, **more)
-
-
-def name_of(model: ModelOptions) -> str:
-    """The name of a model without its package."""
-    return str(model.model).rpartition(":")[2]
 
 
 def holds_cifar(data: str) -> bool:
@@ -144,50 +120,24 @@ def holds_cifar(data: str) -> bool:
 
 
 def planted(n: int, seed: int, *, small: bool, device: str, batch_size: int) -> list[Judged]:
-    """Three small networks, trained here on images of which it is known what decides their class.
-
-    Args:
-        n: Number of images that are judged, the same for all.
-        seed: Of training images and weights; the other images have the next one.
-        small: Whether to train on few images.
-        device: As of `Subject`.
-        batch_size: As of `Subject`.
-    """
+    """Three small networks, trained here on images of which it is known what decides their class."""
     images, labels, masks = drawn(n, seed + 1)
-    training = drawn(128 if small else 2048, seed)[:2]
+    training = drawn(128 if small else 2048, seed)
     own = {"images": TensorDataset(images, labels), "boxed": TensorDataset(images, labels, masks)}
-    shared: dict[str, Any] = own | {"n_classes": [1] * len(CLASSES), "color": MEAN, "device": device}
+    shared: dict[str, Any] = own | {"n_classes": [1] * len(CLASSES), "color": STANDARD[0], "device": device}
     subjects = []
     for name, make in NETWORKS.items():
         pl.seed_everything(seed, verbose=False)
-        network = trained(make(), *training).to(device)
-        subjects.append(Judged(network, MEAN, STD, CLASSES, batch_size=batch_size, name=name, **shared))
+        network = make()
+        optimizer = torch.optim.AdamW(network.parameters(), 1e-2)
+        fitted(network, training.images, training.labels, optimizer, epochs=4, batch_size=64)
+        subjects.append(Judged(network.to(device), *STANDARD, CLASSES, batch_size=batch_size, name=name, **shared))
     return subjects
-
-
-def drawn(n: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Images (N,3,H,W) with planted evidence, standardised, their labels (N,) and masks (N,H,W)."""
-    images, labels, masks = planted_evidence(torch.arange(n) % len(CLASSES), size=SIDE, seed=seed)
-    return (images - MEAN[0]) / STD[0], labels, masks
-
-
-def trained(network: nn.Module, images: Tensor, labels: Tensor) -> nn.Module:
-    """The network after four epochs, in evaluation mode."""
-    optimizer = torch.optim.AdamW(network.parameters(), 1e-2)
-    return fitted(network, images, labels, optimizer, epochs=4, batch_size=64)
 
 
 def _head(width: int) -> list[nn.Module]:
     """The largest response of each channel decides, since the evidence is small."""
     return [nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(width, len(CLASSES))]
-
-
-def plain() -> nn.Module:
-    """Two convolutions."""
-    layers: list[nn.Module] = []
-    for before, after in ((3, 16), (16, 32)):
-        layers += [nn.Conv2d(before, after, 5, padding=2), nn.BatchNorm2d(after), nn.ReLU(), nn.MaxPool2d(2)]
-    return nn.Sequential(*layers[:-1], *_head(32))
 
 
 class Residual(nn.Module):
@@ -218,7 +168,7 @@ def separable() -> nn.Module:
     return nn.Sequential(*layers, *_head(32))
 
 
-NETWORKS: dict[str, Callable[[], nn.Module]] = {"plain": plain, "residual": residual, "separable": separable}
+NETWORKS: dict[str, Callable[[], nn.Module]] = {"plain": small_network, "residual": residual, "separable": separable}
 
 
 @register_model

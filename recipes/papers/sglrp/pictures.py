@@ -39,18 +39,7 @@ DRAWN = 3
 def pictures(
     subjects: Sequence[Judged], found: Mapping[str, Any], pairs: Sequence[Sequence[int]], folder: Path, device: str
 ) -> list[Picture]:
-    """Draw all figures.
-
-    Args:
-        subjects: The classifier, and those beside it.
-        found: What was measured.
-        pairs: Indices of the images that were put side by side.
-        folder: Where the figures are saved.
-        device: Where to compute.
-
-    Returns:
-        The files with their captions.
-    """
+    """Draw all figures."""
     atlas = Atlas(subjects, folder, device)
     drawn = [curves(found, folder), atlas.examples(found["patches"]["index"][: 2 * DRAWN])]
     if pairs:

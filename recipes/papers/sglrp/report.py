@@ -6,10 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from common.tables import interval
-from lightning_xai.metrics import SIZES, compare
+from lightning_xai.metrics import SIZES
 from lightning_xai.report import Table
 from papers.sglrp.curves import Array, accuracies, areas, condition, overtaken_at, pooled
 from papers.sglrp.examples import worked_examples
@@ -24,16 +23,7 @@ SIMILAR = 10
 
 
 def tables(found: Values, n_classes: Sequence[int], seed: int) -> list[Table]:
-    """All tables of the experiment.
-
-    Args:
-        found: What was measured.
-        n_classes: How many of the classifier's classes each label of the boxed images stands for.
-        seed: Of the bootstrap.
-
-    Returns:
-        The tables; those that nothing was measured for are left out.
-    """
+    """All tables of the experiment; those that nothing was measured for are left out."""
     boxed = found["pointing"]
     made = [*_patch_tables(found["patches"], seed), _patch_differences(found["patches"])]
     if boxed is not None:
@@ -66,7 +56,7 @@ def _patch_differences(found: Values) -> Table:
     for kind in ("label", "second class"):
         changes = _changes(found[kind])
         rows += [
-            [f"{kind}: {OURS} - {name}", *map(_difference, changes[OURS].T, values.T)]
+            [f"{kind}: {OURS} - {name}", *(interval(one) for one in (changes[OURS] - values).T)]
             for name, values in changes.items()
             if name != OURS
         ]
@@ -84,14 +74,7 @@ def _changes(found: Values) -> dict[str, Array]:
 
 
 def published(found: Values) -> dict[str, Any]:
-    """What is written for programs: the measurements, and curves and areas in place of the numbers of points.
-
-    Args:
-        found: What was measured.
-
-    Returns:
-        Nested dicts of lists and numbers.
-    """
+    """What is written for programs: the measurements, and curves and areas in place of the numbers of points."""
     values = dict(found)
     if found["pointing"] is not None:
         kept = {name: one for name, one in found["pointing"].items() if name not in ("hits", "points")}
@@ -129,7 +112,7 @@ def _overtaking(found: Values, seed: int) -> Table:
         mean = overtaken_at((curves[OURS], curves[name]), (ones, ones), seed)
         hits, points = ([np.array(found[kind][one], float) for one in (OURS, name)] for kind in ("hits", "points"))
         both = overtaken_at((hits[0], hits[1]), (points[0], points[1]), seed)
-        rows.append([name, _difference(100 * area[OURS], 100 * area[name]), ahead, mean, both])
+        rows.append([name, interval(100 * (area[OURS] - area[name])), ahead, mean, both])
     return Table(
         f"Figure 13: {OURS} against the others",
         ["", "area, points more", f"levels led of {ones.shape[1]}", "ahead from E on", "ahead from E on, pooled"],
@@ -160,7 +143,7 @@ def _similar_classes(found: Values, n_classes: Sequence[int]) -> Table:
     area = areas(found)
     others = [name for name in area if name.startswith("CLRP")]
     rows = [
-        [f"{OURS} - {name}", *(_difference(100 * area[OURS][one], 100 * area[name][one]) for one in (many, ~many))]
+        [f"{OURS} - {name}", *(interval(100 * (area[OURS] - area[name])[one]) for one in (many, ~many))]
         for name in others
     ]
     heads = [f"{SIMILAR} classes or more ({many.sum()})", f"fewer ({(~many).sum()})"]
@@ -196,9 +179,7 @@ def _mosaic_tables(found: Values, seed: int) -> Iterator[Table]:
 def _mosaic_differences(found: Values) -> Table:
     by_network = {name: _of_pairs(values, "share") for name, values in found.items()}
     methods = [name for name in next(iter(by_network.values())) if name != OURS]
-    rows = [
-        [f"{OURS} - {name}", *(_difference(one[OURS], one[name]) for one in by_network.values())] for name in methods
-    ]
+    rows = [[f"{OURS} - {name}", *(interval(one[OURS] - one[name]) for one in by_network.values())] for name in methods]
     return Table(
         "Figures 6 and 8: share on the right image, points more", ["", *by_network], rows, "paired differences"
     )
@@ -242,10 +223,3 @@ def _reversed_maps(found: Values, seed: int) -> Iterator[Table]:
             ["", *heads],
             rows,
         )
-
-
-def _difference(first: Array, second: Array) -> Any:
-    if len(first) < 2:
-        return float(np.mean(first - second)) if len(first) else None
-    found = compare(torch.from_numpy(first.copy()), torch.from_numpy(second.copy()), n_resamples=2000)
-    return {"mean": found.difference, "low": found.low, "high": found.high}
