@@ -5,7 +5,6 @@ from lightning_xai.attribution.cam import CAM, GradCAM, GradCAMPlus, weighted_su
 from lightning_xai.attribution.cam_plus_plus import (
     GradCAMPlusPlus,
     SmoothGradCAMPlusPlus,
-    alpha_distribution,
     guarded_alphas,
     literal_alphas,
 )
@@ -79,7 +78,6 @@ __all__ = [
     "XGradCAM",
     "ZBox",
     "absolute_target_logit",
-    "alpha_distribution",
     "by_sign",
     "channel_max",
     "channel_sum",

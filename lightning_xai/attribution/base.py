@@ -41,9 +41,6 @@ class Attribution(ABC):
     def with_score(self, score: Score) -> Attribution:
         """A copy that explains another score.
 
-        Args:
-            score: The score.
-
         Raises:
             ValueError: If the method explains no score.
         """
@@ -122,14 +119,7 @@ class AroundAttribution(Attribution):
 
 
 def upsample(maps: Tensor, images: Tensor) -> Tensor:
-    """Bilinear resizing of maps to the size of the images.
-
-    Args:
-        maps: Maps (N,h,w).
-        images: Images (N,C,H,W), for their size.
-
-    Returns:
-        Maps (N,H,W).
+    """Bilinear resizing of maps (N,h,w) to the size of the images.
 
     Example:
         >>> upsample(torch.ones(1, 2, 2), torch.zeros(1, 3, 4, 4)).shape
@@ -139,13 +129,7 @@ def upsample(maps: Tensor, images: Tensor) -> Tensor:
 
 
 def unit_maximum(maps: Tensor) -> Tensor:
-    """Each map divided by its largest magnitude; an all-zero map stays so.
-
-    Args:
-        maps: Maps (N,H,W).
-
-    Returns:
-        Maps (N,H,W) in [-1, 1].
+    """Each map (N,H,W) divided by its largest magnitude; an all-zero map stays so.
 
     Example:
         >>> unit_maximum(torch.tensor([[[2.0, -4.0]]]))
@@ -158,11 +142,7 @@ def unit_maximum(maps: Tensor) -> Tensor:
 def fused(maps: Sequence[Tensor]) -> Tensor:
     """Maps of several layers as one: each divided by its largest magnitude, then averaged, so that all count alike.
 
-    Args:
-        maps: Maps (N,H,W) of each layer.
-
-    Returns:
-        Maps (N,H,W), in [-1, 1]; the map of a single layer as it is.
+    The map of a single layer stays as it is.
 
     Example:
         >>> fused([torch.tensor([[[2.0, 4.0]]]), torch.tensor([[[0.1, 0.0]]])])

@@ -1,4 +1,7 @@
-"""Class activation maps: activations of a layer, weighted by channel."""
+"""Class activation maps: activations of a layer, weighted by channel.
+
+Activations and their gradients are (N,D,h,w), weights (N,D), maps (N,h,w).
+"""
 
 from __future__ import annotations
 
@@ -17,13 +20,6 @@ from lightning_xai.types import OneLayer
 
 def weighted_sum(activations: Tensor, weights: Tensor) -> Tensor:
     """The class activation map before its ReLU, ``sum_k w_k A_k`` (Lerma and Lucas 2022 eq. 2).
-
-    Args:
-        activations: Activations (N,D,h,w).
-        weights: One weight for each channel, (N,D).
-
-    Returns:
-        Signed maps (N,h,w).
 
     Example:
         >>> weighted_sum(torch.ones(1, 2, 1, 1), torch.tensor([[1.0, 2.0]]))
@@ -119,12 +115,6 @@ class CAM(LayerMaps):
 def gradcam_weights(gradients: Tensor) -> Tensor:
     """Channel weights of Grad-CAM: the mean gradient (Selvaraju et al. 2017 eq. 1).
 
-    Args:
-        gradients: Gradients of the score with respect to a layer's activations, (N,D,h,w).
-
-    Returns:
-        Weights (N,D).
-
     Example:
         >>> gradcam_weights(torch.tensor([[[[3.0, -1.0]]]]))
         tensor([[1.]])
@@ -162,12 +152,6 @@ class GradCAM(GradientCAM):
 def gradcam_plus_weights(gradients: Tensor) -> Tensor:
     """Channel weights of Grad-CAM+: the mean positive gradient (Lerma and Lucas 2022, eq. 3).
 
-    Args:
-        gradients: Gradients of the score with respect to a layer's activations, (N,D,h,w).
-
-    Returns:
-        Weights (N,D), non-negative.
-
     Example:
         >>> gradcam_plus_weights(torch.tensor([[[[3.0, -1.0]]]]))
         tensor([[1.5000]])
@@ -180,12 +164,7 @@ class GradCAMPlus(GradientCAM):
     """Grad-CAM+: channels weighted by their mean positive gradient (`gradcam_plus_weights`).
 
     Lerma and Lucas, "Grad-CAM++ is Equivalent to Grad-CAM With Positive Gradients", 2022, eq. 3,
-    https://arxiv.org/abs/2205.10838. One backward pass down to the layer.
-
-    Attributes:
-        layer: As for `GradCAM`.
-        score: The number that is explained.
-        relu: Whether to keep the positive part only; with non-negative activations nothing else is there.
+    https://arxiv.org/abs/2205.10838. One backward pass down to the layer. Fields as of `GradCAM`.
 
     Example:
         >>> from lightning_xai import explain

@@ -1,4 +1,8 @@
-"""Grad-CAM++, its alphas, and their distribution."""
+"""Grad-CAM++ and its alphas.
+
+Activations, their gradients and alphas are (N,D,h,w), weights (N,D), maps (N,h,w). ``scale`` is the positive lambda of
+Lerma and Lucas 2022 eq. 12: the derivation supposes ``Y = exp(lambda S)``.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +19,6 @@ from lightning_xai.noise import noisy_copies
 from lightning_xai.scores import at_least_float32
 from lightning_xai.trace import Trace
 
-QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
-"""Which quantiles `Alphas` holds."""
-
 
 def guarded_alphas(activations: Tensor, gradients: Tensor, *, scale: float = 1.0) -> Tensor:
     """The alphas of Grad-CAM++ in the form that cannot blow up, ``1 / max(1, 2 + lambda g_ij sum_ab A_ab)``.
@@ -25,15 +26,7 @@ def guarded_alphas(activations: Tensor, gradients: Tensor, *, scale: float = 1.0
     Numerator and denominator of Chattopadhay et al. 2018 eq. 19 divided by ``g_ij^2`` (Lerma and Lucas 2022 eq. 13):
     no power of
     a small gradient is taken. With non-negative activations alpha lies in (0, 1/2] wherever it counts, where g > 0. In
-    signed layers the denominator can reach zero; where it falls below 1 alpha is held at 1.
-
-    Args:
-        activations: Activations (N,D,h,w).
-        gradients: Gradients of the score with respect to them, (N,D,h,w).
-        scale: The lambda of Lerma and Lucas 2022 eq. 12, positive: the derivation supposes ``Y = exp(lambda S)``.
-
-    Returns:
-        Alphas (N,D,h,w) in (0, 1].
+    signed layers the denominator can reach zero; where it falls below 1 alpha is held at 1: all lie in (0, 1].
 
     Example:
         >>> guarded_alphas(torch.ones(1, 1, 1, 2), torch.tensor([[[[3.0, -1.0]]]]))
@@ -47,15 +40,7 @@ def literal_alphas(activations: Tensor, gradients: Tensor, *, scale: float = 1.0
 
     For comparison: ``g^2`` underflows below 1e-19 in float32, and where the denominator crosses zero any value comes
     out (-1.4e6 in Lerma and Lucas 2022). Those have g < 0 as long as activations are non-negative, and never reach the
-    map.
-
-    Args:
-        activations: Activations (N,D,h,w).
-        gradients: Gradients of the score with respect to them, (N,D,h,w).
-        scale: The lambda of eq. 12.
-
-    Returns:
-        Alphas (N,D,h,w), any number; 0 where the quotient is 0/0, as in the paper.
+    map. 0 where the quotient is 0/0, as in the paper.
 
     Example:
         >>> literal_alphas(torch.ones(1, 1, 1, 4), torch.tensor([[[[3.0, -1.0, -0.51, 0.0]]]]))
@@ -70,13 +55,6 @@ def literal_alphas(activations: Tensor, gradients: Tensor, *, scale: float = 1.0
 def gradcam_plus_plus_weights(alphas: Tensor, gradients: Tensor) -> Tensor:
     """Channel weights of Grad-CAM++, ``sum_ij alpha_ij ReLU(g_ij)`` (Lerma and Lucas 2022 eq. 4).
 
-    Args:
-        alphas: Alphas (N,D,h,w) of `guarded_alphas` or `literal_alphas`.
-        gradients: Gradients of the score with respect to the activations, (N,D,h,w).
-
-    Returns:
-        Weights (N,D), non-negative where the alphas are.
-
     Example:
         >>> gradients = torch.tensor([[[[3.0, -1.0]]]])
         >>> gradcam_plus_plus_weights(guarded_alphas(torch.ones(1, 1, 1, 2), gradients), gradients)
@@ -86,109 +64,12 @@ def gradcam_plus_plus_weights(alphas: Tensor, gradients: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Alphas:
-    """How a set of alphas is distributed.
-
-    Attributes:
-        count: How many there are. Where there are none everything else is NaN.
-        minimum: The smallest.
-        quantiles: At `QUANTILES`, by nearest rank: values that occur.
-        maximum: The largest.
-        near_half: Share of them within 0.05 of 1/2, where Grad-CAM++ is half of Grad-CAM+.
-
-    Example:
-        >>> print(Alphas.of(torch.tensor([0.1, 0.48, 0.5])))
-        3 in [0.1, 0.5], 66.7 % near 1/2; quantiles 1 %: 0.1, 25 %: 0.1, 50 %: 0.48, 75 %: 0.5, 99 %: 0.5
-    """
-
-    count: int
-    minimum: float
-    quantiles: tuple[float, ...]
-    maximum: float
-    near_half: float
-
-    @classmethod
-    def of(cls, alphas: Tensor) -> Alphas:
-        """The distribution of a tensor's values."""
-        values = at_least_float32(alphas).flatten().sort().values  # torch.quantile takes no more than 2^24
-        if len(values) == 0:
-            return cls(0, torch.nan, (torch.nan,) * len(QUANTILES), torch.nan, torch.nan)
-        ranks = [round(share * (len(values) - 1)) for share in QUANTILES]
-        near_half = ((values - 0.5).abs() < 0.05).float().mean()
-        return cls(len(values), float(values[0]), tuple(values[ranks].tolist()), float(values[-1]), float(near_half))
-
-    def __str__(self) -> str:
-        if self.count == 0:
-            return "none"
-        pairs = zip(QUANTILES, self.quantiles, strict=True)
-        quantiles = ", ".join(f"{100 * share:.0f} %: {value:.4g}" for share, value in pairs)
-        extremes = f"{self.count} in [{self.minimum:.4g}, {self.maximum:.4g}]"
-        return f"{extremes}, {100 * self.near_half:.1f} % near 1/2; quantiles {quantiles}"
-
-
-@dataclass(frozen=True)
-class AlphaDistribution:
-    """The alphas of Grad-CAM++, apart for positive gradients, which make the map, and negative ones, which do not.
-
-    Attributes:
-        positive: Where the gradient is positive.
-        negative: Where it is negative. These alphas are multiplied by ReLU(g) = 0.
-        zero_gradients: Number of units whose gradient is zero; they have no alpha.
-
-    Example:
-        >>> print(alpha_distribution(torch.ones(1, 1, 1, 3), torch.tensor([[[[1.0, -1.0, 0.0]]]])))
-        g > 0: 1 in [0.2, 0.2], 0.0 % near 1/2; quantiles 1 %: 0.2, 25 %: 0.2, 50 %: 0.2, 75 %: 0.2, 99 %: 0.2
-        g < 0: 1 in [-1, -1], 0.0 % near 1/2; quantiles 1 %: -1, 25 %: -1, 50 %: -1, 75 %: -1, 99 %: -1
-        g = 0: 1
-    """
-
-    positive: Alphas
-    negative: Alphas
-    zero_gradients: int
-
-    def __str__(self) -> str:
-        return f"g > 0: {self.positive}\ng < 0: {self.negative}\ng = 0: {self.zero_gradients}"
-
-
-def alpha_distribution(activations: Tensor, gradients: Tensor, *, scale: float = 1.0) -> AlphaDistribution:
-    """How the alphas of Grad-CAM++, ``1 / (2 + lambda g_ij sum_ab A_ab)``, are distributed, unguarded.
-
-    Lerma and Lucas 2022 (eq. 13, section 3.4) saw values from -1.4e6 to 5.6e5 and called the method unstable. Split by
-    the sign of the gradient, non-negative activations have all of these where g < 0, and (0, 1/2] where g > 0.
-
-    Args:
-        activations: Activations (N,D,h,w).
-        gradients: Gradients of the score with respect to them, (N,D,h,w).
-        scale: The lambda of eq. 12.
-
-    Returns:
-        The two distributions; ``print`` shows them.
-
-    Example:
-        >>> from torch import nn
-        >>> from lightning_xai.explain import capture_for
-        >>> from lightning_xai.scores import centered
-        >>> from lightning_xai.trace import run
-        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        >>> trace = run(model, torch.rand(2, 3, 8, 8), capture_for(model, [GradCAMPlusPlus("1")]))
-        >>> gradients = trace.gradient(centered, torch.tensor([0, 1]), of="1")
-        >>> alpha_distribution(trace.activation("1"), gradients).positive.count
-        72
-    """
-    activations, gradients = at_least_float32(activations), at_least_float32(gradients)
-    alphas = 1 / (2 + scale * gradients * activations.sum((2, 3), keepdim=True))
-    positive, negative = gradients > 0, gradients < 0
-    zeros = gradients.numel() - int(positive.sum()) - int(negative.sum())
-    return AlphaDistribution(Alphas.of(alphas[positive]), Alphas.of(alphas[negative]), zeros)
-
-
-@dataclass(frozen=True)
 class GradCAMPlusPlus(GradientCAM):
     """Grad-CAM++: channels weighted by sums of positive gradients (`gradcam_plus_plus_weights`).
 
     Chattopadhay et al., "Grad-CAM++", 2018, eq. 19, https://arxiv.org/abs/1710.11063, in its stable form. One
     backward pass down to the layer. The weights depend on the scale of the score, so that log- and post-softmax give
-    different maps here. `alpha_distribution` shows the alphas.
+    different maps here.
 
     Attributes:
         layer: As for `GradCAM`.
@@ -224,16 +105,9 @@ class GradCAMPlusPlus(GradientCAM):
 def smooth_weights(activations: Tensor, moments: Tensor, *, scale: float = 1.0) -> Tensor:
     """Channel weights of Smooth Grad-CAM++: those of Grad-CAM++ with each derivative averaged over noisy images.
 
-    With ``Dn`` the mean of ``g^n``, ``alpha = D2 / (2 D2 + lambda D3 sum A)`` and ``w = sum_ij alpha ReLU(D1)``. As in
-    `guarded_alphas` numerator and denominator are divided by ``D2``, and alpha is held at 1 or less.
-
-    Args:
-        activations: Activations (N,D,h,w) of the images themselves.
-        moments: ``D1, D2, D3``, (N,3,D,h,w).
-        scale: The lambda of Lerma and Lucas 2022 eq. 12.
-
-    Returns:
-        Weights (N,D), non-negative.
+    With the moments ``Dn`` (N,3,D,h,w), the means of ``g^n``: ``alpha = D2 / (2 D2 + lambda D3 sum A)`` and
+    ``w = sum_ij alpha ReLU(D1)``. As in `guarded_alphas` numerator and denominator are divided by ``D2``, and alpha is
+    held at 1 or less.
 
     Example:
         >>> smooth_weights(torch.ones(1, 1, 1, 1), torch.tensor([2.0, 4.0, 8.0]).view(1, 3, 1, 1, 1))

@@ -15,19 +15,9 @@ from lightning_xai.trace import Trace
 
 
 def edge_magnitude(images: Tensor) -> Tensor:
-    """Magnitude of the Sobel gradient of the grey image, the mean of the channels; borders are continued.
+    """Magnitude (N,H,W) of the Sobel gradient of the grey image, the mean of the channels; borders are continued.
 
-    Sobel and Feldman, "A 3x3 Isotropic Gradient Operator for Image Processing", 1968.
-
-    Args:
-        images: Images (N,C,H,W).
-
-    Returns:
-        Maps (N,H,W), non-negative, float32 or better: 4 on both sides of a straight step of 1.
-
-    Example:
-        >>> edge_magnitude(torch.tensor([[[[0.0, 0.0, 1.0, 1.0]]]]))
-        tensor([[[0., 4., 4., 0.]]])
+    Sobel and Feldman, "A 3x3 Isotropic Gradient Operator for Image Processing", 1968; 4 on both sides of a step of 1.
     """
     grey = F.pad(at_least_float32(images).mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")[:, 0]
     across, down = grey[:, :, 2:] - grey[:, :, :-2], grey[:, 2:] - grey[:, :-2]
@@ -37,18 +27,9 @@ def edge_magnitude(images: Tensor) -> Tensor:
 
 
 def permuted_blocks(maps: Tensor, orders: Tensor, block: int) -> Tensor:
-    """Maps cut into square blocks that are put together in another order.
+    """Maps (N,H,W) cut into square blocks that are put together in another order.
 
-    Args:
-        maps: Maps (N,H,W).
-        orders: For each map a permutation of its P = (H / block) * (W / block) blocks, read row by row, (N,P), int64.
-        block: Side of a block in pixels; a divisor of H and W.
-
-    Returns:
-        Maps (N,H,W).
-
-    Raises:
-        ValueError: If the side is no divisor.
+    ``orders`` has for each map a permutation of its ``P = (H / block) * (W / block)`` blocks, read row by row, (N,P).
 
     Example:
         >>> permuted_blocks(torch.tensor([[[1.0, 2.0], [3.0, 4.0]]]), torch.tensor([[3, 2, 1, 0]]), block=1)

@@ -26,14 +26,8 @@ _SMALLEST_STEP = 1e-10
 def secant_slope(inputs: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
     """The rescale rule: the multiplier of a nonlinearity is ``(f(x) - f(x0)) / (x - x0)``.
 
-    Shrikumar et al. 2017, eq. 10-11.
-
-    Args:
-        inputs: Inputs at the images, then those at the baselines, (2N,...).
-        outputs: The outputs, (2N,...).
-
-    Returns:
-        Slopes (N,...), and where x and x0 are too close for one.
+    Shrikumar et al. 2017, eq. 10-11. Of inputs and outputs at the images, then at the baselines, (2N,...): slopes
+    (N,...), and where x and x0 are too close for one.
 
     Example:
         >>> secant_slope(torch.tensor([2.0, -2.0]), torch.tensor([2.0, 0.0]))

@@ -1,4 +1,7 @@
-"""Class activation maps that use the gradient of each unit, and not of each channel alone."""
+"""Class activation maps that use the gradient of each unit, and not of each channel alone.
+
+Activations and their gradients are (N,D,h,w), weights (N,D), maps (N,h,w).
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,6 @@ from lightning_xai.attribution.cam import weighted_sum
 def hirescam(activations: Tensor, gradients: Tensor) -> Tensor:
     """The map of HiResCAM before its ReLU, ``sum_k g_ij^k A_ij^k``.
 
-    Args:
-        activations: Activations (N,D,h,w).
-        gradients: Gradients of the score with respect to them, (N,D,h,w).
-
-    Returns:
-        Signed maps (N,h,w).
-
     Example:
         >>> import torch
         >>> hirescam(torch.tensor([[[[1.0, 2.0]]]]), torch.tensor([[[[3.0, -1.0]]]]))
@@ -30,13 +26,6 @@ def hirescam(activations: Tensor, gradients: Tensor) -> Tensor:
 
 def layercam(activations: Tensor, gradients: Tensor) -> Tensor:
     """The map of LayerCAM before its ReLU, ``sum_k ReLU(g_ij^k) A_ij^k``.
-
-    Args:
-        activations: Activations (N,D,h,w).
-        gradients: Gradients of the score with respect to them, (N,D,h,w).
-
-    Returns:
-        Maps (N,h,w), non-negative for non-negative activations.
 
     Example:
         >>> import torch
@@ -51,13 +40,6 @@ def xgradcam_weights(activations: Tensor, gradients: Tensor) -> Tensor:
 
     Activations of a channel that sum to zero have no average; its weight is 0. In a channel that is zero everywhere no
     weight would matter; in signed layers a sum near zero gives a large weight, as the formula has it.
-
-    Args:
-        activations: Activations (N,D,h,w).
-        gradients: Gradients of the score with respect to them, (N,D,h,w).
-
-    Returns:
-        Weights (N,D).
 
     Example:
         >>> import torch
@@ -76,12 +58,7 @@ class HiResCAM(GradientCAM):
     Draelos and Carin, "Use HiResCAM instead of Grad-CAM for faithful explanations of convolutional neural networks",
     2020, https://arxiv.org/abs/2011.08891. Where a linear function of the activations follows the layer, the map
     without ReLU sums to the score less its bias; where it is global average pooling and a linear layer, HiResCAM and
-    Grad-CAM are one. One backward pass down to the layer.
-
-    Attributes:
-        layer: As for `GradCAM`.
-        score: The number that is explained.
-        relu: Whether to keep the positive part only.
+    Grad-CAM are one. One backward pass down to the layer. Fields as of `GradCAM`.
 
     Example:
         >>> import torch
@@ -103,11 +80,7 @@ class LayerCAM(GradientCAM):
 
     Jiang et al., "LayerCAM: Exploring Hierarchical Class Activation Maps for Localization", IEEE Transactions on Image
     Processing, 2021. Meant for shallow layers as well, whose maps are finer. One backward pass down to the layer.
-
-    Attributes:
-        layer: As for `GradCAM`.
-        score: The number that is explained.
-        relu: Whether to keep the positive part only; with non-negative activations nothing else is there.
+    Fields as of `GradCAM`.
 
     Example:
         >>> import torch
@@ -129,12 +102,7 @@ class XGradCAM(GradientCAM):
 
     Fu et al., "Axiom-based Grad-CAM: Towards Accurate Visualization and Explanation of CNNs", 2020,
     https://arxiv.org/abs/2008.02312. The map without ReLU sums to what the map of `HiResCAM` sums to. One
-    backward pass down to the layer.
-
-    Attributes:
-        layer: As for `GradCAM`; one with non-negative activations.
-        score: The number that is explained.
-        relu: Whether to keep the positive part only.
+    backward pass down to the layer. Fields as of `GradCAM`.
 
     Example:
         >>> import torch

@@ -13,13 +13,7 @@ from lightning_xai.trace import Rectifiers, Trace, check_rectifiers
 
 
 def channel_sum(gradients: Tensor) -> Tensor:
-    """The signed sum over colour channels: how the score answers to a change of brightness.
-
-    Args:
-        gradients: Gradients (N,C,H,W).
-
-    Returns:
-        Maps (N,H,W), float32 or better.
+    """The signed sum over colour channels, (N,H,W): how the score answers to a change of brightness.
 
     Example:
         >>> import torch
@@ -30,13 +24,7 @@ def channel_sum(gradients: Tensor) -> Tensor:
 
 
 def channel_max(gradients: Tensor) -> Tensor:
-    """The largest magnitude over colour channels (Simonyan et al., "Deep Inside Convolutional Networks", 2014).
-
-    Args:
-        gradients: Gradients (N,C,H,W).
-
-    Returns:
-        Maps (N,H,W), non-negative, float32 or better.
+    """The largest magnitude over colour channels, (N,H,W) (Simonyan et al. 2014).
 
     Example:
         >>> import torch
@@ -83,11 +71,8 @@ class InputXGradient(ScoredAttribution):
 
     Shrikumar et al., "Not Just a Black Box", 2016, https://arxiv.org/abs/1605.01713. The first-order estimate of what
     the score loses when a pixel becomes 0 (the mean colour of standardised images); in rectifier networks without
-    biases the map of a logit sums to the logit. One backward pass through the whole network.
-
-    Attributes:
-        score: The number that is explained.
-        reduce: How colour channels become one map: `channel_sum` (signed) or `channel_max`.
+    biases the map of a logit sums to the logit. One backward pass through the whole network. Fields as of
+    `InputGradient`.
 
     Example:
         >>> import torch

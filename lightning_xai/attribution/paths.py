@@ -26,12 +26,6 @@ Quadrature: TypeAlias = Callable[[int], tuple[Tensor, Tensor]]
 def trapezoid(n_steps: int) -> tuple[Tensor, Tensor]:
     """The trapezoidal rule of so many intervals: one point more, both ends included.
 
-    Args:
-        n_steps: Number of intervals.
-
-    Returns:
-        Positions and weights, (n_steps + 1,) each, float64.
-
     Example:
         >>> trapezoid(2)
         (tensor([0.0000, 0.5000, 1.0000], dtype=torch.float64), tensor([0.2500, 0.5000, 0.2500], dtype=torch.float64))
@@ -45,12 +39,6 @@ def gauss_legendre(n_steps: int) -> tuple[Tensor, Tensor]:
     """Gauss-Legendre quadrature: exact for polynomials up to degree ``2 * n_steps - 1``.
 
     From the eigenvalues of the Jacobi matrix (Golub and Welsch, "Calculation of Gauss Quadrature Rules", 1969).
-
-    Args:
-        n_steps: Number of points.
-
-    Returns:
-        Positions and weights, (n_steps,) each, float64.
 
     Example:
         >>> gauss_legendre(2)
@@ -68,14 +56,6 @@ def integrated_gradients(gradients: Tensor, images: Tensor, baseline: Tensor) ->
     ``sum_c (x - x')_c * mean_a dS/dx_c (x' + a (x - x'))``: Sundararajan et al., "Axiomatic Attribution for Deep
     Networks", 2017, eq. 1.
 
-    Args:
-        gradients: Mean of the gradients on the straight path from the baseline to the image, (N,C,H,W).
-        images: Images (N,C,H,W).
-        baseline: Where the path begins, broadcastable to (N,C,H,W).
-
-    Returns:
-        Maps (N,H,W), signed, in units of the score, float32 or better.
-
     Example:
         >>> integrated_gradients(torch.tensor([[[[2.0]]]]), torch.tensor([[[[3.0]]]]), torch.tensor(1.0))
         tensor([[[4.]]])
@@ -86,16 +66,8 @@ def integrated_gradients(gradients: Tensor, images: Tensor, baseline: Tensor) ->
 def completeness_error(maps: Tensor, scores: Tensor, baseline_scores: Tensor) -> Tensor:
     """By how much maps fail to sum to the difference of scores that they are to distribute.
 
-    ``sum_ij M_ij - (S(x) - S(x'))``: zero for the exact integral (Sundararajan et al., 2017, proposition 1), so what is
-    left is the error of the steps.
-
-    Args:
-        maps: Maps (N,H,W).
-        scores: Scores of the images, (N,).
-        baseline_scores: Scores of the baseline for the same targets, (N,).
-
-    Returns:
-        Errors (N,), signed, in units of the score.
+    ``sum_ij M_ij - (S(x) - S(x'))``, (N,), signed: zero for the exact integral (Sundararajan et al., 2017, proposition
+    1), so what is left is the error of the steps.
 
     Example:
         >>> completeness_error(torch.ones(1, 2, 2), torch.tensor([5.0]), torch.tensor([1.5]))
@@ -209,14 +181,7 @@ class IntegratedGradients(ScoredAttribution):
     def maps_and_error(self, trace: Trace, targets: Tensor) -> tuple[Tensor, Tensor]:
         """The maps, and by how much each fails to sum to its difference of scores (`completeness_error`).
 
-        It costs one forward pass more than the maps.
-
-        Args:
-            trace: One forward pass of N images whose graph starts at the image.
-            targets: Class to explain for each image, (N,).
-
-        Returns:
-            Maps (N,H,W) and errors (N,), signed, in units of the score.
+        Maps (N,H,W) and errors (N,), in units of the score; it costs one forward pass more than the maps.
 
         Example:
             >>> from torch import nn
@@ -253,16 +218,7 @@ class IntegratedGradients(ScoredAttribution):
 def baseline_images(
     images: Tensor, baseline: Baseline | Tensor, mean: Standard | None, std: Sequence[float] | None
 ) -> Tensor:
-    """What a baseline is for each image.
-
-    Args:
-        images: Images (N,C,H,W).
-        baseline: A function of images, mean and std, or a tensor that broadcasts to the images.
-        mean: Mean by which the images were standardised; not used for a tensor.
-        std: Standard deviation by which they were standardised; not used for a tensor.
-
-    Returns:
-        Images (N,C,H,W).
+    """What a baseline, a function of images, mean and std or a tensor, is for each image, (N,C,H,W).
 
     Raises:
         ValueError: If the baseline does not broadcast to the images.
@@ -285,17 +241,9 @@ def baseline_images(
 def require_standardization(baseline: Baseline | Tensor, mean: Standard | None, std: Sequence[float] | None) -> None:
     """Check that a baseline is one, and that a function has the mean and std it is computed from.
 
-    Args:
-        baseline: A function of images, mean and std, or a tensor.
-        mean: Mean by which the images were standardised.
-        std: Standard deviation by which they were standardised.
-
     Raises:
         TypeError: If the baseline is neither a tensor nor a function.
         ValueError: If it is a function and they are missing.
-
-    Example:
-        >>> require_standardization(black, [0.5], [0.25])
     """
     if not isinstance(baseline, Tensor) and not callable(baseline):
         raise TypeError(

@@ -20,52 +20,17 @@ from lightning_xai.types import Score
 
 
 def positive_gradients(gradients: Tensor) -> Tensor:
-    """Gradients with their positive part only, as in the authors' PyTorch notebooks and in Grad-CAM+.
-
-    Args:
-        gradients: Gradients of the score with respect to a layer's activations, of any shape.
-
-    Returns:
-        Gradients of that shape, non-negative.
-
-    Example:
-        >>> positive_gradients(torch.tensor([3.0, -1.0]))
-        tensor([3., 0.])
-    """
+    """Gradients with their positive part only, as in the authors' PyTorch notebooks and in Grad-CAM+."""
     return gradients.relu()
 
 
 def signed_gradients(gradients: Tensor) -> Tensor:
-    """Gradients as they are, as in the authors' TensorFlow notebook; the contributions then sum to the score's change.
-
-    Args:
-        gradients: Gradients of the score with respect to a layer's activations, of any shape.
-
-    Returns:
-        The same.
-
-    Example:
-        >>> signed_gradients(torch.tensor([3.0, -1.0]))
-        tensor([ 3., -1.])
-    """
+    """Gradients as they are, as in the authors' TensorFlow notebook: contributions then sum to the score's change."""
     return gradients
 
 
 def every_unit(contributions: Tensor, activations: Tensor, changes: Tensor) -> Tensor:
-    """Contributions of all units, as in the authors' PyTorch notebooks.
-
-    Args:
-        contributions: Contribution of each unit to the score's change, (N,D,h,w).
-        activations: Activations of the image, (N,D,h,w), not used.
-        changes: By how much they exceed those of the baseline, (N,D,h,w), not used.
-
-    Returns:
-        The contributions.
-
-    Example:
-        >>> every_unit(torch.tensor([2.0, -1.0]), torch.tensor([1.0, 1.0]), torch.tensor([1.0, 1.0]))
-        tensor([ 2., -1.])
-    """
+    """Contributions of all units, as in the authors' PyTorch notebooks."""
     return contributions
 
 
@@ -73,14 +38,6 @@ def guided_units(contributions: Tensor, activations: Tensor, changes: Tensor) ->
     """Positive contributions of units that are active and more so than in the baseline; 0 for the others.
 
     As in the authors' TensorFlow notebook: ``IG [A > 0] [IG > 0] [A - A_0 > 0]``.
-
-    Args:
-        contributions: Contribution of each unit to the score's change, (N,D,h,w).
-        activations: Activations of the image, (N,D,h,w).
-        changes: By how much they exceed those of the baseline, (N,D,h,w).
-
-    Returns:
-        Contributions (N,D,h,w), non-negative.
 
     Example:
         >>> guided_units(torch.tensor([2.0, 2.0, -1.0]), torch.tensor([1.0, 1.0, 1.0]), torch.tensor([1.0, -1.0, 1.0]))
@@ -171,15 +128,7 @@ class RSIGradCAM(ScoredAttribution, LayerMaps):
         return [weighted_sum(one, weight) / one.shape[1] for one, weight in zip(activations, weights, strict=True)]
 
     def contributions(self, trace: Trace, targets: Tensor) -> list[Tensor]:
-        """What each unit of each layer contributes to the change of the score from the baseline to the image.
-
-        Args:
-            trace: One forward pass of N images.
-            targets: Class to explain for each image, (N,).
-
-        Returns:
-            Contributions (N,D,h,w) of each layer, float32 or better, in units of the score.
-        """
+        """What each unit of each layer contributes to the change of the score from the baseline to the image."""
         n = len(targets)
         activations = [at_least_float32(trace.activation(layer)) for layer in self.layers()]
         sums = [torch.zeros_like(one)[:, None].expand(-1, 2, -1, -1, -1) for one in activations]
@@ -197,13 +146,6 @@ class RSIGradCAM(ScoredAttribution, LayerMaps):
 
         ``sum_kij IG_ij^k - (S(x) - S(x_0))``: 0 in the limit of many steps for a layer that all paths from image to
         logits pass through. It costs the passes of a map and one forward pass more.
-
-        Args:
-            trace: One forward pass of N images.
-            targets: Class to explain for each image, (N,).
-
-        Returns:
-            Errors (L,N) of the L layers, signed, in units of the score.
 
         Example:
             >>> from torch import nn

@@ -46,49 +46,18 @@ def mean_gradient(
 
 
 def require_count(name: str, value: int) -> None:
-    """Check a number of steps or samples.
-
-    Args:
-        name: What the argument is called, for the error.
-        value: The number.
-
-    Raises:
-        ValueError: If it is less than 1.
-
-    Example:
-        >>> require_count("n_steps", 1)
-    """
+    """Check a number of steps or samples."""
     if value < 1:
         raise ValueError(f"`{name}` expected 1 or more, got {value}.")
 
 
 def require_batch_size(batch_size: int | None) -> None:
-    """Check how many images are to run at once.
-
-    Args:
-        batch_size: Their number, or None for as many as there are images.
-
-    Raises:
-        ValueError: If it is less than 1.
-
-    Example:
-        >>> require_batch_size(None)
-    """
+    """Check how many images are to run at once."""
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"`batch_size` expected 1 or more, or None for as many as there are images, got {batch_size}.")
 
 
 def require_noise_level(noise_level: float) -> None:
-    """Check a standard deviation of noise.
-
-    Args:
-        noise_level: Standard deviation as a share of each image's range.
-
-    Raises:
-        ValueError: If it is negative.
-
-    Example:
-        >>> require_noise_level(0.15)
-    """
+    """Check a standard deviation of noise."""
     if not noise_level >= 0:
         raise ValueError(f"`noise_level` expected a share of the image's range, 0 or more, got {noise_level}.")

@@ -1,4 +1,8 @@
-"""Score-CAM: channels weighted by what the score makes of the image seen through each of them."""
+"""Score-CAM: channels weighted by what the score makes of the image seen through each of them.
+
+Weights (N,D) are made of ``increases`` (N,D), by how much each channel's image raises the score, and of ``varied``,
+which channels count.
+"""
 
 from __future__ import annotations
 
@@ -26,13 +30,6 @@ def softmax_weights(increases: Tensor, varied: Tensor) -> Tensor:
     probabilities lie within [-1, 1], so that their weights can hardly differ: on SqueezeNet the map is then that of the
     mean activation, whatever the class.
 
-    Args:
-        increases: By how much each channel's image raises the score, (N,D).
-        varied: Which channels count, (N,D), bool.
-
-    Returns:
-        Weights (N,D), non-negative, with a sum of 1 where any channel counts.
-
     Example:
         >>> softmax_weights(torch.tensor([[0.0, 0.0, 9.0]]), torch.tensor([[True, True, False]]))
         tensor([[0.5000, 0.5000, 0.0000]])
@@ -45,13 +42,6 @@ def increase_weights(increases: Tensor, varied: Tensor) -> Tensor:
 
     For probabilities. Most channels alone lower a logit, and then count against the map.
 
-    Args:
-        increases: By how much each channel's image raises the score, (N,D).
-        varied: Which channels count, (N,D), bool.
-
-    Returns:
-        Weights (N,D), signed.
-
     Example:
         >>> increase_weights(torch.tensor([[0.5, -1.0, 9.0]]), torch.tensor([[True, True, False]]))
         tensor([[ 0.5000, -1.0000,  0.0000]])
@@ -60,14 +50,7 @@ def increase_weights(increases: Tensor, varied: Tensor) -> Tensor:
 
 
 def channel_masks(channels: Tensor, images: Tensor) -> Tensor:
-    """Channels as masks: brought to image size, then min-max of each.
-
-    Args:
-        channels: One channel (h,w) for each image, (M,h,w).
-        images: Images (M,C,H,W), for their size.
-
-    Returns:
-        Masks (M,H,W) in [0, 1]; all zero for a constant channel.
+    """Channels (M,h,w) as masks (M,H,W) in [0, 1]: brought to image size, then min-max of each; 0 for a constant one.
 
     Example:
         >>> channel_masks(torch.tensor([[[1.0, 3.0]]]), torch.zeros(1, 3, 1, 2))

@@ -9,9 +9,8 @@ from support import random_images, small_net
 from torch import nn
 
 from lightning_xai import explain
-from lightning_xai.attribution import GradCAMPlus, GradCAMPlusPlus, SmoothGradCAMPlusPlus, alpha_distribution
+from lightning_xai.attribution import GradCAMPlus, GradCAMPlusPlus, SmoothGradCAMPlusPlus
 from lightning_xai.attribution.cam_plus_plus import (
-    Alphas,
     gradcam_plus_plus_weights,
     guarded_alphas,
     literal_alphas,
@@ -125,43 +124,6 @@ def test_literal_alphas_can_be_handed_over():
         for alphas in (literal_alphas, guarded_alphas)
     )
     torch.testing.assert_close(literal, default, rtol=1e-10, atol=1e-14)  # relu's output is not negative
-
-
-def test_distribution_is_split_by_the_sign_of_the_gradient():
-    """Six units on paper: sum A = 4."""
-    gradients = torch.tensor([[[[1.0, 0.01], [-1.0, -0.4999], [0.0, -0.001]]]])
-    found = alpha_distribution(torch.tensor([[[[4.0, 0.0]] * 3]]).view(1, 1, 3, 2) / 3, gradients)
-    assert found.positive.count == 2
-    assert found.positive.maximum == pytest.approx(1 / 2.04)
-    assert found.positive.minimum == pytest.approx(1 / 6)
-    assert found.positive.near_half == 0.5
-    assert found.negative.count == 3
-    assert found.negative.minimum == pytest.approx(-0.5)
-    assert found.negative.maximum == pytest.approx(1 / 0.0004, rel=1e-3)
-    assert found.negative.near_half == pytest.approx(1 / 3)
-    assert found.zero_gradients == 1
-
-
-def test_wild_alphas_have_negative_gradients():
-    """What Lerma and Lucas 2022 saw: with non-negative activations none of it reaches the map."""
-    found = alpha_distribution(*random_pair(1, (64, 8, 7, 7)))
-    assert 0 < found.positive.minimum < found.positive.maximum <= 0.5
-    assert found.negative.maximum > 1
-    assert found.negative.minimum < -1
-
-
-def test_quantiles_are_those_of_numpy():
-    """Nearest rank of 1001 values."""
-    values = torch.randn(1001, generator=torch.Generator().manual_seed(0))
-    expected = [values.sort().values[int(share * 1000)].item() for share in (0.01, 0.25, 0.5, 0.75, 0.99)]
-    assert list(Alphas.of(values).quantiles) == expected
-
-
-def test_a_distribution_of_nothing_says_so():
-    """All gradients zero."""
-    found = alpha_distribution(torch.ones(1, 1, 2, 2), torch.zeros(1, 1, 2, 2))
-    assert str(found) == "g > 0: none\ng < 0: none\ng = 0: 4"
-    assert math.isnan(found.positive.maximum)
 
 
 def smooth_reference(model, image, target, *, n_samples, noise_level, seed):

@@ -76,12 +76,7 @@ class Application:
         return raw if self.affine is None else (raw * self.affine[0]).add_(self.affine[1])
 
     def followed_by(self, scale: Tensor, shift: Tensor) -> Application:
-        """The same call with a batch normalisation behind it.
-
-        Args:
-            scale: What the normalisation multiplies each channel by, (C,).
-            shift: What it adds to each channel, (C,).
-        """
+        """The same call with a batch normalisation behind it."""
         layer = self.layer.followed_by(scale, shift)
         shape = (-1, *[1] * (self.layer.weight.ndim - 2))
         scale, shift = scale.view(shape), shift.view(shape)

@@ -60,28 +60,14 @@ class Normalized(torch.autograd.Function):
 
 
 def layer_normalized(call: Call) -> Tensor:
-    """Layer normalisation over the last dimensions.
-
-    Args:
-        call: A call of torch.nn.functional.layer_norm.
-
-    Returns:
-        Its result.
-    """
+    """Layer normalisation over the last dimensions."""
     inputs, shape, weight = call.argument(0, "input"), call.argument(1, "normalized_shape"), call.argument(2, "weight")
     groups = (*inputs.shape[: inputs.ndim - len(shape)], math.prod(shape))
     return Normalized.apply(inputs, call, groups, _constant(weight), call.argument(4, "eps", 1e-5))
 
 
 def group_normalized(call: Call) -> Tensor:
-    """Normalisation over groups of channels and all positions.
-
-    Args:
-        call: A call of torch.nn.functional.group_norm.
-
-    Returns:
-        Its result.
-    """
+    """Normalisation over groups of channels and all positions."""
     inputs, number, weight = call.argument(0, "input"), call.argument(1, "num_groups"), call.argument(2, "weight")
     per_channel = None if weight is None else weight.detach().view(-1, *[1] * (inputs.ndim - 2))
     return Normalized.apply(inputs, call, (len(inputs), number, -1), per_channel, call.argument(4, "eps", 1e-5))
@@ -103,14 +89,7 @@ class Rescaled(torch.autograd.Function):
 
 
 def rms_normalized(call: Call) -> Tensor:
-    """Division by the root of the mean square over the last dimensions.
-
-    Args:
-        call: A call of torch.nn.functional.rms_norm.
-
-    Returns:
-        Its result.
-    """
+    """Division by the root of the mean square over the last dimensions."""
     inputs, shape, weight = call.argument(0, "input"), call.argument(1, "normalized_shape"), call.argument(2, "weight")
     eps = call.argument(3, "eps")
     eps = torch.finfo(inputs.dtype).eps if eps is None else eps
@@ -120,28 +99,14 @@ def rms_normalized(call: Call) -> Tensor:
 
 
 def vector_normalized(call: Call) -> Tensor:
-    """Vectors divided by their length.
-
-    Args:
-        call: A call of torch.nn.functional.normalize.
-
-    Returns:
-        Its result.
-    """
+    """Vectors divided by their length."""
     inputs, dim = call.argument(0, "input"), call.argument(2, "dim", 1)
     length = inputs.detach().norm(call.argument(1, "p", 2.0), dim, keepdim=True)
     return Rescaled.apply(inputs, call, 1 / length.clamp(min=call.argument(3, "eps", 1e-12)))
 
 
 def multi_head_attended(call: Call) -> tuple[Any, Any]:
-    """The attention of torch.nn.MultiheadAttention, which is one function to those who look on, in its parts.
-
-    Args:
-        call: A call of torch.nn.functional.multi_head_attention_forward.
-
-    Returns:
-        Its result, the weights where they are asked for, and the mark of the first.
-    """
+    """The attention of torch.nn.MultiheadAttention, which is one function to those who look on, in its parts."""
     given = inspect.signature(F.multi_head_attention_forward).bind(*call.args, **call.kwargs)
     given.apply_defaults()
     options = given.arguments
@@ -189,27 +154,13 @@ def _masks(options: dict[str, Any], scores: Tensor) -> list[Tensor]:
 
 
 def multiplied(call: Call) -> Tensor:
-    """A product of signals, each of whose parts is proportional to what was added: half to each of two.
-
-    Args:
-        call: A call of torch.matmul, torch.bmm or torch.einsum.
-
-    Returns:
-        Its result.
-    """
+    """A product of signals, each of whose parts is proportional to what was added: half to each of two."""
     part = 1 / len(call.on_path)
     return call.run() if part == 1 else call.mapped(lambda one: Lessened.apply(one, part)).run()
 
 
 def attended(call: Call) -> Tensor:
-    """Scaled dot-product attention: half to the values; of the attention's half, half to queries and to keys.
-
-    Args:
-        call: A call of torch.nn.functional.scaled_dot_product_attention.
-
-    Returns:
-        Its result.
-    """
+    """Scaled dot-product attention: half to the values; of the attention's half, half to queries and to keys."""
     parts = {"query": 0.25, "key": 0.25, "value": 0.5}
     # by their places: one tensor may stand in all three
     signals = [Lessened.apply(call.argument(i, name), part) for i, (name, part) in enumerate(parts.items())]

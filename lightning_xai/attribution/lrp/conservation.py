@@ -38,23 +38,14 @@ def conservation_error(relevance: Tensor, seeds: Tensor) -> Tensor:
 
 
 def to_be_checked(model: nn.Module, rules: Hashable) -> bool:
-    """Whether nothing was said yet of what these rules lose in this model.
-
-    Args:
-        model: The classifier.
-        rules: The rules.
-    """
+    """Whether nothing was said yet of what these rules lose in this model."""
     return rules not in _CHECKED.get(model, ())
 
 
 def warn_of_loss(model: nn.Module, rules: Hashable, relevance: Tensor, seeds: Tensor) -> None:
     """Say once for each model and set of rules how much of the relevance arrives, if it is far from all.
 
-    Args:
-        model: The classifier.
-        rules: The rules.
-        relevance: Relevance of the pixels, (N,C,H,W).
-        seeds: Relevance of the logits, (N,K), of one sign for each image.
+    The seeds (N,K) have one sign for each image.
     """
     known = seeds.abs().sum(1) > 0
     if not known.any():

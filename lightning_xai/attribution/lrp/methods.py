@@ -114,15 +114,7 @@ class LRP(Attribution):
         return self.rules
 
     def relevance(self, trace: Trace, targets: Tensor) -> Tensor:
-        """The relevance of each colour of each pixel, before any ReLU.
-
-        Args:
-            trace: One forward pass of N images.
-            targets: Class to explain for each image, (N,).
-
-        Returns:
-            Signed relevance (N,C,H,W).
-        """
+        """The signed relevance (N,C,H,W) of each colour of each pixel, before any ReLU."""
         return propagated(trace, self.rules, self.seed, targets)
 
     def __call__(self, trace: Trace, targets: Tensor) -> Tensor:
@@ -137,12 +129,7 @@ class CLRP(LRP):
 
     One signed pass, then the positive part. Gu et al., "Understanding Individual Decisions of CNNs via Contrastive
     Backpropagation", 2018, https://arxiv.org/abs/1812.02100, whose code does otherwise: `NormalizedCLRP`. Cost
-    as for `LRP`.
-
-    Attributes:
-        rules: Which rule hands relevance on where.
-        seed: The relevance of the logits.
-        relu: Whether to keep the positive part only, as the paper does.
+    and fields as of `LRP`; the positive part only, as in the paper.
 
     Example:
         >>> from lightning_xai import explain
@@ -160,12 +147,7 @@ class SGLRP(LRP):
     """Softmax-gradient LRP: the logits get the gradient of the softmax probability (Iwana et al. 2019 eq. 9-10).
 
     Iwana et al. 2019, https://arxiv.org/abs/1908.04351. One signed pass, then the positive part. The scale of each map
-    is that of ``R_t = 1`` (`softmax_gradient`). Cost as for `LRP`.
-
-    Attributes:
-        rules: Which rule hands relevance on where.
-        seed: The relevance of the logits.
-        relu: Whether to keep the positive part only, as the paper does.
+    is that of ``R_t = 1`` (`softmax_gradient`). Cost and fields as of `LRP`.
 
     Example:
         >>> from lightning_xai import explain
@@ -228,17 +210,7 @@ class NormalizedCLRP(Attribution):
 
 
 def propagated(trace: Trace, rules: Rules, seed: Seed, targets: Tensor) -> Tensor:
-    """The relevance of the pixels that rules make of a seed.
-
-    Args:
-        trace: One forward pass of N images.
-        rules: Which rule hands relevance on where.
-        seed: The relevance of the logits.
-        targets: Class to explain for each image, (N,).
-
-    Returns:
-        Signed relevance (N,C,H,W). A logit that is exactly zero has nothing to share its relevance among.
-    """
+    """The signed relevance (N,C,H,W) that rules make of a seed; a logit of zero has nothing to share it among."""
     trace = trace.intercepted(rules)
     logits = at_least_float32(trace.logits.detach())
     seeds = seed(logits, targets)

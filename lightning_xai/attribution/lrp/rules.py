@@ -7,6 +7,9 @@ the multiplier of a number ``a`` is ``m = R / a``, its relevance per unit. Where
 
 Letters: ``a_i`` inputs, ``w_ij`` weights, ``z_j`` outputs, ``w+ = max(w, 0)``, ``w- = min(w, 0)``. An output whose
 denominator is zero shares nothing: its relevance is lost, and shows in the conservation error (but for `lossless`).
+
+Every rule takes a layer with its inputs and its outputs, bias included, and returns the way from the multipliers of the
+outputs to those of the inputs; rules of the first layer (`InputRule`), whose inputs may be zero, to the relevance.
 """
 
 from __future__ import annotations
@@ -43,14 +46,6 @@ def z_plus(layer: WeightedLayer, inputs: Tensor, outputs: Tensor) -> Propagation
     after a linear bottleneck, need ``(a w)+ = a+ w+ + a- w-``, which costs twice as much. Conserves but for outputs to
     which nothing contributes positively.
 
-    Args:
-        layer: The layer.
-        inputs: Its inputs a.
-        outputs: Its outputs z, bias included.
-
-    Returns:
-        From multipliers to multipliers.
-
     Example:
         >>> from lightning_xai.attribution.lrp.weighted import linear_layer
         >>> layer = linear_layer(torch.tensor([[1.0, 2.0, -1.0]]))
@@ -72,14 +67,6 @@ def lossless(layer: WeightedLayer, inputs: Tensor, outputs: Tensor) -> Propagati
     as of a depthwise convolution over an empty channel, gives its relevance to the other outputs at its position, in
     proportion to their size; this last step is ours, and keeps what no rule of shares can keep. Twice the cost of
     `z_plus`.
-
-    Args:
-        layer: The layer.
-        inputs: Its inputs a.
-        outputs: Its outputs z, bias included.
-
-    Returns:
-        From multipliers to multipliers.
 
     Example:
         >>> from lightning_xai.attribution.lrp.weighted import linear_layer
@@ -114,14 +101,6 @@ def whole(layer: WeightedLayer, inputs: Tensor, outputs: Tensor) -> Propagation:
     There is nobody to share with, and no reason to lose anything: what a batch normalisation that follows no layer
     does. An input of exactly zero cannot have any; what a shift alone made of it is lost.
 
-    Args:
-        layer: The layer.
-        inputs: Its inputs a.
-        outputs: Its outputs z, bias included, of the same shape.
-
-    Returns:
-        From multipliers to multipliers.
-
     Example:
         >>> from lightning_xai.attribution.lrp.weighted import diagonal_layer
         >>> layer = diagonal_layer(torch.tensor([2.0]), torch.tensor([-5.0]), 1)
@@ -137,16 +116,7 @@ def epsilon(layer: WeightedLayer, inputs: Tensor, outputs: Tensor, *, stabilizer
     """The epsilon rule, ``R_i = sum_j a_i w_ij / (z_j + eps sign(z_j)) R_j``, with ``sign(0) = 1``.
 
     Bach et al., "On Pixel-Wise Explanations for Non-Linear Classifier Decisions by Layer-Wise Relevance Propagation",
-    2015, eq. 58. The bias takes its share and keeps it, as eps does.
-
-    Args:
-        layer: The layer.
-        inputs: Its inputs a.
-        outputs: Its outputs z, bias included.
-        stabilizer: eps >= 0, in units of the outputs.
-
-    Returns:
-        From multipliers to multipliers.
+    2015, eq. 58. The bias takes its share and keeps it, as eps does; eps, the stabilizer, is in units of the outputs.
 
     Example:
         >>> from lightning_xai.attribution.lrp.weighted import linear_layer
@@ -155,7 +125,7 @@ def epsilon(layer: WeightedLayer, inputs: Tensor, outputs: Tensor, *, stabilizer
         >>> a * epsilon(layer, a, torch.tensor([[2.0]]))(torch.tensor([[1.0]]))
         tensor([[ 1.0000,  2.0000, -1.0000]])
     """
-    share = ratio(outputs, outputs + stabilizer * _sign(outputs))
+    share = ratio(outputs, torch.where(outputs < 0, outputs - stabilizer, outputs + stabilizer))
     return lambda multipliers: layer.transpose(multipliers * share, layer.weight, inputs)
 
 
@@ -166,16 +136,7 @@ def gamma(layer: WeightedLayer, inputs: Tensor, outputs: Tensor, *, boost: float
     of ``(a w)+`` where ``z_j < 0``. For inputs and outputs >= 0 this is ``w + gamma w+`` of Montavon et al.,
     "Layer-Wise Relevance Propagation: An Overview", 2019, section 10.2.3; the signed form is that of Andéol et al.,
     "Learning Domain Invariant Representations by Joint Wasserstein Distance Minimization", 2021. The bias is one of the
-    contributions, and keeps its share.
-
-    Args:
-        layer: The layer.
-        inputs: Its inputs a.
-        outputs: Its outputs z, bias included.
-        boost: gamma >= 0; 0 gives the epsilon rule without eps, large values the z+ rule where z > 0.
-
-    Returns:
-        From multipliers to multipliers.
+    contributions, and keeps its share. A boost of 0 gives the epsilon rule without eps, large ones z+ where z > 0.
 
     Example:
         >>> from lightning_xai.attribution.lrp.weighted import linear_layer
@@ -210,16 +171,6 @@ def alpha_beta(
     Bach et al. 2015 eq. 60, with biases ignored, so that alpha = 1, beta = 0 is `z_plus`. Conserves for
     ``alpha - beta = 1`` where an output has contributions of both signs.
 
-    Args:
-        layer: The layer.
-        inputs: Its inputs a.
-        outputs: Its outputs z, bias included.
-        alpha: Weight of the positive contributions.
-        beta: Weight of the negative contributions.
-
-    Returns:
-        From multipliers to multipliers.
-
     Example:
         >>> from lightning_xai.attribution.lrp.weighted import linear_layer
         >>> layer = linear_layer(torch.tensor([[1.0, 2.0, -1.0]]))
@@ -247,18 +198,8 @@ def z_box(layer: WeightedLayer, inputs: Tensor, outputs: Tensor, *, low: Tensor,
 
     Montavon et al. 2017; Iwana et al. 2019 eq. 2, in which the box bounds the layer's *input*. Every contribution is
     >= 0, and
-    an input of zero can have one: a rule for the first layer. Biases are ignored, the layer's padding contributes
-    nothing.
-
-    Args:
-        layer: The layer.
-        inputs: Its inputs x.
-        outputs: Its outputs z, bias included.
-        low: Lower bounds l of the inputs: one for each channel, (C,1,1) or (N,C,1,1), or for each feature, (I,).
-        high: Upper bounds h.
-
-    Returns:
-        From multipliers to relevance.
+    an input of zero can have one. Biases are ignored, the layer's padding contributes nothing. The bounds are one for
+    each channel, (C,1,1) or (N,C,1,1), or for each feature, (I,).
 
     Example:
         >>> from lightning_xai.attribution.lrp.weighted import linear_layer
@@ -283,15 +224,7 @@ def z_box(layer: WeightedLayer, inputs: Tensor, outputs: Tensor, *, low: Tensor,
 def w_square(layer: WeightedLayer, inputs: Tensor, outputs: Tensor) -> Propagation:
     """The w2 rule, ``R_i = sum_j w_ij^2 / sum_i' w_i'j^2 R_j``, for inputs without bounds.
 
-    Montavon et al. 2017. An input of zero has relevance: a rule for the first layer.
-
-    Args:
-        layer: The layer.
-        inputs: Its inputs x, for their shape.
-        outputs: Its outputs z, bias included.
-
-    Returns:
-        From multipliers to relevance.
+    Montavon et al. 2017. An input of zero has relevance.
 
     Example:
         >>> from lightning_xai.attribution.lrp.weighted import linear_layer
@@ -305,16 +238,7 @@ def w_square(layer: WeightedLayer, inputs: Tensor, outputs: Tensor) -> Propagati
 def flat(layer: WeightedLayer, inputs: Tensor, outputs: Tensor) -> Propagation:
     """The flat rule: every input of an output has the same share of it, ``R_i = sum_j R_j / |inputs of j|``.
 
-    Bach et al., "Controlling Explanatory Heatmap Resolution and Semantics via Decomposition Depth", 2016. A rule for
-    the first layer.
-
-    Args:
-        layer: The layer.
-        inputs: Its inputs x, for their shape.
-        outputs: Its outputs z, bias included.
-
-    Returns:
-        From multipliers to relevance.
+    Bach et al., "Controlling Explanatory Heatmap Resolution and Semantics via Decomposition Depth", 2016.
 
     Example:
         >>> from lightning_xai.attribution.lrp.weighted import linear_layer
@@ -330,14 +254,6 @@ def negated_z_plus(layer: WeightedLayer, inputs: Tensor, outputs: Tensor) -> Pro
 
     The virtual "not this class" neurons of Gu et al., "Understanding Individual Decisions of CNNs via Contrastive
     Backpropagation", 2018, as a rule for the last layer.
-
-    Args:
-        layer: The layer.
-        inputs: Its inputs a.
-        outputs: Its outputs z, bias included.
-
-    Returns:
-        From multipliers to multipliers.
 
     Example:
         >>> from lightning_xai.attribution.lrp.weighted import linear_layer
@@ -355,10 +271,6 @@ class Epsilon:
 
     Attributes:
         stabilizer: eps >= 0, in units of a layer's outputs.
-
-    Example:
-        >>> Epsilon(0.01)
-        Epsilon(stabilizer=0.01)
     """
 
     stabilizer: float = 1e-6
@@ -374,10 +286,6 @@ class Gamma:
 
     Attributes:
         boost: gamma >= 0.
-
-    Example:
-        >>> Gamma(0.5)
-        Gamma(boost=0.5)
     """
 
     boost: float = 0.25
@@ -394,10 +302,6 @@ class AlphaBeta:
     Attributes:
         alpha: Weight of the positive contributions.
         beta: Weight of the negative contributions; alpha - beta = 1 conserves.
-
-    Example:
-        >>> AlphaBeta(1.0, 0.0)
-        AlphaBeta(alpha=1.0, beta=0.0)
     """
 
     alpha: float = 2.0
@@ -474,12 +378,7 @@ class ZBox(InputRule):
 
 @dataclass(frozen=True)
 class WSquare(InputRule):
-    """The rule `w_square`.
-
-    Example:
-        >>> WSquare()
-        WSquare()
-    """
+    """The rule `w_square`."""
 
     def __call__(self, layer: WeightedLayer, inputs: Tensor, outputs: Tensor) -> Propagation:
         """See `w_square`."""
@@ -488,12 +387,7 @@ class WSquare(InputRule):
 
 @dataclass(frozen=True)
 class Flat(InputRule):
-    """The rule `flat`.
-
-    Example:
-        >>> Flat()
-        Flat()
-    """
+    """The rule `flat`."""
 
     def __call__(self, layer: WeightedLayer, inputs: Tensor, outputs: Tensor) -> Propagation:
         """See `flat`."""
@@ -549,14 +443,5 @@ def _both_transposes(
 
 
 def ratio(outputs: Tensor, total: Tensor) -> Tensor:
-    """``z / total`` where there is anything to share, else 0.
-
-    Args:
-        outputs: Outputs z.
-        total: What their contributions sum to.
-    """
+    """``z / total`` where there is anything to share, else 0."""
     return (outputs / total).nan_to_num_(0.0, 0.0, 0.0)
-
-
-def _sign(outputs: Tensor) -> Tensor:
-    return torch.where(outputs < 0, -1.0, 1.0).to(outputs.dtype)

@@ -1,4 +1,7 @@
-"""The relevance that the logits are given: what LRP, CLRP and SGLRP differ in."""
+"""The relevance that the logits are given: what LRP, CLRP and SGLRP differ in.
+
+A seed makes the relevance (N,K) of logits (N,K) and targets (N,); those with a contrast need K >= 2.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +21,7 @@ Seed: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 
 def target_logit(logits: Tensor, targets: Tensor) -> Tensor:
-    """``R_t = z_t``, nothing elsewhere (Iwana et al. 2019 eq. 3).
-
-    Args:
-        logits: Logits (N,K). With K = 1, target 0 means the negative of the logit.
-        targets: Class for each image, (N,).
-
-    Returns:
-        Relevance (N,K).
+    """``R_t = z_t``, nothing elsewhere (Iwana et al. 2019 eq. 3); with K = 1, target 0 is the negative of the logit.
 
     Example:
         >>> target_logit(torch.tensor([[1.0, 3.0]]), torch.tensor([1]))
@@ -41,13 +37,6 @@ def contrastive(logits: Tensor, targets: Tensor) -> Tensor:
 
     Where ``z_t < 0`` all signs are reversed, and the map shows what speaks for the other classes (`is_reversed`
     finds such images; of the labels of CIFAR-10 1 % were seen).
-
-    Args:
-        logits: Logits (N,K), K >= 2.
-        targets: Class for each image, (N,).
-
-    Returns:
-        Relevance (N,K).
 
     Example:
         >>> contrastive(torch.tensor([[1.0, 3.0, 0.0]]), torch.tensor([1]))
@@ -65,13 +54,6 @@ def softmax_gradient(logits: Tensor, targets: Tensor) -> Tensor:
     factor is constant for an image, so that the map is the same up to its scale; here it comes from the softmax over
     the other classes, which does not saturate. The sum is zero.
 
-    Args:
-        logits: Logits (N,K), K >= 2.
-        targets: Class for each image, (N,).
-
-    Returns:
-        Relevance (N,K).
-
     Example:
         >>> softmax_gradient(torch.tensor([[0.0, 90.0, 0.0]]), torch.tensor([1]))
         tensor([[-0.5000,  1.0000, -0.5000]])
@@ -83,13 +65,6 @@ def softmax_gradient(logits: Tensor, targets: Tensor) -> Tensor:
 def absolute_target_logit(logits: Tensor, targets: Tensor) -> Tensor:
     """``R_t = |z_t|``, nothing elsewhere, as in the reference code of Gu et al. 2018.
 
-    Args:
-        logits: Logits (N,K).
-        targets: Class for each image, (N,).
-
-    Returns:
-        Relevance (N,K), non-negative.
-
     Example:
         >>> absolute_target_logit(torch.tensor([[1.0, -3.0]]), torch.tensor([1]))
         tensor([[0., 3.]])
@@ -99,13 +74,6 @@ def absolute_target_logit(logits: Tensor, targets: Tensor) -> Tensor:
 
 def absolute_other_logits(logits: Tensor, targets: Tensor) -> Tensor:
     """``R_n = |z_n|`` for all classes but the target, as in the reference code of Gu et al. 2018.
-
-    Args:
-        logits: Logits (N,K), K >= 2.
-        targets: Class for each image, (N,).
-
-    Returns:
-        Relevance (N,K), non-negative.
 
     Example:
         >>> absolute_other_logits(torch.tensor([[1.0, -3.0]]), torch.tensor([0]))
@@ -140,14 +108,7 @@ class ScoreGradient:
 
 
 def is_reversed(logits: Tensor, targets: Tensor) -> Tensor:
-    """Where the logit of the target is negative, so that `contrastive` reverses the map.
-
-    Args:
-        logits: Logits (N,K).
-        targets: Class for each image, (N,).
-
-    Returns:
-        One bool for each image, (N,).
+    """Where the logit of the target is negative, so that `contrastive` reverses the map: bools (N,).
 
     Example:
         >>> is_reversed(torch.tensor([[1.0, -3.0], [1.0, 3.0]]), torch.tensor([1, 1])).float().mean()

@@ -35,15 +35,7 @@ SumRule: TypeAlias = Callable[[Call, Sum], Tensor]
 
 
 def in_proportion(call: Call, total: Sum) -> Tensor:
-    """``R_i = w_i a_i / z R``, whatever the signs: the epsilon rule of a layer without learnt weights.
-
-    Args:
-        call: A call of a function that is linear, with weights >= 0.
-        total: What becomes of its result.
-
-    Returns:
-        The result.
-    """
+    """``R_i = w_i a_i / z R``, whatever the signs: the epsilon rule of a layer without learnt weights."""
     return call.run()
 
 
@@ -52,13 +44,6 @@ def by_sign(call: Call, total: Sum) -> Tensor:
 
     What the rule `lossless` is for a layer: no share is negative, and they sum up to one. A sum with a ReLU behind it,
     as in every ResNet, shares in proportion, as it does in zennit.
-
-    Args:
-        call: A call of a function that is linear, with weights >= 0.
-        total: What becomes of its result.
-
-    Returns:
-        The result.
     """
     above, below = (call.mapped(part).run() for part in (_above, _below))
     return _BySign.apply(above, below, call, total)

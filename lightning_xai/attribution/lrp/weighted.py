@@ -48,15 +48,7 @@ class WeightedLayer:
     geometry: Geometry | None = None
 
     def followed_by(self, scale: Tensor, shift: Tensor) -> WeightedLayer:
-        """This layer and ``scale * z + shift`` for each channel of its output, as one layer.
-
-        Args:
-            scale: Scale of each output channel, (D,).
-            shift: Shift of each output channel, (D,).
-
-        Returns:
-            The layer.
-        """
+        """This layer and ``scale * z + shift`` for each channel of its output, as one layer."""
         beyond = [1] * (self.weight.ndim - 2)  # positions of a convolution's output
         weight = self.weight * scale.view(-1, 1, *beyond)
         scale, shift = scale.view(-1, *beyond), shift.view(-1, *beyond)
@@ -69,14 +61,7 @@ class WeightedLayer:
 
 
 def linear_layer(weight: Tensor, bias: Tensor | None = None) -> WeightedLayer:
-    """A linear layer.
-
-    Args:
-        weight: Weight (outputs, inputs).
-        bias: Bias (outputs,), or None.
-
-    Returns:
-        The layer, for inputs (..., inputs).
+    """A linear layer of a weight (outputs, inputs).
 
     Example:
         >>> layer = linear_layer(torch.tensor([[1.0, 2.0]]))
@@ -89,18 +74,7 @@ def linear_layer(weight: Tensor, bias: Tensor | None = None) -> WeightedLayer:
 def convolution_layer(
     weight: Tensor, bias: Tensor | None = None, stride: Size = 1, padding: Size = 0, dilation: Size = 1, groups: int = 1
 ) -> WeightedLayer:
-    """A convolution in one, two or three dimensions.
-
-    Args:
-        weight: Weight (D, C / groups, ...), one size for each dimension.
-        bias: Bias (D,), or None.
-        stride: As for torch.nn.functional.conv2d.
-        padding: Zeros on both sides of each dimension.
-        dilation: As for torch.nn.functional.conv2d.
-        groups: Number of groups.
-
-    Returns:
-        The layer, for inputs (N,C,...).
+    """A convolution in one, two or three dimensions; arguments as for torch.nn.functional.conv2d.
 
     Example:
         >>> layer = convolution_layer(torch.ones(1, 1, 2, 2))
@@ -131,19 +105,7 @@ def transposed_layer(
     groups: int = 1,
     dilation: Size = 1,
 ) -> WeightedLayer:
-    """A transposed convolution, whose way back is a convolution.
-
-    Args:
-        weight: Weight (C, D / groups, ...), one size for each dimension.
-        bias: Bias (D,), or None.
-        stride: As for torch.nn.functional.conv_transpose2d.
-        padding: As there.
-        output_padding: As there.
-        groups: Number of groups.
-        dilation: As for torch.nn.functional.conv_transpose2d.
-
-    Returns:
-        The layer, for inputs (N,C,...).
+    """A transposed convolution, whose way back is a convolution; arguments as for torch's conv_transpose2d.
 
     Example:
         >>> layer = transposed_layer(torch.ones(1, 1, 2), stride=2)
@@ -162,13 +124,8 @@ def transposed_layer(
 def diagonal_layer(scale: Tensor, shift: Tensor | None, dimensions: int) -> WeightedLayer:
     """A layer ``z = scale * a + shift`` for each channel: batch normalisation in evaluation mode, or nothing at all.
 
-    Args:
-        scale: Scale of each channel, (C,).
-        shift: Shift of each channel, (C,), or None.
-        dimensions: Dimensions of a channel of one image: 2 for (N,C,H,W).
-
-    Returns:
-        The layer: a convolution that sees one position of one channel, so that it can be added to others.
+    A convolution that sees one position of one channel, so that it can be added to others; ``dimensions`` are those of
+    a channel of one image: 2 for (N,C,H,W).
 
     Example:
         >>> layer = diagonal_layer(torch.tensor([2.0]), torch.tensor([1.0]), 1)
@@ -182,14 +139,7 @@ def added(first: WeightedLayer, second: WeightedLayer) -> WeightedLayer | None:
     """Two convolutions of one input whose outputs are added, as the one convolution that they are.
 
     The smaller window is placed inside of the larger one (Ding et al., "RepVGG: Making VGG-style ConvNets Great
-    Again", 2021, section 3.3).
-
-    Args:
-        first: A convolution.
-        second: Another, whose outputs have the same shape.
-
-    Returns:
-        The layer, or None where no convolution with one of these windows does what both do.
+    Again", 2021, section 3.3); None where no convolution with one of these windows does what both do.
 
     Example:
         >>> layer = added(convolution_layer(torch.ones(1, 1, 3), padding=1), diagonal_layer(torch.ones(1), None, 1))
