@@ -1,7 +1,8 @@
 """Scores and targets: which number is explained, and for which class.
 
-A score is a plain function ``(logits (N,K), targets (N,)) -> (N,)``. All are computed in float32 or better and, where
-a softmax is involved, in log space from the margin ``z_c - logsumexp_{j != c} z_j``, so that their gradients keep
+A score is a plain function ``(logits (N,K), targets (N,)) -> (N,)``; `centered` and those of a softmax refuse a single
+logit, of the others target 1 means that logit and target 0 its negative. All are computed in float32 or better and,
+where a softmax is involved, in log space from the margin ``z_c - logsumexp_{j != c} z_j``, so that their gradients keep
 full relative precision when the softmax saturates (``1 - p_c`` far below the spacing of floats at 1).
 """
 
@@ -23,13 +24,6 @@ def pre_softmax(logits: Tensor, targets: Tensor) -> Tensor:
     gradient at will (Lerma and Lucas, "Pre or Post-Softmax Scores in Gradient-based Attribution Methods", 2023):
     prefer `centered` unless the raw logit itself is the question.
 
-    Args:
-        logits: Logits (N,K). With K = 1, target 1 means the logit and target 0 its negative.
-        targets: Class for each image, (N,).
-
-    Returns:
-        Scores (N,), any real number, float32 or better.
-
     Example:
         >>> pre_softmax(torch.tensor([[1.0, 3.0]]), torch.tensor([1]))
         tensor([3.])
@@ -45,16 +39,6 @@ def centered(logits: Tensor, targets: Tensor) -> Tensor:
 
     A zero-sum score: its gradient does not see a shift ``t(x)`` added to all logits, and it does not saturate.
     DeepLIFT (Shrikumar et al., 2017) recommends the same normalisation for softmax outputs.
-
-    Args:
-        logits: Logits (N,K), K >= 2.
-        targets: Class for each image, (N,).
-
-    Returns:
-        Scores (N,), any real number, float32 or better.
-
-    Raises:
-        ValueError: If there is one logit only.
 
     Example:
         >>> centered(torch.tensor([[1.0, 3.0]]), torch.tensor([1]))
@@ -74,16 +58,6 @@ def log_odds(logits: Tensor, targets: Tensor) -> Tensor:
     `log_softmax` divided by ``1 - p_c``: methods that are positively homogeneous in the gradient give the same maps up
     to scale. With two classes it is twice `centered`.
 
-    Args:
-        logits: Logits (N,K), K >= 2.
-        targets: Class for each image, (N,).
-
-    Returns:
-        Scores (N,), any real number, float32 or better.
-
-    Raises:
-        ValueError: If there is one logit only.
-
     Example:
         >>> log_odds(torch.tensor([[1.0, 3.0]]), torch.tensor([1]))
         tensor([2.])
@@ -100,16 +74,6 @@ def log_softmax(logits: Tensor, targets: Tensor) -> Tensor:
     The form by the margin keeps the gradient ``(1 - p_c)(e_c - softmax over the others)`` exact to float precision
     where the usual form rounds ``1 - p_c`` to zero.
 
-    Args:
-        logits: Logits (N,K), K >= 2.
-        targets: Class for each image, (N,).
-
-    Returns:
-        Scores (N,) in (-inf, 0], float32 or better.
-
-    Raises:
-        ValueError: If there is one logit only.
-
     Example:
         >>> log_softmax(torch.tensor([[0.0, 0.0]]), torch.tensor([1]))
         tensor([-0.6931])
@@ -124,16 +88,6 @@ def post_softmax(logits: Tensor, targets: Tensor) -> Tensor:
     Methods that are positively homogeneous in the gradient (Grad-CAM, Grad-CAM+, input and guided gradient) give
     the map of `log_softmax` times ``p_c``.
 
-    Args:
-        logits: Logits (N,K), K >= 2.
-        targets: Class for each image, (N,).
-
-    Returns:
-        Scores (N,) in [0, 1], float32 or better.
-
-    Raises:
-        ValueError: If there is one logit only.
-
     Example:
         >>> post_softmax(torch.tensor([[0.0, 0.0]]), torch.tensor([1]))
         tensor([0.5000])
@@ -143,13 +97,6 @@ def post_softmax(logits: Tensor, targets: Tensor) -> Tensor:
 
 def log_sigmoid(logits: Tensor, targets: Tensor) -> Tensor:
     """Log of the probability of the target in one-logit and multi-label heads, ``logsigmoid(z_c)``.
-
-    Args:
-        logits: Logits (N,K). With K = 1, target 1 means ``logsigmoid(z)`` and target 0 ``logsigmoid(-z)``.
-        targets: Class for each image, (N,).
-
-    Returns:
-        Scores (N,) in (-inf, 0], float32 or better.
 
     Example:
         >>> log_sigmoid(torch.tensor([[0.0]]), torch.tensor([1]))
@@ -161,13 +108,6 @@ def log_sigmoid(logits: Tensor, targets: Tensor) -> Tensor:
 def sigmoid(logits: Tensor, targets: Tensor) -> Tensor:
     """The probability of the target in one-logit and multi-label heads, ``sigmoid(z_c)``, in log space.
 
-    Args:
-        logits: Logits (N,K). With K = 1, target 1 means ``sigmoid(z)`` and target 0 ``sigmoid(-z)``.
-        targets: Class for each image, (N,).
-
-    Returns:
-        Scores (N,) in [0, 1], float32 or better.
-
     Example:
         >>> sigmoid(torch.tensor([[0.0]]), torch.tensor([1]))
         tensor([0.5000])
@@ -178,13 +118,6 @@ def sigmoid(logits: Tensor, targets: Tensor) -> Tensor:
 def predicted(logits: Tensor, labels: Tensor | None = None) -> Tensor:
     """The class with the largest logit; with one logit, 1 where it is positive and else 0.
 
-    Args:
-        logits: Logits (N,K).
-        labels: Not used.
-
-    Returns:
-        Targets (N,), int64.
-
     Example:
         >>> predicted(torch.tensor([[1.0, 3.0, 2.0]]))
         tensor([1])
@@ -194,13 +127,6 @@ def predicted(logits: Tensor, labels: Tensor | None = None) -> Tensor:
 
 def label(logits: Tensor, labels: Tensor | None) -> Tensor:
     """The label of each image.
-
-    Args:
-        logits: Logits (N,K), not used.
-        labels: Labels (N,), integers.
-
-    Returns:
-        Targets (N,), int64.
 
     Raises:
         ValueError: If no labels are at hand, or if they are not one integer per image (multi-hot or soft labels).
@@ -221,13 +147,6 @@ def label(logits: Tensor, labels: Tensor | None) -> Tensor:
 
 def second_best(logits: Tensor, labels: Tensor | None = None) -> Tensor:
     """The class with the second largest logit; with one logit, the side that is not predicted.
-
-    Args:
-        logits: Logits (N,K).
-        labels: Not used.
-
-    Returns:
-        Targets (N,), int64.
 
     Example:
         >>> second_best(torch.tensor([[1.0, 3.0, 2.0]]))
@@ -285,14 +204,7 @@ def _as_tensor(targets: Targets, logits: Tensor, labels: Tensor | None) -> Tenso
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """The tensor in float32, or as it is where its dtype is wider.
-
-    Args:
-        tensor: Any tensor.
-
-    Returns:
-        The same values.
-    """
+    """The tensor in float32, or as it is where its dtype is wider."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 

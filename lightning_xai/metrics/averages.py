@@ -5,15 +5,51 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure, SubFigure
 from torch import Tensor
 from torchmetrics.utilities import dim_zero_cat
 
 from lightning_xai.metrics.base import ExplanationMetric
 
 
-class ImageAverage(ExplanationMetric):
+class KeepsValues(ExplanationMetric):
+    """A metric that keeps the values of each image, over all processes, where it is asked to.
+
+    Args:
+        keep_values: Whether to keep them, for ``values``.
+        kwargs: Options of `torchmetrics.Metric`.
+
+    Attributes:
+        values: After ``compute()``, the values of all images, float64; None unless kept.
+    """
+
+    kept: list[Tensor]
+
+    def __init__(self, *, keep_values: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.keep_values = keep_values
+        self.values: Tensor | None = None
+        if keep_values:
+            self.add_state("kept", [], dist_reduce_fx="cat")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What torchmetrics fills in for the list of a rank without images: the dtype of the others."""
+        return torch.float64
+
+    def keep(self, values: Tensor) -> None:
+        """Keep the values of one batch, if any are to be kept."""
+        if self.keep_values:
+            self.kept.append(values.flatten())  # flat, since a rank without images gives a flat empty tensor
+
+    def all_kept(self, *shape: int) -> Tensor | None:
+        """The values of all images in a shape; None unless kept."""
+        if not self.keep_values:
+            return None
+        found = dim_zero_cat(self.kept) if len(self.kept) else torch.zeros(0, dtype=torch.float64, device=self.device)
+        return found.view(-1, *shape)
+
+
+class ImageAverage(KeepsValues):
     """The average over images, in float64, of one number for each: a subclass hands them to `add` in ``update``.
 
     Images whose number is NaN have none: they are left out of the average, and counted.
@@ -37,57 +73,27 @@ class ImageAverage(ExplanationMetric):
 
     n_images: Tensor
     n_nan: Tensor
-    kept: list[Tensor]
 
     def __init__(self, *, keep_values: bool = False, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.values: Tensor | None = None
+        super().__init__(keep_values=keep_values, **kwargs)
         self.n_undefined = 0
-        self.keep_values = keep_values
         self._sum = f"sum_of_{type(self).__name__}"
         self.add_state(self._sum, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("n_images", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
         self.add_state("n_nan", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
-        if keep_values:
-            self.add_state("kept", [], dist_reduce_fx="cat")
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What torchmetrics fills in for the list of a rank without images: the dtype of the others."""
-        return torch.float64
 
     def compute(self) -> Tensor:
         """Average over all images that have a value, float64; NaN if there are none."""
         total: Tensor = getattr(self, self._sum)
-        if self.keep_values:
-            self.values = dim_zero_cat(self.kept) if len(self.kept) else total.new_zeros(0)
+        self.values = self.all_kept()
         self.n_undefined = int(self.n_nan)
         return total / (self.n_images - self.n_nan)
 
-    def plot(self, val: Any = None, ax: Axes | None = None) -> tuple[Figure | SubFigure, Axes]:
-        """Draw the average, or several results of ``compute()`` or ``forward()`` as a curve.
-
-        Args:
-            val: One result or a list of them; None to compute it.
-            ax: Where to draw; None for a new figure, of which pyplot knows nothing.
-
-        Returns:
-            The figure and its axes.
-        """
-        ax = Figure().subplots() if ax is None else ax
-        self._plot(val, ax)
-        return ax.figure, ax
-
     def add(self, values: Tensor) -> None:
-        """Add the number of each image of one batch.
-
-        Args:
-            values: Numbers (N,), float64; NaN for an image that has none.
-        """
+        """Add the numbers (N,), float64, of one batch; NaN for an image that has none."""
         values = values.detach()
         # Not in place: a module's `.to(torch.bfloat16)` casts states too, and this brings them back to float64.
         setattr(self, self._sum, getattr(self, self._sum) + values.nansum())
         self.n_images = self.n_images + len(values)
         self.n_nan = self.n_nan + values.isnan().sum()
-        if self.keep_values:
-            self.kept.append(values)
+        self.keep(values)

@@ -7,6 +7,8 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
 from torchmetrics import Metric
 from torchmetrics.wrappers.abstract import WrapperMetric
 
@@ -48,12 +50,6 @@ class Number(NamedTuple):
 
 def in_words(name: str) -> str:
     """The name of a class as a title.
-
-    Args:
-        name: The name.
-
-    Returns:
-        Its words.
 
     Example:
         >>> in_words("AverageDrop")
@@ -117,16 +113,31 @@ class ExplanationMetric(Metric):
             sample: One batch: for a ``map`` metric with the maps of one method, else with those of the first.
         """
 
+    def plot(self, val: Any = None, ax: Axes | None = None, *, label: str = "") -> tuple[Figure | SubFigure, Axes]:
+        """Draw what was measured, or results of ``compute()`` or ``forward()`` as numbers, several as a curve.
+
+        Args:
+            val: One result or a list of them; None to compute it.
+            ax: Where to draw, such as the axes of another method; None for a new figure, of which pyplot knows nothing.
+            label: Name of the curves, such as that of the method, where there are any.
+
+        Returns:
+            The figure and its axes.
+        """
+        ax = Figure(layout="constrained").subplots() if ax is None else ax
+        if val is None:
+            self.draw(ax, label)
+        else:
+            self._plot(val, ax)
+        return ax.figure, ax
+
+    def draw(self, ax: Axes, label: str) -> None:
+        """Draw the number into axes; of a metric with curves, these."""
+        self._plot(None, ax)
+
 
 def number_of(metric: ExplanationMetric | type[ExplanationMetric], name: str | None = None) -> Number:
     """What a number of a metric is.
-
-    Args:
-        metric: The metric, or its class.
-        name: Name of the number in the dict of ``compute()``; None where that is no dict.
-
-    Returns:
-        Title, unit and direction.
 
     Example:
         >>> from lightning_xai.metrics import ROAD, AverageDrop
@@ -142,12 +153,6 @@ def number_of(metric: ExplanationMetric | type[ExplanationMetric], name: str | N
 
 def number_named(name: str) -> Number:
     """What a logged number is, by its name alone: as readers of logs that another process wrote need it.
-
-    Args:
-        name: Last part of its key.
-
-    Returns:
-        What the metric of that name says of it; for a name that no metric has, its words.
 
     Example:
         >>> number_named("AverageDrop").label, number_named("my_metric").label

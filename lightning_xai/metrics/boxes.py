@@ -43,17 +43,7 @@ def box_masks(boxes: Boxes, height: int, width: int) -> Tensor:
 
 
 def as_masks(maps: Tensor, boxes: Boxes) -> Tensor:
-    """What the caller said about the evidence, as masks of the maps' shape.
-
-    Args:
-        maps: Maps (N,H,W).
-        boxes: Bool masks (N,H,W), or for each image its boxes (M,4) as in `box_masks`.
-
-    Returns:
-        Masks (N,H,W), bool, on the maps' device.
-
-    Raises:
-        ValueError: If there is not one mask, or one tensor of boxes, for each map.
+    """What the caller said about the evidence, as masks (N,H,W) on the maps' device.
 
     Example:
         >>> as_masks(torch.zeros(1, 1, 3), [torch.tensor([[0, 0, 2, 1]])])
@@ -71,17 +61,7 @@ def as_masks(maps: Tensor, boxes: Boxes) -> Tensor:
 
 
 def dilated(masks: Tensor, radius: int) -> Tensor:
-    """Masks grown by a disc.
-
-    Args:
-        masks: Masks (N,H,W), bool.
-        radius: Radius of the disc in pixels.
-
-    Returns:
-        Masks (N,H,W), bool: where a pixel of the mask is at most ``radius`` away.
-
-    Raises:
-        ValueError: If the radius is negative.
+    """Masks (N,H,W) grown by a disc: where a pixel of the mask is at most ``radius`` away.
 
     Example:
         >>> dilated(torch.tensor([[[True, False, False]]]), 1)

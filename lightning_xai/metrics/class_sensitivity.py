@@ -46,19 +46,7 @@ def class_sensitivity(explain: Callable[[Tensor], Tensor], targets: Tensor, othe
 
 
 def random_other_targets(images: Tensor, targets: Tensor, n_classes: int, *, seed: int = 0) -> Tensor:
-    """A class drawn for each image from all but its own.
-
-    Args:
-        images: Images (N,C,H,W), whose content seeds the draw, so that batch and order do not matter.
-        targets: Class of each image, (N,).
-        n_classes: Number of classes K, at least 2.
-        seed: Any integer.
-
-    Returns:
-        Targets (N,), int64, never the image's own.
-
-    Raises:
-        ValueError: If there are fewer than two classes.
+    """A class (N,) drawn for each image from all but its own, by the image's content: batch and order do not matter.
 
     Example:
         >>> random_other_targets(torch.zeros(1, 1, 1, 1), torch.tensor([0]), 2)
@@ -78,15 +66,7 @@ class ClassSensitivity(SimilarityMetric):
 
     ``update(class_similarities)`` takes what `class_sensitivity` returns. ``compute()`` gives a dict of three
     numbers, float64, NaN without images. Images one of whose maps is `featureless` have no
-    similarity, are left out and counted in ``n_undefined``.
-
-    Args:
-        keep_values: Whether to keep the rank correlation of each image, over all processes, for ``values``.
-        kwargs: Options of `torchmetrics.Metric`.
-
-    Attributes:
-        values: After ``compute()``, the rank correlation of each image, (N,), float64; None unless kept.
-        n_undefined: After ``compute()``, the number of images that were left out.
+    similarity, are left out and counted in ``n_undefined``. Options and attributes are those of `ImageAverage`.
 
     Example:
         >>> metric = ClassSensitivity()

@@ -109,14 +109,8 @@ class Coherency(ImageAverage):
     all-zero or not finite) counts with 0. Signed maps are taken after ReLU.
 
     ``update(maps, masked_maps)`` takes the maps (N,H,W) of the images and those of the images masked by them, by the
-    same method for the same classes. Without images the result is NaN.
-
-    Args:
-        keep_values: Whether to keep the value of each image, over all processes, for ``values``.
-        kwargs: Options of `torchmetrics.Metric`.
-
-    Attributes:
-        values: After ``compute()``, the value of each image, (N,), percent, float64; None unless kept.
+    same method for the same classes. Without images the result is NaN. Options and attributes are those of
+    `ImageAverage`.
 
     Example:
         >>> import torch
@@ -145,15 +139,8 @@ class Complexity(ImageAverage):
     none: it is left out and counted in ``n_undefined``. Signed maps are taken after ReLU. Alone it rewards showing one
     pixel.
 
-    ``update(maps)`` takes maps (N,H,W). Without images the result is NaN.
-
-    Args:
-        keep_values: Whether to keep the value of each image, over all processes, for ``values``.
-        kwargs: Options of `torchmetrics.Metric`.
-
-    Attributes:
-        values: After ``compute()``, the value of each image, (N,), percent, float64; None unless kept.
-        n_undefined: After ``compute()``, the number of maps that show nothing.
+    ``update(maps)`` takes maps (N,H,W). Without images the result is NaN. Options and attributes are those of
+    `ImageAverage`.
 
     Example:
         >>> import torch
@@ -185,14 +172,8 @@ class ADCC(ImageAverage):
 
     ``update(scores, masked_scores, maps, masked_maps)`` takes log-probabilities (N,) as
     `masked_scores` returns them, and the maps (N,H,W) of the images and of the images
-    masked by them: the second map costs the method once more. Without images the result is NaN.
-
-    Args:
-        keep_values: Whether to keep the value of each image, over all processes, for ``values``.
-        kwargs: Options of `torchmetrics.Metric`.
-
-    Attributes:
-        values: After ``compute()``, the value of each image, (N,), percent, float64; None unless kept.
+    masked by them: the second map costs the method once more. Without images the result is NaN. Options and attributes
+    are those of `ImageAverage`.
 
     Example:
         >>> import torch

@@ -110,14 +110,10 @@ class ConfidenceMetric(ImageAverage):
 
     A map that shows nothing (constant, all-zero or not finite) counts with what the baseline alone does. Without images
     the result is NaN. ``update(scores, masked_scores)`` takes log-probabilities (N,) as `masked_scores` returns them.
-
-    Args:
-        keep_values: Whether to keep the value of each image, over all processes, for ``values``.
-        kwargs: Options of `torchmetrics.Metric`.
+    Options and attributes are those of `ImageAverage`.
 
     Attributes:
         formula: The pure function: value of each image (N,) from both log-probabilities.
-        values: After ``compute()``, the value of each image, (N,), float64; None unless kept.
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset({"masked_scores"})
@@ -156,12 +152,6 @@ class AbsoluteDrop(ConfidenceMetric):
     The variant of `AverageDrop` in pytorch-grad-cam (``DropInConfidence``, there of whatever is explained).
     Range [0, 100]. It weighs images by their confidence: uncertain ones have little to lose. Options and attributes are
     those of `ConfidenceMetric`.
-
-    Example:
-        >>> metric = AbsoluteDrop()
-        >>> metric.update(torch.tensor([0.8, 0.5]).log(), torch.tensor([0.2, 0.6]).log())
-        >>> metric.compute()
-        tensor(30.0000, dtype=torch.float64)
     """
 
     unit = "points"
@@ -211,12 +201,6 @@ class RelativeGain(ConfidenceMetric):
     The variant of `AverageGain` that Torres Figueroa et al. 2024 prints (eq. 17, without its 1/N). Range [0, inf): an
     image with a small p outweighs all others, and p = 0 makes the average infinite. Options and attributes are those of
     `ConfidenceMetric`.
-
-    Example:
-        >>> metric = RelativeGain()
-        >>> metric.update(torch.tensor([0.8, 0.5]).log(), torch.tensor([0.2, 0.6]).log())
-        >>> metric.compute()
-        tensor(10.0000, dtype=torch.float64)
     """
 
     higher_is_better = True
@@ -225,18 +209,9 @@ class RelativeGain(ConfidenceMetric):
 
 
 def log_probabilities(scores: Tensor, masked_scores: Tensor, name: str = "masked_scores") -> tuple[Tensor, Tensor]:
-    """Scores before and after masking, checked to be log-probabilities of the same images.
+    """Scores (N,) before and after masking in float64, checked to be log-probabilities of the same images in one dtype.
 
-    Args:
-        scores: Log-probabilities of the class on the images, (N,).
-        masked_scores: Log-probabilities of the same class on the masked images, (N,), of the same dtype.
-        name: What the caller's second argument is called, for errors.
-
-    Returns:
-        Both in float64.
-
-    Raises:
-        ValueError: If the scores are no log-probabilities, or differ in shape or dtype.
+    In errors ``name`` is what the caller's second argument is called.
     """
     if scores.ndim != 1 or scores.shape != masked_scores.shape:
         raise ValueError(

@@ -28,9 +28,5 @@ class ConstantMaps(ImageAverage):
         self.update(sample.maps)
 
     def update(self, maps: Tensor) -> None:
-        """Count maps.
-
-        Args:
-            maps: Maps (N,H,W).
-        """
+        """Count maps (N,H,W)."""
         self.add(100.0 * degenerate(maps).double())

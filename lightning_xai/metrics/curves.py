@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure, SubFigure
 from torch import Tensor
 
 from lightning_xai.baselines import Baseline, blurred
@@ -33,19 +32,16 @@ class CurveMetric(ImageAverage):
     The area is normalised (trapezoidal rule over the share of pixels), in [0, 1] for probabilities, and does not grow
     with the number of steps. The signed map is sorted; maps that are `featureless` go row by row from the top and stay
     in the mean. Images with a score that is not finite are left out and counted. Without images the result is NaN.
+    Further options and attributes are those of `ImageAverage`, of areas.
 
     Args:
         steps: Number of steps of the curves.
         tolerance: For callbacks: between points of a curve that differ by less no further one is computed.
-        keep_values: Whether to keep the area of each image, over all processes, for ``values``.
-        kwargs: Options of `torchmetrics.Metric`.
 
     Attributes:
         fractions: After ``compute()``, the share of pixels at each point of the curve, (S+1,), float64; the mean
             share where images differ in size.
         curve: After ``compute()``, the mean curve, (S+1,), float64.
-        values: After ``compute()``, the area of each image, (N,), float64; None unless kept.
-        n_undefined: After ``compute()``, the number of images that were left out.
     """
 
     unit = ""
@@ -70,24 +66,13 @@ class CurveMetric(ImageAverage):
         self.fractions, self.curve = self.fraction_sums / n_known, self.curve_sums / n_known
         return super().compute()
 
-    def plot(self, val: Any = None, ax: Axes | None = None) -> tuple[Figure | SubFigure, Axes]:
-        """Draw the mean curve with its area in the legend.
-
-        Args:
-            val: Areas to draw instead, as results of ``compute()`` or ``forward()``.
-            ax: Where to draw; None for a new figure, of which pyplot knows nothing.
-
-        Returns:
-            The figure and its axes.
-        """
-        if val is not None:
-            return super().plot(val, ax)
-        label = f"{type(self).__name__}, area {self.compute():.3f}"
-        ax = Figure().subplots() if ax is None else ax
-        ax.plot(self.fractions.tolist(), self.curve.tolist(), marker=".", label=label)
+    def draw(self, ax: Axes, label: str) -> None:
+        """The mean curve with its area in the legend."""
+        name = label or type(self).__name__
+        area = self.compute()
+        ax.plot(self.fractions.tolist(), self.curve.tolist(), marker=".", label=f"{name}, area {area:.3f}")
         ax.set(xlim=(0, 1), xlabel="share of the pixels, most relevant first", ylabel="mean score")
         ax.legend()
-        return ax.figure, ax
 
     def add_curves(self, fractions: Tensor, curves: Tensor) -> None:
         """Add the curves (N,S+1) of one batch, known at fractions (S+1,)."""

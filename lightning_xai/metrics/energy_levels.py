@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure, SubFigure
 from torch import Tensor
 
 from lightning_xai.metrics.base import Number
@@ -31,12 +30,8 @@ def energy_pointing(maps: Tensor, boxes: Boxes, *, levels: Sequence[int] = LEVEL
     Propagation", ICCV Workshops 2019, eq. 11-12. At energy ``E`` the
     points are the pixels with ``R >= tau``, the threshold being the largest for which they are at least E percent of
     all positive pixels. Pixels tied with the last one are points, too. Zeros and negative values never are, not even
-    at 100 percent; at 0 percent the maximum alone is left.
-
-    Args:
-        maps: Maps (N,H,W); only their positive part is read.
-        boxes: Bool masks (N,H,W), or for each image its boxes (M,4) as in `box_masks`.
-        levels: The L energies in percent, integers, so that the number of points is exact.
+    at 100 percent; at 0 percent the maximum alone is left. The L levels are integers, so that counts are exact; boxes
+    are masks (N,H,W) or for each image its boxes (M,4).
 
     Returns:
         Hits and points of each image, two of (N,L), int64. A map that shows nothing has no points.
@@ -74,20 +69,15 @@ class EnergyPointingAccuracy(LocalizationMetric):
     an image without evidence all points miss.
 
     ``update(maps, boxes)`` takes maps (N,H,W) and bool masks (N,H,W), or for each image its boxes (M,4) as in
-    `box_masks`. ``compute()`` gives a dict of three numbers, float64, NaN without images.
+    `box_masks`. ``compute()`` gives a dict of three numbers, float64, NaN without images. Further options and
+    attributes are those of `LocalizationMetric`.
 
     Args:
         levels: Energies in percent, at least two increasing integers in [0, 100].
-        keep_values: Whether to keep the area of each image, over all processes, for ``values``.
-        kwargs: Options of `torchmetrics.Metric`.
 
     Attributes:
         pooled_curve: After ``compute()``, the pooled accuracy at each level, (L,), float64.
         mean_curve: After ``compute()``, the mean accuracy at each level, (L,), float64.
-        random_level: After ``compute()``, the same as ``random``.
-        n_degenerate: After ``compute()``, the number of maps that show nothing.
-        n_empty: After ``compute()``, the number of images without evidence.
-        values: After ``compute()``, the area of each image, (N,), float64; None unless kept.
 
     Raises:
         ValueError: If the levels are not as described.
@@ -152,27 +142,13 @@ class EnergyPointingAccuracy(LocalizationMetric):
         levels = curves.new_tensor(self.levels)
         return torch.trapezoid(curves, levels) / (levels[-1] - levels[0])
 
-    def plot(self, val: Any = None, ax: Axes | None = None, *, label: str = "map") -> tuple[Figure | SubFigure, Axes]:
-        """Draw accuracy over energy (Iwana et al. 2019 figure 13): mean solid, pooled dashed, the random level dotted.
-
-        Args:
-            val: Results of ``compute()`` or ``forward()`` to be drawn as numbers instead, as torchmetrics does.
-            ax: Axes to draw into, such as those of another method; None for a new figure, of which pyplot knows
-                nothing.
-            label: Name of the curve, such as that of the method.
-
-        Returns:
-            The figure and its axes.
-        """
-        if val is not None:
-            return super().plot(val, ax)
+    def draw(self, ax: Axes, label: str) -> None:
+        """Accuracy over energy (Iwana et al. 2019 figure 13): mean solid, pooled dashed, the random level dotted."""
         self.compute()
-        ax = Figure(layout="constrained").subplots() if ax is None else ax
-        (line,) = ax.plot(self.levels, self.mean_curve.tolist(), label=label)
+        (line,) = ax.plot(self.levels, self.mean_curve.tolist(), label=label or "map")
         ax.plot(self.levels, self.pooled_curve.tolist(), "--", color=line.get_color())
         if _RANDOM not in ax.get_legend_handles_labels()[1]:  # several methods have one random level
             ax.axhline(self.random_level, linestyle=":", color="gray", label=_RANDOM)
         ax.set(xlabel="energy, % of the positive pixels", ylabel="pointing accuracy (dashed: pooled)")
         ax.set(xlim=(0, 100), ylim=(0, 1))
         ax.legend()
-        return ax.figure, ax

@@ -20,35 +20,12 @@ class Ask(Protocol):
 
 
 def asking(predict: Callable[[Tensor], Tensor]) -> Ask:
-    """A classifier that takes images alone, whichever they were made from.
-
-    Args:
-        predict: The classifier, images (M,C,H,W) to logits (M,K).
-
-    Returns:
-        The same with a second argument.
-
-    Example:
-        >>> asking(lambda images: images.flatten(1))(torch.ones(1, 1, 1, 2), torch.tensor([0]))
-        tensor([[1., 1.]])
-    """
+    """A classifier that takes images alone, whichever they were made from."""
     return lambda images, of: predict(images)
 
 
 def check_maps(images: Tensor, maps: Tensor, targets: Tensor) -> None:
-    """Refuse maps and targets that do not belong to the images.
-
-    Args:
-        images: Images (N,C,H,W).
-        maps: Maps (N,H,W), or those of several methods, (M,N,H,W).
-        targets: Targets (N,).
-
-    Raises:
-        ValueError: If a shape differs.
-
-    Example:
-        >>> check_maps(torch.zeros(2, 3, 4, 4), torch.zeros(2, 4, 4), torch.tensor([0, 1]))
-    """
+    """Refuse maps, (N,H,W) or of several methods (M,N,H,W), and targets (N,) that do not belong to the images."""
     expected = (len(images), *images.shape[2:])
     if maps.ndim not in (3, 4) or maps.shape[-3:] != expected:
         raise ValueError(
@@ -61,16 +38,6 @@ def check_maps(images: Tensor, maps: Tensor, targets: Tensor) -> None:
 
 def float64_logits(predict: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     """Logits (N,K) in float64, without a graph.
-
-    Args:
-        predict: The classifier.
-        images: Images (N,C,H,W).
-
-    Returns:
-        Logits (N,K), float64.
-
-    Raises:
-        ValueError: If what is predicted is of another shape.
 
     Example:
         >>> float64_logits(lambda images: images.flatten(1), torch.ones(1, 1, 1, 2))
@@ -91,21 +58,10 @@ def scores_of(
     score: Score,
     batch_size: int | None = None,
 ) -> Tensor:
-    """Scores of images that need not all be there at once: passes are filled across whatever the images differ in.
+    """Scores (J,) of images that need not all be there at once: passes are filled across whatever images differ in.
 
-    Args:
-        ask: The classifier.
-        made: Numbers of images (M,) to images (M,C,H,W).
-        of: Which image of the batch each is made from, (J,).
-        targets: Class of each image of the batch, (N,).
-        score: The number per image.
-        batch_size: Most images in one forward; None for all.
-
-    Returns:
-        Scores (J,), float64.
-
-    Raises:
-        ValueError: If ``batch_size`` is less than 1, or logits are of another shape.
+    ``made`` makes images (M,C,H,W) of their numbers (M,), and ``of`` (J,) says from which image of the batch each is
+    made; ``batch_size`` is the most in one forward, None for all.
 
     Example:
         >>> images, of = torch.arange(6.0).view(3, 2, 1, 1), torch.arange(3)

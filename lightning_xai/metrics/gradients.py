@@ -2,7 +2,8 @@
 
 All see the direction of an image's gradient and not its size, which varies by orders of magnitude from image to image
 and with the scale of the score. A gradient that is zero everywhere, as of a saturated softmax, has no direction: its
-value is NaN, and the metrics leave it out and count it in ``n_undefined``.
+value is NaN, and the metrics leave it out and count it in ``n_undefined``. Gradients are (N,C,H,W); NaN, infinity and
+other shapes are refused.
 """
 
 from __future__ import annotations
@@ -22,15 +23,8 @@ def gradient_alignment(gradients: Tensor, guided_gradients: Tensor) -> Tensor:
 
     What `CosineLoss` trains (Torres Figueroa et al. 2024 eq. 14), where both are of the same score.
 
-    Args:
-        gradients: Gradients of the score with respect to the images, (N,C,H,W).
-        guided_gradients: Guided gradients of the same score, (N,C,H,W).
-
     Returns:
         Cosine of each image (N,) in [-1, 1], float64; higher is better. NaN where one of the two is zero everywhere.
-
-    Raises:
-        ValueError: If the shapes differ or are not (N,C,H,W), or if a value is NaN or infinite.
 
     Example:
         >>> gradient_alignment(torch.tensor([[[[3.0, 4.0]]]]), torch.tensor([[[[8.0, 6.0]]]]))
@@ -52,15 +46,9 @@ def gradient_variation(gradients: Tensor) -> Tensor:
     The sums are over all pairs of neighbours a, b, vertical and horizontal, in all channels: the anisotropic total
     variation (Rudin, Osher and Fatemi, 1992) over the largest that these magnitudes allow.
 
-    Args:
-        gradients: Gradients of the score with respect to the images, (N,C,H,W).
-
     Returns:
         Variation of each image (N,) in [0, 1], float64; lower is smoother. 0 for a constant, 0.71 for Gaussian noise, 1
         for a chessboard; NaN for a gradient that is zero everywhere.
-
-    Raises:
-        ValueError: If the shape is not (N,C,H,W), or if a value is NaN or infinite.
 
     Example:
         >>> gradient_variation(torch.tensor([[[[1.0, 1.0, 3.0]]], [[[1.0, -1.0, 1.0]]]]))
@@ -77,15 +65,9 @@ def gradient_roughness(gradients: Tensor) -> Tensor:
     of neighbours about zero (half of von Neumann's ratio, 1941). Beside `gradient_variation` it weighs the large
     values: a few sharp edges among many small values are rough, and vary little.
 
-    Args:
-        gradients: Gradients of the score with respect to the images, (N,C,H,W).
-
     Returns:
         Roughness of each image (N,) in [0, 2], float64; lower is smoother. 0 for a constant, 1 for noise, 2 for a
         chessboard; NaN for a gradient that is zero everywhere.
-
-    Raises:
-        ValueError: If the shape is not (N,C,H,W), or if a value is NaN or infinite.
 
     Example:
         >>> gradient_roughness(torch.tensor([[[[1.0, 1.0, 3.0]]], [[[1.0, -1.0, 1.0]]]]))
@@ -98,15 +80,8 @@ def gradient_roughness(gradients: Tensor) -> Tensor:
 class GradientMetric(ImageAverage):
     """What the metrics of input gradients share: they speak of the model, and no map is read.
 
-    Images whose gradient is zero everywhere are left out and counted. Without images the result is NaN.
-
-    Args:
-        keep_values: Whether to keep the value of each image, over all processes, for ``values``.
-        kwargs: Options of `torchmetrics.Metric`.
-
-    Attributes:
-        values: After ``compute()``, the value of each image, (N,), float64; None unless kept.
-        n_undefined: After ``compute()``, the number of images that were left out.
+    Images whose gradient is zero everywhere are left out and counted. Without images the result is NaN. Options and
+    attributes are those of `ImageAverage`.
     """
 
     unit = ""
@@ -150,12 +125,6 @@ class GradientVariation(GradientMetric):
 
     0 for constants, 0.71 for Gaussian noise. ``update(gradients)`` takes gradients (N,C,H,W). Options and attributes
     are those of `GradientMetric`.
-
-    Example:
-        >>> metric = GradientVariation()
-        >>> metric.update(torch.tensor([[[[1.0, 1.0, 3.0]]], [[[1.0, -1.0, 1.0]]]]))
-        >>> metric.compute()
-        tensor(0.6667, dtype=torch.float64)
     """
 
     higher_is_better = False
@@ -175,12 +144,6 @@ class GradientRoughness(GradientMetric):
 
     0 for constants, 1 for noise. ``update(gradients)`` takes gradients (N,C,H,W). Options and attributes are those of
     `GradientMetric`.
-
-    Example:
-        >>> metric = GradientRoughness()
-        >>> metric.update(torch.tensor([[[[1.0, 1.0, 3.0]]], [[[1.0, -1.0, 1.0]]]]))
-        >>> metric.compute()
-        tensor(1.1667, dtype=torch.float64)
     """
 
     higher_is_better = False

@@ -87,19 +87,11 @@ class GridPointingGame(LocalizationMetric):
     two cells may count for either.
 
     ``update(maps, cells)`` takes maps (N,H,W) of mosaics and the mask of each map's cell, (N,H,W), bool. Without
-    images the result is NaN.
+    images the result is NaN. Further options and attributes are those of `LocalizationMetric`.
 
     Args:
         n: Cells along a side of the mosaics that a callback makes of its batches' images.
         confidence: Least probability of the images in them.
-        keep_values: Whether to keep the value of each map, over all processes, for ``values``.
-        kwargs: Options of `torchmetrics.Metric`.
-
-    Attributes:
-        random_level: After ``compute()``, what maps of noise reach: ``1 / n ** 2``.
-        n_degenerate: After ``compute()``, the number of maps that show nothing.
-        n_empty: After ``compute()``, the number of empty cells.
-        values: After ``compute()``, the value of each map, (N,), float64; None unless kept.
 
     Example:
         >>> mosaic, cells = mosaics(torch.tensor([3.0, 0.0, 1.0, 0.0]).view(1, 4, 1, 1, 1))

@@ -6,7 +6,7 @@ the random level, which is the share of the image that the boxes cover.
 
 Throughout the family a map that shows nothing (`degenerate`: constant after ReLU,
 all-zero or not finite) and an image without evidence (no box, an empty mask) stay in the mean with the value 0, never
-a hit, and are counted.
+a hit, and are counted. Boxes are bool masks (N,H,W), or for each image its boxes (M,4) as in `box_masks`.
 """
 
 from __future__ import annotations
@@ -29,17 +29,9 @@ def pointing_game(maps: Tensor, boxes: Boxes, *, tolerance: int = 15) -> Tensor:
     of them that hit: what picking one by chance would give. Signed maps are taken as they are, since ReLU does not
     move a positive maximum.
 
-    Args:
-        maps: Maps (N,H,W).
-        boxes: Bool masks (N,H,W), or for each image its boxes (M,4) as in `box_masks`.
-        tolerance: Distance in pixels of the maps that still is a hit; 0 for the box itself.
-
     Returns:
         Hit of each image (N,), 0 or 1 unless maxima are tied, float64; 0 for a map that shows nothing and for an
         empty mask.
-
-    Raises:
-        ValueError: If maps and boxes do not belong together, or the tolerance is negative.
 
     Example:
         >>> maps, box = torch.tensor([[[0.0, 0.0, 0.0, 9.0]]]), torch.tensor([[0.0, 0.0, 2.0, 1.0]])
@@ -55,15 +47,8 @@ def pointing_game(maps: Tensor, boxes: Boxes, *, tolerance: int = 15) -> Tensor:
 def energy_in_box(maps: Tensor, boxes: Boxes) -> Tensor:
     """Share of the positive energy that lies in the boxes, ``sum_in relu(R) / sum relu(R)``.
 
-    Args:
-        maps: Maps (N,H,W); negative values count as zero.
-        boxes: Bool masks (N,H,W), or for each image its boxes (M,4) as in `box_masks`.
-
     Returns:
         Share for each image (N,) in [0, 1], float64; 0 for a map that shows nothing and for an empty mask.
-
-    Raises:
-        ValueError: If maps and boxes do not belong together.
 
     Example:
         >>> energy_in_box(torch.tensor([[[3.0, 1.0, -5.0]]]), [torch.tensor([[0, 0, 1, 1]])])
@@ -82,6 +67,11 @@ class LocalizationMetric(ImageAverage):
         options: What makes the values differ from those of another metric of the class.
         keep_values: Whether to keep the value of each image, over all processes, for ``values``.
         kwargs: Options of `torchmetrics.Metric`.
+
+    Attributes:
+        random_level: After ``compute()``, what maps of noise reach: the mean share of the image that is evidence.
+        n_degenerate: After ``compute()``, the number of maps that show nothing.
+        n_empty: After ``compute()``, the number of images without evidence.
     """
 
     unit = ""
@@ -126,18 +116,10 @@ class PointingGame(LocalizationMetric):
     for ties and signed maps. A map that shows nothing and an image without evidence count as misses.
 
     ``update(maps, boxes)`` takes maps (N,H,W) and bool masks (N,H,W), or for each image its boxes (M,4) as in
-    `box_masks`. Without images the result is NaN.
+    `box_masks`. Without images the result is NaN. Further options and attributes are those of `LocalizationMetric`.
 
     Args:
         tolerance: Distance in pixels of the maps that still is a hit; choose less than 15 for small images.
-        keep_values: Whether to keep the value of each image, over all processes, for ``values``.
-        kwargs: Options of `torchmetrics.Metric`.
-
-    Attributes:
-        random_level: After ``compute()``, what maps of noise reach: the mean share of the image within the tolerance.
-        n_degenerate: After ``compute()``, the number of maps that show nothing.
-        n_empty: After ``compute()``, the number of images without evidence.
-        values: After ``compute()``, the value of each image, (N,), float64; None unless kept.
 
     Raises:
         ValueError: If the tolerance is negative.
@@ -173,17 +155,7 @@ class EnergyInBox(LocalizationMetric):
     as zero. A map that shows nothing and an image without evidence count with 0.
 
     ``update(maps, boxes)`` takes maps (N,H,W) and bool masks (N,H,W), or for each image its boxes (M,4) as in
-    `box_masks`. Without images the result is NaN.
-
-    Args:
-        keep_values: Whether to keep the value of each image, over all processes, for ``values``.
-        kwargs: Options of `torchmetrics.Metric`.
-
-    Attributes:
-        random_level: After ``compute()``, what maps of noise reach: the mean share of the image that is evidence.
-        n_degenerate: After ``compute()``, the number of maps that show nothing.
-        n_empty: After ``compute()``, the number of images without evidence.
-        values: After ``compute()``, the value of each image, (N,), float64; None unless kept.
+    `box_masks`. Without images the result is NaN. Options and attributes are those of `LocalizationMetric`.
 
     Example:
         >>> metric = EnergyInBox()

@@ -21,12 +21,6 @@ def degenerate(maps: Tensor) -> Tensor:
     Constant means up to rounding, as upsampling leaves it. Such images stay in every metric, with nothing shown; this
     function is there to count them.
 
-    Args:
-        maps: Maps (N,H,W).
-
-    Returns:
-        Whether each map shows nothing, (N,), bool.
-
     Raises:
         ValueError: If the maps are of another shape.
 

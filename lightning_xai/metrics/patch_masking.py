@@ -7,12 +7,11 @@ from typing import Any, ClassVar
 
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure, SubFigure
 from torch import Tensor
-from torchmetrics.utilities import dim_zero_cat
 
 from lightning_xai.baselines import mean_color
-from lightning_xai.metrics.base import ExplanationMetric, Number
+from lightning_xai.metrics.averages import KeepsValues
+from lightning_xai.metrics.base import Number
 from lightning_xai.metrics.confidence import log_probabilities
 from lightning_xai.metrics.forwards import check_maps, float64_logits
 from lightning_xai.metrics.masking import degenerate
@@ -25,20 +24,10 @@ SIZES = (1, 3, 5, 7, 9)
 
 
 def patch_masks(maps: Tensor, size: int) -> Tensor:
-    """The square patch around each map's maximum, cut off at the border of the image.
+    """The square patch, of odd size, around each map's maximum, cut off at the border of the image: masks (N,H,W).
 
     Of tied maxima the first one counts, row by row from the upper left corner. A map that shows nothing
     (`degenerate`) has no patch.
-
-    Args:
-        maps: Maps (N,H,W).
-        size: Side of the patch in pixels, odd.
-
-    Returns:
-        Masks (N,H,W), bool: True in the patch.
-
-    Raises:
-        ValueError: If the size is even or not positive.
 
     Example:
         >>> patch_masks(torch.tensor([[[0.0, 0.0, 1.0, 9.0]]]), 3).int()
@@ -100,7 +89,7 @@ def patch_masked_scores(
     return torch.stack([score(float64_logits(predict, one), targets) for one in masked], dim=1)
 
 
-class MaximalPatchMasking(ExplanationMetric):
+class MaximalPatchMasking(KeepsValues):
     """Probability of a class after maximal patch masking, and its change, by size of the patch; lower is better.
 
     From Iwana et al., "Explaining Convolutional Neural Networks using Softmax Gradient Layer-wise Relevance
@@ -119,7 +108,6 @@ class MaximalPatchMasking(ExplanationMetric):
     Args:
         sizes: Sides of the P patches in pixels, in the order of the columns of ``patch_scores``.
         keep_values: Whether to keep the changes of each image, over all processes, for ``values``.
-        kwargs: Options of `torchmetrics.Metric`.
 
     Attributes:
         values: After ``compute()``, the changes of each image, (N,P), float64; None unless kept.
@@ -139,26 +127,16 @@ class MaximalPatchMasking(ExplanationMetric):
 
     probabilities: Tensor
     changes: Tensor
-    kept: list[Tensor]
 
     def __init__(self, *, sizes: Sequence[int] = SIZES, keep_values: bool = False, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        super().__init__(keep_values=keep_values, **kwargs)
         self.sizes = tuple(sizes)
-        self.keep_values = keep_values
-        self.values: Tensor | None = None
         for name in ("probabilities", "changes"):
             self.add_state(name, torch.zeros(len(self.sizes), dtype=torch.float64), dist_reduce_fx="sum")
         # Named by the options: a MetricCollection would let two of these metrics share states that have equal names and
         # happen to be equal after the first batch.
         self._count = f"n_images of {self.sizes}"
         self.add_state(self._count, torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
-        if keep_values:
-            self.add_state("kept", [], dist_reduce_fx="cat")
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What torchmetrics fills in for the list of a rank without images: the dtype of the others."""
-        return torch.float64
 
     def update(self, scores: Tensor, patch_scores: Tensor) -> None:
         """Add one batch of log-probabilities, (N,) of the images and (N,P) without their patches."""
@@ -175,8 +153,7 @@ class MaximalPatchMasking(ExplanationMetric):
         self.probabilities = self.probabilities + after.exp().view_as(patch_scores).sum(0)
         self.changes = self.changes + changes.sum(0)
         setattr(self, self._count, getattr(self, self._count) + len(scores))
-        if self.keep_values:
-            self.kept.append(changes.flatten())  # flat, since a rank without images gives a flat empty tensor
+        self.keep(changes)
 
     def measure(self, sample: Sample) -> None:
         """Update; the patch takes the mean colour."""
@@ -193,9 +170,7 @@ class MaximalPatchMasking(ExplanationMetric):
 
     def compute(self) -> dict[str, Tensor]:
         """Mean probability after masking and mean change for each size, float64."""
-        if self.keep_values:
-            kept = dim_zero_cat(self.kept) if len(self.kept) else self.changes.new_zeros(0)
-            self.values = kept.view(-1, len(self.sizes))
+        self.values = self.all_kept(len(self.sizes))
         sums = {"probability": self.probabilities, "change": self.changes}
         n_images = getattr(self, self._count)
         return {
@@ -204,27 +179,10 @@ class MaximalPatchMasking(ExplanationMetric):
             for size, total in zip(self.sizes, totals, strict=True)
         }
 
-    def plot(
-        self, val: Any = None, ax: Axes | None = None, *, label: str | None = None
-    ) -> tuple[Figure | SubFigure, Axes]:
-        """Draw the change over the size of the patch, as in figure 11 of Iwana et al. 2019.
-
-        Args:
-            val: Results of ``compute()`` or ``forward()`` to be drawn as numbers instead, as torchmetrics does.
-            ax: Axes to draw into, such as those of another method; None for a new figure, of which pyplot knows
-                nothing.
-            label: Name of the curve, such as that of the method.
-
-        Returns:
-            The figure and its axes.
-        """
-        ax = Figure(layout="constrained").subplots() if ax is None else ax
-        if val is not None:
-            self._plot(val, ax)
-            return ax.figure, ax
+    def draw(self, ax: Axes, label: str) -> None:
+        """The change over the size of the patch, as in figure 11 of Iwana et al. 2019."""
         values = self.compute()
         ax.plot(self.sizes, [values[f"patch_change_{size}"].item() for size in self.sizes], marker="o", label=label)
         ax.set(xlabel="side of the patch, pixels", ylabel="change of the probability", xticks=self.sizes)
-        if label is not None:
+        if label:
             ax.legend()
-        return ax.figure, ax

@@ -21,11 +21,6 @@ class PerturbationCurves(NamedTuple):
         fractions: Share of the pixels that were perturbed, (S+1,), float64, from 0 to 1.
         deletion_curve: Score of each image's class, (N,S+1), float64, from the image to the baseline.
         insertion_curve: Score of each image's class, (N,S+1), float64, from the baseline to the image.
-
-    Example:
-        >>> curves = PerturbationCurves(torch.tensor([0.0, 1.0]), torch.ones(1, 2), torch.ones(1, 2))
-        >>> list(curves._asdict())
-        ['fractions', 'deletion_curve', 'insertion_curve']
     """
 
     fractions: Tensor
@@ -97,27 +92,8 @@ def insertion_curve(
 ) -> Curve:
     """Scores while the most relevant pixels enter the baseline, from the baseline alone to the image.
 
-    Petsiuk et al., "RISE", BMVC 2018 (https://arxiv.org/abs/1806.07421). Steps, order and cost are those of
-    `deletion_curve`.
-
-    Args:
-        predict: The classifier, images (N,C,H,W) to logits (N,K). No gradient is used; call inside
-            ``torch.no_grad()`` where nothing else turns gradients off.
-        images: Images (N,C,H,W).
-        maps: Maps (N,H,W) at image resolution.
-        targets: Class of each image, (N,), fixed from the unmasked image.
-        baseline: What stands where pixels are missing; `blurred` in the paper.
-        steps: Number of steps S, in [1, HW].
-        score: What is drawn, a probability unless the metric's range is to be given up.
-        tolerance: Between neighbouring points whose scores differ by less a straight line is drawn and no point is
-            computed, down from four stretches of the curve; 0 to compute them all.
-        batch_size: Most images in one forward; None for N.
-
-    Returns:
-        Fractions (S+1,) and scores (N,S+1).
-
-    Raises:
-        ValueError: If maps, targets or logits do not belong to the images, or a number is out of range.
+    Petsiuk et al., "RISE", BMVC 2018 (https://arxiv.org/abs/1806.07421), there from the `blurred` image. Arguments,
+    steps, order, cost and errors are those of `deletion_curve`; the baseline stands where pixels are missing.
 
     Example:
         >>> images = torch.tensor([[[[2.0, 1.0]]]])
@@ -146,21 +122,8 @@ def perturbation_curves(
 ) -> PerturbationCurves:
     """Deletion and insertion, whose shared ends are computed once.
 
-    Cost: at most ``2 (steps - 1) + 2`` forwards of N images, one more where insertion starts from another baseline.
-
-    Args:
-        predict: As for `deletion_curve`, and so are the arguments that are not listed.
-        images: Images (N,C,H,W).
-        maps: Maps (N,H,W) at image resolution.
-        targets: Class of each image, (N,), fixed from the unmasked image.
-        baseline: What stands where pixels are deleted or missing.
-        insertion_baseline: What insertion starts from; None for the same. The paper deletes to black and inserts
-            into the blurred image.
-        steps: Number of steps S, in [1, HW].
-        score: What is drawn, a probability unless the metric's range is to be given up.
-        tolerance: Between neighbouring points whose scores differ by less a straight line is drawn and no point is
-            computed, down from four stretches of the curve; 0 to compute them all.
-        batch_size: Most images in one forward; None for N.
+    Cost: at most ``2 (steps - 1) + 2`` forwards of N images, one more where insertion starts from another baseline, as
+    in the paper, which deletes to black and inserts into the blurred image. Other arguments as of `deletion_curve`.
 
     Returns:
         Fractions (S+1,), deletion curves (N,S+1) and insertion curves (N,S+1).
@@ -186,14 +149,7 @@ def perturbation_curves(
 
 
 def curve_area(fractions: Tensor, curves: Tensor) -> Tensor:
-    """Area under each curve by the trapezoidal rule on the true fractions, so that it does not grow with the steps.
-
-    Args:
-        fractions: Where the curves are known, (S+1,), increasing from 0 to 1.
-        curves: Curves (N,S+1).
-
-    Returns:
-        Areas (N,), float64, in [0, 1] for probabilities.
+    """Area (N,) under each curve by the trapezoidal rule on the true fractions: it does not grow with the steps.
 
     Raises:
         ValueError: If shapes differ, or the fractions do not increase from 0 to 1.

@@ -9,7 +9,6 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure, SubFigure
 from torch import Tensor, nn
 
 from lightning_xai.metrics.base import Number
@@ -23,10 +22,6 @@ class Randomization(NamedTuple):
     Attributes:
         layers: Names of the L layers, in the order in which they were randomised.
         randomization_similarities: Similarities (N,L,3) of each image's maps, as `map_similarities` orders them.
-
-    Example:
-        >>> Randomization(["head"], torch.ones(2, 1, 3)).layers
-        ['head']
     """
 
     layers: list[str]
@@ -88,12 +83,6 @@ def parameter_randomization(
 def randomizable_layers(model: nn.Module) -> list[str]:
     """Modules with parameters of their own, last registered first: what is randomised by default.
 
-    Args:
-        model: The model.
-
-    Returns:
-        Dotted names; the empty one is the model itself.
-
     Example:
         >>> randomizable_layers(nn.Sequential(nn.Linear(1, 1), nn.ReLU(), nn.BatchNorm1d(1)))
         ['2', '0']
@@ -111,18 +100,15 @@ class ParameterRandomization(SimilarityMetric):
 
     ``update(randomization_similarities)`` takes what `parameter_randomization` returns. Where a map is
     `featureless` there is no similarity: such layers are left out of an image's mean and
-    counted in ``n_undefined_by_layer``, images without any in ``n_undefined``.
+    counted in ``n_undefined_by_layer``, images without any in ``n_undefined``. Further options and attributes are
+    those of `ImageAverage`, of rank correlations.
 
     Args:
         layers: Names of the layers, in the order of the similarities; `randomizable_layers` gives the default.
-        keep_values: Whether to keep the rank correlation of each image, over all processes, for ``values``.
-        kwargs: Options of `torchmetrics.Metric`.
 
     Attributes:
         by_layer: After ``compute()``, each similarity's average over images by layer, (L,) each, float64.
         n_undefined_by_layer: After ``compute()``, the number of images without a similarity by layer, (L,).
-        values: After ``compute()``, the rank correlation of each image, (N,), float64; None unless kept.
-        n_undefined: After ``compute()``, the number of images that were left out.
 
     Example:
         >>> metric = ParameterRandomization(["head", "conv"])
@@ -174,21 +160,9 @@ class ParameterRandomization(SimilarityMetric):
         self.n_undefined_by_layer = self.n_images - self.layer_counts
         return super().compute()
 
-    def plot(self, val: Any = None, ax: Axes | None = None, *, label: str = "") -> tuple[Figure | SubFigure, Axes]:
-        """Draw the similarities over the layers, in the order of randomisation.
-
-        Args:
-            val: Results of ``compute()`` or ``forward()`` to be drawn as numbers instead, as torchmetrics does.
-            ax: Where to draw; None for a new figure, of which pyplot knows nothing.
-            label: Name of the curves, such as that of the method.
-
-        Returns:
-            The figure and its axes.
-        """
-        if val is not None:
-            return super().plot(val, ax)
+    def draw(self, ax: Axes, label: str) -> None:
+        """The similarities over the layers, in the order of randomisation."""
         self.compute()
-        ax = Figure(layout="constrained").subplots() if ax is None else ax
         color = f"C{len(ax.lines) // len(SIMILARITIES)}"
         for (name, curve), style in zip(self.by_layer.items(), ("-", "--", ":"), strict=True):
             words = f"{label} {'SSIM' if name == 'ssim' else name.replace('_', ' ')}".strip()
@@ -196,7 +170,6 @@ class ParameterRandomization(SimilarityMetric):
         ax.set_xticks(range(len(self.layers)), self.layers, rotation=90)
         ax.set(ylim=(-1.05, 1.05), xlabel="randomised layer", ylabel="similarity with the model's own map")
         ax.legend()
-        return ax.figure, ax
 
 
 def _by_method(batch: Batch, layers: Sequence[str]) -> dict[str, Tensor]:

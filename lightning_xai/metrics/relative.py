@@ -8,11 +8,10 @@ from typing import Any, ClassVar
 
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure, SubFigure
 from torch import Tensor
-from torchmetrics.utilities import dim_zero_cat
 
-from lightning_xai.metrics.base import ExplanationMetric, Need, Number, Scope
+from lightning_xai.metrics.averages import KeepsValues
+from lightning_xai.metrics.base import Need, Number, Scope
 from lightning_xai.metrics.confidence import log_probabilities
 from lightning_xai.metrics.sample import Sample
 
@@ -21,13 +20,8 @@ def log_relative_performance(masked_scores: Tensor) -> Tensor:
     """Log relative performance of each method against each other, ``log(o' / o)`` for each image.
 
     From Lerma and Lucas, "Grad-CAM++ is equivalent to Grad-CAM with positive gradients", 2022,
-    https://arxiv.org/abs/2205.10838, section 4. Where both o are 0 the result is NaN, where one is, infinite.
-
-    Args:
-        masked_scores: Log-probabilities of the class on the images masked by k methods, (N,k).
-
-    Returns:
-        Log ratios (N,k,k), float64: positive where the method of the row leaves more than that of the column.
+    https://arxiv.org/abs/2205.10838, section 4. Log-probabilities (N,k) become ratios (N,k,k), positive where the
+    method of the row leaves more than that of the column. Where both o are 0 the result is NaN, where one is, infinite.
 
     Example:
         >>> log_relative_performance(torch.tensor([[0.25, 0.5]]).log())
@@ -38,7 +32,7 @@ def log_relative_performance(masked_scores: Tensor) -> Tensor:
     return logs[:, :, None] - logs[:, None, :]
 
 
-class RelativePerformance(ExplanationMetric):
+class RelativePerformance(KeepsValues):
     """Relative performance of methods, the geometric mean of ``o'/o`` between each two; above 1 the first is better.
 
     From Lerma and Lucas, "Grad-CAM++ is equivalent to Grad-CAM with positive gradients", 2022,
@@ -60,7 +54,6 @@ class RelativePerformance(ExplanationMetric):
         methods: Names of the methods, two or more.
         threshold: Images count whose class has a probability above this, in [0, 1).
         keep_values: Whether to keep the log ratios of each image, over all processes, for ``values`` and ``plot()``.
-        kwargs: Options of `torchmetrics.Metric`.
 
     Attributes:
         performance: After ``compute()``, the geometric mean of the row's o over the column's, (k,k), float64.
@@ -96,23 +89,20 @@ class RelativePerformance(ExplanationMetric):
 
     log_sum: Tensor
     square_sum: Tensor
-    kept: list[Tensor]
 
     def __init__(
         self, methods: Sequence[str], *, threshold: float = 0.5, keep_values: bool = False, **kwargs: Any
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(keep_values=keep_values, **kwargs)
         self.methods = tuple(methods)
         if isinstance(methods, str) or len(set(self.methods)) < max(2, len(self.methods)):
             raise ValueError(f"`methods` expected two or more different names, got {methods!r}.")
         if not 0 <= threshold < 1:
             raise ValueError(f"`threshold` expected a probability in [0, 1), got {threshold}.")
         self.threshold = threshold
-        self.keep_values = keep_values
         self.performance: Tensor | None = None
         self.log_mean: Tensor | None = None
         self.log_std: Tensor | None = None
-        self.values: Tensor | None = None
         pairs = torch.zeros(len(self.methods), len(self.methods), dtype=torch.float64)
         self.add_state("log_sum", pairs, dist_reduce_fx="sum")
         self.add_state("square_sum", pairs.clone(), dist_reduce_fx="sum")
@@ -120,13 +110,6 @@ class RelativePerformance(ExplanationMetric):
         # happen to be equal after the first batch.
         self._counts = f"counts of {self.methods} above {threshold}"
         self.add_state(self._counts, torch.zeros(3, dtype=torch.long), dist_reduce_fx="sum")
-        if keep_values:
-            self.add_state("kept", [], dist_reduce_fx="cat")
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What torchmetrics fills in for the list of a rank without images: the dtype of the others."""
-        return torch.float64
 
     def update(self, scores: Tensor, masked_scores_by_method: Mapping[str, Tensor]) -> None:
         """Add one batch of log-probabilities (N,) of the images and, by method, of the masked images."""
@@ -148,8 +131,7 @@ class RelativePerformance(ExplanationMetric):
         self.square_sum = self.square_sum + ratios.square().sum(0)
         counts = torch.stack([used.sum(), (~confident).sum(), (confident & ~used).sum()])
         setattr(self, self._counts, getattr(self, self._counts) + counts)
-        if self.keep_values:
-            self.kept.append(masked[used].flatten())  # flat, since a rank without images gives a flat empty tensor
+        self.keep(masked[used])
 
     def measure(self, sample: Sample) -> None:
         """Update, from the samples of all methods."""
@@ -176,9 +158,8 @@ class RelativePerformance(ExplanationMetric):
         spread = (self.square_sum - self.log_sum.square() / n).clamp(min=0)
         self.log_std = (spread / (n - 1).clamp(min=0)).sqrt()
         self.performance = self.log_mean.exp()
-        if self.keep_values:
-            kept = dim_zero_cat(self.kept) if len(self.kept) else self.log_sum.new_zeros(0)
-            self.values = log_relative_performance(kept.view(-1, len(self.methods)))
+        kept = self.all_kept(len(self.methods))
+        self.values = None if kept is None else log_relative_performance(kept)
         tables = {"": self.performance, "_log_mean": self.log_mean, "_log_std": self.log_std}
         found = {
             f"{self.methods[row]}_vs_{self.methods[column]}{kind}": table[row, column]
@@ -187,17 +168,11 @@ class RelativePerformance(ExplanationMetric):
         }
         return found | dict(zip(("n_used", "n_below_threshold", "n_zero"), counts.double(), strict=True))
 
-    def plot(self, *, ax: Axes | None = None) -> tuple[Figure | SubFigure, Axes]:
+    def draw(self, ax: Axes, label: str) -> None:
         """Box plots of the log relative performance of each later method against each earlier one (figure 6).
 
         Boxes reach from quartile to quartile, whiskers to the furthest value within 1.5 times that; outliers, which
         would squeeze the boxes, are not drawn.
-
-        Args:
-            ax: Where to draw; None for a new figure, of which pyplot knows nothing.
-
-        Returns:
-            The figure and its axes.
 
         Raises:
             RuntimeError: If the values were not kept.
@@ -206,10 +181,8 @@ class RelativePerformance(ExplanationMetric):
         if self.values is None:
             raise RuntimeError("`plot` expected the values of the images. Use `keep_values=True`.")
         pairs = [(row, column) for column, row in combinations(range(len(self.methods)), 2)]
-        axes = Figure(layout="constrained").subplots() if ax is None else ax
-        axes.axhline(0, color="grey", linewidth=0.8)
-        axes.boxplot([self.values[:, row, column].tolist() for row, column in pairs], showfliers=False)
+        ax.axhline(0, color="grey", linewidth=0.8)
+        ax.boxplot([self.values[:, row, column].tolist() for row, column in pairs], showfliers=False)
         names = [f"{self.methods[row]} vs {self.methods[column]}" for row, column in pairs]
-        axes.set_xticks(range(1, len(pairs) + 1), names, rotation=30, ha="right")
-        axes.set(ylabel="log relative performance", title=f"{len(self.values)} images")
-        return axes.figure, axes
+        ax.set_xticks(range(1, len(pairs) + 1), names, rotation=30, ha="right")
+        ax.set(ylabel="log relative performance", title=f"{len(self.values)} images")

@@ -12,7 +12,6 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 import torch.nn.functional as F
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure, SubFigure
 from torch import Tensor
 
 from lightning_xai.metrics.averages import ImageAverage
@@ -39,10 +38,6 @@ class RoadScores(NamedTuple):
         morf_probabilities: Its score then, (N,P), float64.
         lerf_correct: Whether it is predicted after the least relevant pixels were removed, (N,P), bool.
         lerf_probabilities: Its score then, (N,P), float64.
-
-    Example:
-        >>> RoadScores(*torch.rand(4, 2, 3)).lerf_probabilities.shape
-        torch.Size([2, 3])
     """
 
     morf_correct: Tensor
@@ -98,17 +93,7 @@ def linear_imputation(images: Tensor, removed: Tensor) -> Tensor:
 def noisy_linear_imputation(images: Tensor, removed: Tensor, *, noise: float = 0.01, seed: int = 0) -> Tensor:
     """`linear_imputation` with Gaussian noise on the imputed pixels, whose smoothness would else give them away.
 
-    Args:
-        images: Images (N,C,H,W).
-        removed: Pixels to be imputed, (N,H,W), bool.
-        noise: Standard deviation of the noise in the images' own space; 0.01 in the paper.
-        seed: Any integer. The noise of an image depends on it and on the image's content, not on its batch.
-
-    Returns:
-        Images (N,C,H,W) of the images' dtype.
-
-    Raises:
-        ValueError: If the shapes do not belong together, or nothing is left of an image.
+    The noise, of a standard deviation in the images' own space, depends on the seed and the image's content alone.
 
     Example:
         >>> image, removed = torch.tensor([[[[1.0, 9.0, 2.0]]]]), torch.tensor([[[False, True, False]]])
@@ -190,18 +175,14 @@ class ROAD(ImageAverage):
 
     ``update(morf_correct, morf_probabilities, lerf_correct, lerf_probabilities)`` takes what `road_scores`
     returns. ``compute()`` gives a dict of five numbers, float64, NaN without images. Images whose probabilities are not
-    finite are left out and counted.
+    finite are left out and counted. Further options and attributes are those of `ImageAverage`, of gaps.
 
     Args:
         percentages: The shares that were removed.
-        keep_values: Whether to keep the gap of each image, over all processes, for ``values``.
-        kwargs: Options of `torchmetrics.Metric`.
 
     Attributes:
         curves: After ``compute()``, the mean of ``morf_accuracy``, ``morf_probability``, ``lerf_accuracy`` and
             ``lerf_probability`` at each percentage, (P,) each, float64.
-        values: After ``compute()``, the gap of each image, (N,), float64; None unless kept.
-        n_undefined: After ``compute()``, the number of images that were left out.
 
     Example:
         >>> metric = ROAD(percentages=[50])
@@ -261,28 +242,15 @@ class ROAD(ImageAverage):
         self.curves = dict(zip(names, self.road_sums / (self.n_images - self.n_nan), strict=True))
         return {**{f"road_{name}": curve.mean() for name, curve in self.curves.items()}, "road_gap": gap}
 
-    def plot(self, val: Any = None, ax: Axes | None = None, *, label: str = "") -> tuple[Figure | SubFigure, Axes]:
-        """Draw accuracy over the share of removed pixels, most relevant first solid, least relevant first dashed.
-
-        Args:
-            val: Results of ``compute()`` or ``forward()`` to be drawn as numbers instead, as torchmetrics does.
-            ax: Where to draw; None for a new figure, of which pyplot knows nothing.
-            label: Name of the curves, such as that of the method.
-
-        Returns:
-            The figure and its axes.
-        """
-        if val is not None:
-            return super().plot(val, ax)
+    def draw(self, ax: Axes, label: str) -> None:
+        """Accuracy over the share of removed pixels, most relevant first solid, least relevant first dashed."""
         self.compute()
-        ax = Figure(layout="constrained").subplots() if ax is None else ax
         for name, style in (("morf", "-"), ("lerf", "--")):
             color = ax.lines[-1].get_color() if name == "lerf" else None
             curve = self.curves[f"{name}_accuracy"].tolist()
             ax.plot(self.percentages, curve, style, marker=".", color=color, label=f"{label} {name}".strip())
         ax.set(xlim=(0, 100), ylim=(-0.02, 1.02), xlabel="removed pixels, %", ylabel="accuracy")
         ax.legend()
-        return ax.figure, ax
 
 
 def _neighbours(values: Tensor) -> Tensor:

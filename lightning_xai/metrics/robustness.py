@@ -22,14 +22,6 @@ Perturbation: TypeAlias = Callable[[Tensor, torch.Generator], Tensor]
 def gaussian_perturbation(image: Tensor, generator: torch.Generator, *, std: float = 0.2) -> Tensor:
     """Gaussian noise of every value, with ``functools.partial`` for another deviation.
 
-    Args:
-        image: Image (C,H,W).
-        generator: Source of the noise.
-        std: Standard deviation in the image's own space.
-
-    Returns:
-        Noise (C,H,W).
-
     Example:
         >>> gaussian_perturbation(torch.zeros(1, 1, 2), torch.Generator().manual_seed(0))
         tensor([[[ 0.3082, -0.0587]]])
@@ -42,14 +34,7 @@ def square_perturbation(
 ) -> Tensor:
     """A square at a random place that becomes the baseline, "square removal" in Yeh et al. 2019.
 
-    Args:
-        image: Image (C,H,W).
-        generator: Source of the place; all places inside the image are equally likely.
-        side: Side of the square in pixels, cut to the image's own sides.
-        baseline: What stands in the square once the perturbation is subtracted, broadcastable to (C,H,W).
-
-    Returns:
-        Image minus baseline inside the square, zero outside, (C,H,W).
+    All places inside the image are equally likely; the side is cut to the image's own sides.
 
     Example:
         >>> square_perturbation(torch.ones(1, 1, 3), torch.Generator().manual_seed(0), side=2)
@@ -172,18 +157,13 @@ class Infidelity(ImageAverage):
     that are not finite have no value, are left out and counted in ``n_undefined``. It can be won by attributions that
     are small where scores change little: read it beside a random map of the same scale, or normalised.
 
-    ``update(infidelities)`` takes the values (N,) of the function. Without images the result is NaN.
+    ``update(infidelities)`` takes the values (N,) of the function. Without images the result is NaN. Further options
+    and attributes are those of `ImageAverage`.
 
     Args:
         perturbation: As for `infidelity`, for callbacks, and so are the next two.
         n_samples: Number of perturbations for each image.
         normalize: Whether each map is scaled so that its value is least: for maps that are not on the score's scale.
-        keep_values: Whether to keep the value of each image, over all processes, for ``values``.
-        kwargs: Options of `torchmetrics.Metric`.
-
-    Attributes:
-        values: After ``compute()``, the value of each image, (N,), float64; None unless kept.
-        n_undefined: After ``compute()``, the number of images without a value.
 
     Example:
         >>> metric = Infidelity()
@@ -227,17 +207,12 @@ class MaxSensitivity(ImageAverage):
     From Yeh et al., NeurIPS 2019. Maps of zeros and maps that are not finite have no value, are left out and counted in
     ``n_undefined``. A map that ignores the image, such as a centred Gaussian, reaches 0: it is no sign of truth.
 
-    ``update(sensitivities)`` takes the values (N,) of the function. Without images the result is NaN.
+    ``update(sensitivities)`` takes the values (N,) of the function. Without images the result is NaN. Further options
+    and attributes are those of `ImageAverage`.
 
     Args:
         radius: As for `max_sensitivity`, for callbacks, and so is the next one.
         n_samples: Number of perturbations for each image.
-        keep_values: Whether to keep the value of each image, over all processes, for ``values``.
-        kwargs: Options of `torchmetrics.Metric`.
-
-    Attributes:
-        values: After ``compute()``, the value of each image, (N,), float64; None unless kept.
-        n_undefined: After ``compute()``, the number of images without a value.
 
     Example:
         >>> metric = MaxSensitivity()

@@ -116,15 +116,7 @@ class Batch:
     _known: dict[Any, Any] = field(init=False, default_factory=dict, repr=False)
 
     def take(self, rows: Tensor, names: Sequence[str] | None = None) -> Batch:
-        """Some of the images, of some of the methods.
-
-        Args:
-            rows: Their numbers (M,).
-            names: Names of the methods; None for all.
-
-        Returns:
-            A batch that has computed nothing yet.
-        """
+        """Some of the images by their numbers (M,), of some of the methods; nothing is computed yet."""
         boxes = self.boxes
         if boxes is not None:
             boxes = boxes[rows] if isinstance(boxes, Tensor) else [boxes[row] for row in rows.tolist()]
@@ -140,16 +132,7 @@ class Batch:
         )
 
     def once(self, function: Callable[Concatenate[Batch, _P], _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        """What a function makes of this batch: computed the first time, for whichever metric and method asks.
-
-        Args:
-            function: A function of the batch.
-            args: Its other arguments, hashable.
-            kwargs: The same, by name.
-
-        Returns:
-            Its result.
-        """
+        """What a function makes of this batch and hashable arguments: computed once, whichever metric asks."""
         key = (function, args, *kwargs.items())
         if key not in self._known:
             self._known[key] = function(self, *args, **kwargs)
@@ -310,15 +293,9 @@ class Sample:
         return self.batch.classifier.predict(images, self.batch.rows)
 
     def explain(self, images: Tensor, targets: Tensor | None = None, *, noise_source: Tensor | None = None) -> Tensor:
-        """The method, images (N,C,H,W) to maps (N,H,W).
+        """The method, images (N,C,H,W) to maps (N,H,W), of the sample's classes unless others are given.
 
-        Args:
-            images: The images.
-            targets: Their classes (N,); None for those of the sample.
-            noise_source: Images (N,C,H,W) whose content seeds the method's noise, if it draws any; None for these.
-
-        Returns:
-            The maps.
+        Noise is seeded by the content of ``noise_source``, of the images themselves unless given.
         """
         classes = self.targets if targets is None else targets
         data = images, classes, self.batch.rows if len(images) == len(self.images) else None

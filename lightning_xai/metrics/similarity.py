@@ -32,10 +32,6 @@ def map_similarities(maps: Tensor, others: Tensor) -> Tensor:
     by its largest. Tied pixels share their mean rank; torchmetrics' rank correlation sums the ranks of ties in 32 bits,
     too few for the zeros of a large CAM.
 
-    Args:
-        maps: Maps (N,H,W), H and W at least 6.
-        others: Maps (N,H,W) to compare each with.
-
     Returns:
         Similarities (N,3), float64: correlations in [-1, 1], SSIM in [-1, 1]; 1 for equal maps. NaN where a map is
         `featureless`; where its magnitude alone is constant, of what is made of that.

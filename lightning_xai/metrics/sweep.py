@@ -27,10 +27,6 @@ class Curve(NamedTuple):
     Attributes:
         fractions: Share of the pixels that were perturbed, (S+1,), float64, from 0 to 1.
         probabilities: Score of each image's class at these shares, (N,S+1), float64.
-
-    Example:
-        >>> Curve(torch.tensor([0.0, 1.0]), torch.tensor([[0.9, 0.1]])).fractions
-        tensor([0., 1.])
     """
 
     fractions: Tensor
@@ -43,15 +39,6 @@ def featureless(maps: Tensor) -> Tensor:
     Metrics that use the signed order of pixels treat such maps as constant ones; this function is there to count them.
     For metrics that take the ReLU of a map there is `degenerate`.
 
-    Args:
-        maps: Maps (N,H,W).
-
-    Returns:
-        Whether each map is featureless, (N,), bool.
-
-    Raises:
-        ValueError: If the maps are of another shape.
-
     Example:
         >>> featureless(torch.tensor([[[0.0, 1.0]], [[-1.0, -2.0]], [[0.5, 0.5]], [[torch.nan, 1.0]]]))
         tensor([False, False,  True,  True])
@@ -60,19 +47,10 @@ def featureless(maps: Tensor) -> Tensor:
 
 
 def relevance_ranks(maps: Tensor) -> Tensor:
-    """Place of each pixel when pixels are sorted by relevance, 0 for the most relevant one.
+    """Place (N,H,W) of each pixel when pixels are sorted by relevance, 0 for the most relevant one.
 
     The signed map is sorted: what speaks against the class comes last. Equal pixels are sorted as they are read, row
     by row from the upper left corner; so are all pixels of a map that is `featureless`.
-
-    Args:
-        maps: Maps (N,H,W).
-
-    Returns:
-        Ranks (N,H,W) in [0, HW), int64.
-
-    Raises:
-        ValueError: If the maps are of another shape.
 
     Example:
         >>> relevance_ranks(torch.tensor([[[0.0, -1.0], [5.0, 0.0]]]))
@@ -114,13 +92,7 @@ class Sweep:
     def curve(self, first: Tensor, last: Tensor, ends: tuple[Tensor, Tensor] | None = None) -> Curve:
         """Scores while pixels of some images (N,C,H,W) are replaced by those of others, most relevant first.
 
-        Args:
-            first: Where the way begins.
-            last: Where it ends.
-            ends: Scores (N,) of both, where they are known: two points less to compute.
-
-        Returns:
-            The curve of each map.
+        With ``ends``, the scores (N,) of both, there are two points less to compute.
         """
         n_maps, n_points = self.ranks.shape[:-2].numel(), len(self.counts)
         values = torch.full((n_maps, n_points), torch.nan, dtype=torch.float64, device=self.counts.device)
@@ -180,21 +152,7 @@ def sweep(
 ) -> Sweep:
     """What deletion and insertion share: the order of the pixels, and how many are replaced at each point.
 
-    Args:
-        ask: The classifier.
-        images: Images (N,C,H,W).
-        maps: Maps (N,H,W), or those of several methods, (M,N,H,W).
-        targets: Class of each image, (N,).
-        steps: Number of steps S, in [1, HW].
-        score: What is drawn.
-        tolerance: Between neighbouring points whose scores differ by less no point is computed.
-        batch_size: Most images in one forward; None for N.
-
-    Returns:
-        The way, for any two ends.
-
-    Raises:
-        ValueError: If maps or targets do not belong to the images, or a number is out of range.
+    Arguments and errors are those of `deletion_curve`; maps may be those of several methods, (M,N,H,W).
 
     Example:
         >>> images = torch.zeros(2, 1, 2, 2)

@@ -78,7 +78,8 @@ class GradientShare:
     share: float = 0.1
 
     def __post_init__(self) -> None:
-        _require_positive("share", self.share)
+        if not (isfinite(self.share) and self.share > 0):
+            raise ValueError(f"`share` expected a finite number above 0, got {self.share}.")
 
     def __call__(self, products: GradientProducts) -> float:
         """The highest weight for products of gradients."""
@@ -151,17 +152,7 @@ class AdaptiveWeight(nn.Module):
     def measure(
         self, step: int, classification: Tensor, regularization: Tensor, parameters: Iterable[Parameter]
     ) -> GradientProducts | None:
-        """Follow the budget, if it is time.
-
-        Args:
-            step: Optimizer step.
-            classification: ``L_C``, (), with its graph.
-            regularization: ``L_R``, (), with its graph.
-            parameters: The trained parameters; those that a part does not reach count as zero there.
-
-        Returns:
-            What was measured; None between measurements.
-        """
+        """Follow the budget, if it is time."""
         if 0 <= step - self._measured < self.every_n_steps:  # accumulated batches share a step; a new fit starts at 0
             return None
         self._measured = step
@@ -193,14 +184,6 @@ def gradient_products(
 ) -> GradientProducts:
     """Inner products of the gradients of two losses; of several processes, the means over processes.
 
-    Args:
-        classification: ``L_C``, (), with its graph, which is kept.
-        regularization: ``L_R``, (), with its graph, which is kept.
-        parameters: Where the gradients are taken.
-
-    Returns:
-        The products.
-
     Example:
         >>> x = Parameter(torch.tensor([1.0, 2.0]))
         >>> gradient_products(x.sum(), x.square().sum() / 2, [x])
@@ -220,8 +203,3 @@ def gradient_products(
 
 def _gradients(loss: Tensor, parameters: list[Parameter]) -> tuple[Tensor, ...]:
     return torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True, materialize_grads=True)
-
-
-def _require_positive(name: str, value: float) -> None:
-    if not (isfinite(value) and value > 0):
-        raise ValueError(f"`{name}` expected a finite number above 0, got {value}.")

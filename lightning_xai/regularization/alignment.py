@@ -41,16 +41,8 @@ def alignment(
 ) -> Alignment:
     """The term of one batch: ``L_R = sum_i c_i E(grad_i student, stop(guided gradient_i teacher)) / sum_i c_i``.
 
-    Args:
-        student: A scalar whose gradient is taught.
-        teacher: A scalar whose guided gradient teaches.
-        point: Where the gradients are taken, (N,C,H,W), a leaf of both graphs.
-        counts: How much each image counts, (N,).
-        error: Error function of gradients and guided gradients (N,C,H,W) -> (N,).
-        rectifiers: Where the guided rule clamps, see `guided`.
-
-    Returns:
-        The error and how the two agree; the error is 0 where no image counts.
+    Student and teacher are scalars, the gradients are taken at a point (N,C,H,W) that is a leaf of both graphs, and the
+    error is 0 where no image counts.
 
     Raises:
         ValueError: If there are too few rectifiers, or the scalars do not depend on the point.
@@ -71,15 +63,6 @@ def gradient_pair(
     student: Tensor, teacher: Tensor, images: Tensor, rectifiers: Rectifiers = "relu"
 ) -> tuple[Tensor, Tensor]:
     """The gradient of the student, to be differentiated again, and the guided gradient of the teacher, a constant.
-
-    Args:
-        student: A scalar that depends on the images.
-        teacher: A scalar that depends on the images through rectifiers.
-        images: Images (N,C,H,W), a leaf of the graph.
-        rectifiers: Where the guided rule clamps, see `guided`.
-
-    Returns:
-        Gradients and guided gradients, (N,C,H,W) each.
 
     Raises:
         ValueError: If the teacher's graph has too few rectifiers, or does not reach the images.
@@ -106,14 +89,7 @@ def gradient_pair(
 def mean_and_sum(criterion: Criterion, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """The classification loss as the mean and as the sum over images.
 
-    Args:
-        criterion: A mean over images (), or one value for each (N,). Of a mean that weights images unequally, as
-            class weights do, the sum is N times it.
-        logits: Logits (N,K).
-        targets: Targets of the criterion.
-
-    Returns:
-        Mean and sum, () each.
+    Of a mean that weights images unequally, as class weights do, the sum is N times it.
 
     Raises:
         ValueError: If the criterion gives something else, or takes no such targets.

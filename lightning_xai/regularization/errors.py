@@ -32,17 +32,6 @@ def sigmoid_masking(gradients: Tensor, guided: Tensor, *, normalize: bool = True
     latter is ``-sum(d') / 2 - <d, d'> / 4``: a constant, and an alignment that rewards larger gradients. At unit rms
     the sigmoid is used where it bends, and only the direction of the gradient counts.
 
-    Args:
-        gradients: Gradients of the loss with respect to the images, (N,C,H,W).
-        guided: Guided gradients (N,C,H,W), the constant teacher.
-        normalize: Whether both gradients of an image are divided by their root mean square, and the mean is taken.
-
-    Returns:
-        Errors (N,), float32 or better.
-
-    Raises:
-        ValueError: If the shapes differ or are not (N,C,H,W).
-
     Example:
         >>> gradients, guided = torch.tensor([[[[3.0, -3.0]]], [[[-3.0, 3.0]]]]), torch.tensor([1.0, -1.0])
         >>> sigmoid_masking(gradients, guided.expand(2, 1, 1, 2))
@@ -61,17 +50,6 @@ def centered_sigmoid_masking(gradients: Tensor, guided: Tensor, *, normalize: bo
     in [-1, 1], no unit. Literal: ``-sum_i d'_i * sigmoid(d_i - mean(d))``, in the units of the guided gradient,
     unbounded. The mean is over all values of an image. The reasons for the default are those of
     `sigmoid_masking`.
-
-    Args:
-        gradients: Gradients of the loss with respect to the images, (N,C,H,W).
-        guided: Guided gradients (N,C,H,W), the constant teacher.
-        normalize: Whether both gradients of an image are divided by their root mean square, and the mean is taken.
-
-    Returns:
-        Errors (N,), float32 or better.
-
-    Raises:
-        ValueError: If the shapes differ or are not (N,C,H,W).
 
     Example:
         >>> gradients, guided = torch.tensor([[[[7.0, 5.0]]]]), torch.tensor([[[[1.0, -1.0]]]])
@@ -93,17 +71,6 @@ def histogram_intersection(gradients: Tensor, guided: Tensor, *, normalize: bool
     guided one everywhere reaches the lowest value, ``-1 / |d'|_1``, whatever its pattern: hence the default.
     Both are 0 where either gradient is zero.
 
-    Args:
-        gradients: Gradients of the loss with respect to the images, (N,C,H,W).
-        guided: Guided gradients (N,C,H,W), the constant teacher.
-        normalize: Whether each gradient is divided by its own L1 norm before the minimum is taken.
-
-    Returns:
-        Errors (N,), float32 or better.
-
-    Raises:
-        ValueError: If the shapes differ or are not (N,C,H,W).
-
     Example:
         >>> gradients, guided = torch.tensor([[[[3.0, -1.0]]]]), torch.tensor([[[[1.0, 1.0]]]])
         >>> histogram_intersection(gradients, guided)
@@ -121,16 +88,6 @@ def cosine_error(gradients: Tensor, guided: Tensor) -> Tensor:
 
     In [-1, 1], no unit, scale-free as printed; 0 where either gradient is zero.
 
-    Args:
-        gradients: Gradients of the loss with respect to the images, (N,C,H,W).
-        guided: Guided gradients (N,C,H,W), the constant teacher.
-
-    Returns:
-        Errors (N,), float32 or better.
-
-    Raises:
-        ValueError: If the shapes differ or are not (N,C,H,W).
-
     Example:
         >>> cosine_error(torch.tensor([[[[3.0, 4.0]]]]), torch.tensor([[[[0.0, 2.0]]]]))
         tensor([-0.8000])
@@ -140,7 +97,7 @@ def cosine_error(gradients: Tensor, guided: Tensor) -> Tensor:
 
 
 def l1_distance(gradients: Tensor, guided: Tensor, *, normalize: bool = True) -> Tensor:
-    """L1 distance of the two gradients.
+    """L1 distance of the two gradients; normalised, 1 where one is zero.
 
     Normalised (default): ``|d / |d|_1 - d' / |d'|_1|_1``, in [0, 2], no unit. It is 2 plus twice the
     `histogram_intersection` where all signs agree and more where they do not: the same idea with eyes for the
@@ -148,17 +105,6 @@ def l1_distance(gradients: Tensor, guided: Tensor, *, normalize: bool = True) ->
 
     The default takes out both norms and not the guided one alone, because a plain or relative distance of two poorly
     aligned gradients is lowered by shrinking the gradient to nothing.
-
-    Args:
-        gradients: Gradients of the loss with respect to the images, (N,C,H,W).
-        guided: Guided gradients (N,C,H,W), the constant teacher.
-        normalize: Whether each gradient is divided by its own L1 norm.
-
-    Returns:
-        Errors (N,), float32 or better. Normalised, 1 where one gradient is zero.
-
-    Raises:
-        ValueError: If the shapes differ or are not (N,C,H,W).
 
     Example:
         >>> l1_distance(torch.tensor([[[[3.0, 1.0]]]]), torch.tensor([[[[1.0, 1.0]]]]))
@@ -171,23 +117,12 @@ def l1_distance(gradients: Tensor, guided: Tensor, *, normalize: bool = True) ->
 
 
 def l2_distance(gradients: Tensor, guided: Tensor, *, normalize: bool = True) -> Tensor:
-    """L2 distance of the two gradients, not squared.
+    """L2 distance of the two gradients, not squared; normalised, 1 where one is zero.
 
     Normalised (default): ``|d / |d|_2 - d' / |d'|_2|_2``, in [0, 2], no unit. It equals ``sqrt(2 + 2 * cosine_error)``:
     per radian of the angle t between the two it slopes by cos(t / 2), so images keep being pulled as they align, where
     the slope of `cosine_error`, sin(t), fades. Literal: ``|d - d'|_2``, in [0, inf), in the units of a gradient.
     The reason for the default is that of `l1_distance`. Where the distance is zero the derivative is zero.
-
-    Args:
-        gradients: Gradients of the loss with respect to the images, (N,C,H,W).
-        guided: Guided gradients (N,C,H,W), the constant teacher.
-        normalize: Whether each gradient is divided by its own L2 norm.
-
-    Returns:
-        Errors (N,), float32 or better. Normalised, 1 where one gradient is zero.
-
-    Raises:
-        ValueError: If the shapes differ or are not (N,C,H,W).
 
     Example:
         >>> l2_distance(torch.tensor([[[[3.0, 0.0]]]]), torch.tensor([[[[0.0, 4.0]]]]), normalize=False)
@@ -215,54 +150,25 @@ class _NormalizableLoss(nn.Module):
 
 
 class SigmoidMaskingLoss(_NormalizableLoss):
-    """`sigmoid_masking` as a module.
-
-    Args:
-        normalize: As in the function.
-
-    Example:
-        >>> SigmoidMaskingLoss()(torch.ones(1, 1, 1, 2), torch.ones(1, 1, 1, 2))
-        tensor([-0.7311])
-    """
+    """`sigmoid_masking` as a module."""
 
     _error = staticmethod(sigmoid_masking)
 
 
 class CenteredSigmoidMaskingLoss(_NormalizableLoss):
-    """`centered_sigmoid_masking` as a module.
-
-    Args:
-        normalize: As in the function.
-
-    Example:
-        >>> CenteredSigmoidMaskingLoss()(torch.ones(1, 1, 1, 2), torch.ones(1, 1, 1, 2))
-        tensor([-0.5000])
-    """
+    """`centered_sigmoid_masking` as a module."""
 
     _error = staticmethod(centered_sigmoid_masking)
 
 
 class HistogramIntersectionLoss(_NormalizableLoss):
-    """`histogram_intersection` as a module.
-
-    Args:
-        normalize: As in the function.
-
-    Example:
-        >>> HistogramIntersectionLoss()(torch.ones(1, 1, 1, 2), -torch.ones(1, 1, 1, 2))
-        tensor([-1.])
-    """
+    """`histogram_intersection` as a module."""
 
     _error = staticmethod(histogram_intersection)
 
 
 class CosineLoss(nn.Module):
-    """`cosine_error` as a module.
-
-    Example:
-        >>> CosineLoss()(torch.ones(1, 1, 2, 2), -torch.ones(1, 1, 2, 2))
-        tensor([1.])
-    """
+    """`cosine_error` as a module."""
 
     def forward(self, gradients: Tensor, guided: Tensor) -> Tensor:
         """Errors (N,) of gradients (N,C,H,W) against guided gradients (N,C,H,W)."""
@@ -270,29 +176,13 @@ class CosineLoss(nn.Module):
 
 
 class L1DistanceLoss(_NormalizableLoss):
-    """`l1_distance` as a module.
-
-    Args:
-        normalize: As in the function.
-
-    Example:
-        >>> L1DistanceLoss(normalize=False)(torch.ones(1, 1, 1, 2), -torch.ones(1, 1, 1, 2))
-        tensor([4.])
-    """
+    """`l1_distance` as a module."""
 
     _error = staticmethod(l1_distance)
 
 
 class L2DistanceLoss(_NormalizableLoss):
-    """`l2_distance` as a module.
-
-    Args:
-        normalize: As in the function.
-
-    Example:
-        >>> L2DistanceLoss()(torch.ones(1, 1, 2, 2), -torch.ones(1, 1, 2, 2))
-        tensor([2.])
-    """
+    """`l2_distance` as a module."""
 
     _error = staticmethod(l2_distance)
 

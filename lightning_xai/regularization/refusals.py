@@ -14,10 +14,7 @@ from torch.utils.checkpoint import CheckpointError
 def require_double_backward(model: nn.Module, batch_norm: Literal["training", "evaluation"] = "training") -> None:
     """Refuse models of which exact double backpropagation is impossible or silently wrong.
 
-    Args:
-        model: The classifier.
-        batch_norm: Statistics of batch normalisation under the term. By the running ones SyncBatchNorm is an affine
-            map like any other.
+    By running statistics (``batch_norm``) SyncBatchNorm is an affine map like any other.
 
     Raises:
         RuntimeError: For compiled modules, FSDP, and SyncBatchNorm by statistics of the batch, with what to do instead.
@@ -49,9 +46,6 @@ def require_double_backward(model: nn.Module, batch_norm: Literal["training", "e
 def require_strategy(trainer: pl.Trainer | None) -> None:
     """Refuse strategies that split parameters: their hooks run one plain backward pass, and no other.
 
-    Args:
-        trainer: The Trainer; None where there is none.
-
     Raises:
         RuntimeError: For FSDP, DeepSpeed and tensor parallelism, with what to do instead.
 
@@ -73,9 +67,6 @@ def checkpointing_named() -> Iterator[None]:
 
     Recomputation happens in backward passes, after the modes under which the term's own forward pass ran.
 
-    Raises:
-        RuntimeError: Instead of the error that ``torch.utils.checkpoint`` has.
-
     Example:
         >>> with checkpointing_named():
         ...     pass
@@ -93,9 +84,6 @@ def checkpointing_named() -> Iterator[None]:
 def require_recomputed_once(recomputed: bool) -> None:
     """Refuse a pass of the term's own that is recomputed: the last backward pass would move statistics by it.
 
-    Args:
-        recomputed: Whether there is such a pass, with batch normalisation by its own statistics.
-
     Raises:
         RuntimeError: If so, with what to do instead.
 
@@ -112,9 +100,6 @@ def require_recomputed_once(recomputed: bool) -> None:
 
 def require_finite(images: Tensor) -> None:
     """Refuse images with values that are NaN or infinite: the classification loss cannot be trained on them either.
-
-    Args:
-        images: Images (N,C,H,W).
 
     Raises:
         ValueError: If there are any.

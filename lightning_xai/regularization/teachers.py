@@ -29,14 +29,6 @@ def loss_teacher(loss: Tensor, logits: Tensor, targets: Tensor) -> tuple[Tensor,
     The guided rule is not odd. Clamping the gradient of the *loss* keeps evidence against the label, so that this form
     pulls the class's gradient away from its own guided map.
 
-    Args:
-        loss: The summed loss, ().
-        logits: Logits (N,K).
-        targets: Targets of the loss.
-
-    Returns:
-        The loss, twice.
-
     Example:
         >>> loss_teacher(torch.tensor(2.0), torch.zeros(1, 2), torch.tensor([0]))
         (tensor(2.), tensor(2.))
@@ -47,14 +39,6 @@ def loss_teacher(loss: Tensor, logits: Tensor, targets: Tensor) -> tuple[Tensor,
 def negative_loss_teacher(loss: Tensor, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Gradient and guided gradient of minus the loss, that is of the log-probability: evidence *for* the label.
 
-    Args:
-        loss: The summed loss, ().
-        logits: Logits (N,K).
-        targets: Targets of the loss.
-
-    Returns:
-        Minus the loss, twice.
-
     Example:
         >>> negative_loss_teacher(torch.tensor(2.0), torch.zeros(1, 2), torch.tensor([0]))
         (tensor(-2.), tensor(-2.))
@@ -64,14 +48,6 @@ def negative_loss_teacher(loss: Tensor, logits: Tensor, targets: Tensor) -> tupl
 
 def class_score_teacher(loss: Tensor, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Gradient of minus the loss, taught by the guided gradient of the label's logit.
-
-    Args:
-        loss: The summed loss, ().
-        logits: Logits (N,K).
-        targets: Labels (N,), or weights of the classes (N,K).
-
-    Returns:
-        Minus the loss, and the summed logits of the labels.
 
     Example:
         >>> class_score_teacher(torch.tensor(2.0), torch.tensor([[1.0, 3.0]]), torch.tensor([1]))
@@ -84,13 +60,6 @@ def class_score_teacher(loss: Tensor, logits: Tensor, targets: Tensor) -> tuple[
 def keep_saturated(logits: Tensor, targets: Tensor) -> Tensor:
     """Every image counts alike (literal).
 
-    Args:
-        logits: Logits (N,K).
-        targets: Targets of the loss.
-
-    Returns:
-        Ones (N,).
-
     Example:
         >>> keep_saturated(torch.tensor([[0.0, 99.0]]), torch.tensor([1]))
         tensor([1.])
@@ -99,14 +68,7 @@ def keep_saturated(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def mask_saturated(logits: Tensor, targets: Tensor) -> Tensor:
-    """Images whose gradient is rounding noise, ``1 - p < SATURATION``, do not count.
-
-    Args:
-        logits: Logits (N,K).
-        targets: Labels (N,); with other targets (soft, multi-hot) every image counts.
-
-    Returns:
-        Zeros and ones (N,).
+    """Images whose gradient is rounding noise, ``1 - p < SATURATION``, do not count; without one label each, all do.
 
     Example:
         >>> mask_saturated(torch.tensor([[0.0, 99.0], [0.0, 1.0]]), torch.tensor([1, 1]))
@@ -116,14 +78,7 @@ def mask_saturated(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def weight_by_error(logits: Tensor, targets: Tensor) -> Tensor:
-    """Images count by ``1 - p``, the size of the loss's gradient at the logit of the label.
-
-    Args:
-        logits: Logits (N,K), K >= 2.
-        targets: Labels (N,); with other targets (soft, multi-hot) every image counts 1.
-
-    Returns:
-        Weights (N,) in [0, 1].
+    """Images count by ``1 - p``, the size of the loss's gradient at the label's logit; without one label each, by 1.
 
     Example:
         >>> weight_by_error(torch.tensor([[0.0, 0.0]]), torch.tensor([1]))

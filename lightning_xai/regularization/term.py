@@ -211,14 +211,7 @@ class GuidedGradientLoss(nn.Module):
         )
 
     def name(self, model: nn.Module) -> str:
-        """What the term is called in logs: ``guided_gradient``, and the layer where it is one.
-
-        Args:
-            model: The classifier.
-
-        Returns:
-            The name.
-        """
+        """What the term is called in logs: ``guided_gradient``, and the layer where it is one."""
         if self.layer is None:
             return "guided_gradient"
         return f"guided_gradient/{name_of(model, find_layer(model, self.layer))}"
