@@ -28,14 +28,6 @@ _SHARE_OUTSIDE = 0.15
 def black(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Pixel value 0, as in the papers, which multiply the image itself with the mask.
 
-    Args:
-        images: Standardised images (N,C,H,W).
-        mean: Mean by which they were standardised, one number per channel.
-        std: Standard deviation by which they were standardised.
-
-    Returns:
-        One standardised value per channel, (C,1,1).
-
     Raises:
         ValueError: If there is not one number per channel.
 

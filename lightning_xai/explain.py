@@ -146,14 +146,6 @@ def trace_of(
 def attribute(trace: Trace, targets: Tensor, attributions: Mapping[str, Attribution]) -> dict[str, Tensor]:
     """The maps of several methods from one trace.
 
-    Args:
-        trace: One forward pass of N images that captured what the methods need.
-        targets: Class to explain for each image, (N,).
-        attributions: Named methods.
-
-    Returns:
-        Maps (N,H,W) by name.
-
     Raises:
         ValueError: If a method gives maps of another shape.
 
@@ -182,12 +174,6 @@ def attribute(trace: Trace, targets: Tensor, attributions: Mapping[str, Attribut
 
 def named_attributions(attributions: Mapping[str, Attribution] | Attribution) -> dict[str, Attribution]:
     """A copy of the named methods, each checked to be one.
-
-    Args:
-        attributions: Named methods, or one, which is called by its class.
-
-    Returns:
-        The same, as a dict.
 
     Raises:
         TypeError: If it is not a mapping of names to attributions.

@@ -49,10 +49,6 @@ def write_whole(path: Path, data: bytes | str) -> None:
 def read_regular(path: Path, limit: int) -> bytes:
     """What a file holds, if it is one: a link is not followed, and a pipe or device is not waited for.
 
-    Args:
-        path: The file.
-        limit: Number of bytes that it may have.
-
     Raises:
         OSError: If there is no such file, or it is a link.
         ValueError: If it is no regular file, or a larger one.
@@ -75,9 +71,6 @@ def read_regular(path: Path, limit: int) -> bytes:
 def open_regular(path: Path) -> BinaryIO:
     """Open a file for reading, if it is one, as `read_regular` does.
 
-    Args:
-        path: The file.
-
     Raises:
         OSError: If there is no such file, or it is a link.
         ValueError: If it is no regular file.
@@ -92,10 +85,6 @@ def open_regular(path: Path) -> BinaryIO:
 
 def read_json(path: Path, limit: int) -> Any:
     """What a JSON file holds.
-
-    Args:
-        path: The file, read as by `read_regular`.
-        limit: Number of bytes that it may have.
 
     Raises:
         OSError: If there is no such file, or it is a link.

@@ -46,12 +46,6 @@ class LogKey:
 
         A single word after the room is a name (``val/xai/maps``); of several the last one is the metric.
 
-        Args:
-            text: A logged key.
-
-        Returns:
-            The key.
-
         Example:
             >>> LogKey.parse("val/xai/lrp/AverageDrop/dataloader_idx_1").dataloader_idx
             1

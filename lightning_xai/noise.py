@@ -14,13 +14,6 @@ def generators(images: Tensor, seed: int) -> list[torch.Generator]:
 
     The global random state is neither read nor changed. Equal images have equal sources.
 
-    Args:
-        images: Images (N,C,H,W).
-        seed: Any integer; another seed gives other numbers.
-
-    Returns:
-        N generators on the CPU, since devices draw differently.
-
     Example:
         >>> torch.rand(2, generator=generators(torch.zeros(1, 3, 1, 2), seed=0)[0])
         tensor([0.4098, 0.7763])

@@ -27,12 +27,6 @@ _BYTES = 1_000_000
 def panel_files(panel: Panel) -> Iterator[tuple[str, bytes]]:
     """Names and contents of a stored panel's files: ``<column>_<row>.webp``, then the facts.
 
-    Args:
-        panel: The panel.
-
-    Returns:
-        The files, the facts last.
-
     Example:
         >>> import torch
         >>> [name for name, _ in panel_files(Panel(torch.rand(2, 3, 8, 8)))]
@@ -48,10 +42,6 @@ def panel_files(panel: Panel) -> Iterator[tuple[str, bytes]]:
 
 def save_panel(panel: Panel, folder: Path) -> None:
     """Store a panel in a folder of its own; an earlier one there is replaced file by file.
-
-    Args:
-        panel: The panel.
-        folder: The folder; it is made.
 
     Raises:
         OSError: If it cannot be written.
@@ -91,9 +81,6 @@ class StoredPanel:
 
 def read_panel(folder: Path) -> StoredPanel:
     """Read what a stored panel holds; its pictures are not opened.
-
-    Args:
-        folder: The panel's folder.
 
     Raises:
         OSError: If there are no facts: it is no stored panel.

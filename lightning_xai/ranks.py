@@ -12,13 +12,6 @@ def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
     Maps are to be compared before any ReLU, which would turn whole regions into ties. Only the order of values
     counts: neither scale nor offset.
 
-    Args:
-        first: Signed maps (N,h,w).
-        second: Signed maps (N,h,w).
-
-    Returns:
-        Correlations (N,) in [-1, 1], float64; NaN where a map is constant or holds NaN.
-
     Example:
         >>> rank_correlation(torch.tensor([[[1.0, 2.0, 3.0]]]), torch.tensor([[[10.0, 30.0, 20.0]]]))
         tensor([0.5000], dtype=torch.float64)

@@ -18,12 +18,6 @@ Unpack: TypeAlias = Callable[[Any], Sequence[Any]]
 def first_two(batch: Any) -> tuple[Tensor, Any]:
     """Images and labels of a batch that is a sequence: its first two items.
 
-    Args:
-        batch: What the dataloader gives.
-
-    Returns:
-        Images and labels.
-
     Raises:
         TypeError: If the batch is no sequence.
 
@@ -42,15 +36,9 @@ def first_two(batch: Any) -> tuple[Tensor, Any]:
 
 
 def taken_apart(batch: Any, unpack: Unpack, say: Callable[[str], None]) -> tuple[Tensor, Tensor | None, Boxes | None]:
-    """Images, labels and boxes of a batch.
+    """Images (N,C,H,W), labels (N,...) and boxes of a batch, None for what there is not.
 
-    Args:
-        batch: What the dataloader gives.
-        unpack: How it is taken apart.
-        say: Is told of labels that are left out.
-
-    Returns:
-        Images (N,C,H,W), labels (N,...), boxes; None for what there is not.
+    ``say`` is told of labels that are left out.
 
     Raises:
         TypeError: If the images are none.
@@ -86,11 +74,6 @@ def _labels(labels: Any, images: Tensor) -> Tensor | None:
 def check_labels(labels: Tensor | None, logits: Tensor, model: nn.Module) -> None:
     """Refuse labels that are no classes of the classifier: then it is another module that gives the class logits.
 
-    Args:
-        labels: Labels (N,...).
-        logits: What the classifier gave, (N,K).
-        model: The classifier.
-
     Raises:
         ValueError: If a label is K or more.
 
@@ -110,9 +93,6 @@ def check_labels(labels: Tensor | None, logits: Tensor, model: nn.Module) -> Non
 
 def is_multi_hot(labels: Tensor | None) -> bool:
     """Whether labels (N,K) say that an image may show several classes, or none.
-
-    Args:
-        labels: Labels (N,...).
 
     Returns:
         True if so; not for one-hot or soft labels, whose rows sum to one.

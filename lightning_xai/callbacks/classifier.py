@@ -57,9 +57,6 @@ class ClassifierFinder:
     def look_up(self, pl_module: nn.Module) -> None:
         """Take the classifier by its name, where it has one.
 
-        Args:
-            pl_module: The module that contains it.
-
         Raises:
             ValueError: If there is no such module, or a layer does not exist in it; near names are listed.
         """
@@ -72,9 +69,6 @@ class ClassifierFinder:
 
     def find(self, observer: Observer) -> None:
         """Take what is missing from a step that was observed.
-
-        Args:
-            observer: What watched it.
 
         Raises:
             RuntimeError: If there is no classifier, or there are several.

@@ -246,11 +246,7 @@ class Faithfulness(ExplainingCallback):
 def default_controls(attributions: Mapping[str, Attribution]) -> dict[str, Attribution]:
     """Maps to be beaten: noise, a centred Gaussian, edges, all but one pixel, and the first method's own, shuffled.
 
-    Args:
-        attributions: Named methods.
-
-    Returns:
-        Named controls; the shuffled map costs what the first method costs.
+    The shuffled map costs what the first method costs.
 
     Example:
         >>> from lightning_xai import GradCAM

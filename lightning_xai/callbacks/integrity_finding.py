@@ -98,15 +98,9 @@ class Finding:
 
 
 def changed_since(saved: dict[str, Any], model: nn.Module, finding: Finding) -> str | None:
-    """What is to be said where a classifier is not the one that was judged when a checkpoint was written.
+    """What to say where a classifier is not the one judged when a checkpoint was written; None where it is.
 
-    Args:
-        saved: What the checkpoint holds: a finding's record with the classifier's digest; empty where there is none.
-        model: The classifier.
-        finding: What was found now.
-
-    Returns:
-        The message; None where it is the same one.
+    The checkpoint holds a finding's record with the classifier's digest, or nothing.
     """
     if not saved.get("digest"):
         return None
@@ -125,14 +119,7 @@ def origin_of_shift(
 ) -> tuple[Inspection | None, Tensor]:
     """Where a shift comes from, and the probes that were asked: one of each predicted class first.
 
-    Args:
-        model: The classifier.
-        images: Probes (N,C,H,W).
-        finding: The check that flagged the model.
-        calling: What else the model is given, where its logits are, and the context it runs in.
-
-    Returns:
-        The check at the last layer that shows the shift, None where none does; rows of the probes, (n,).
+    The check at the last layer that shows the shift, None where none does, and rows of the probes, (n,).
     """
     rows = _of_many_classes(predicted(predict(model, images, calling)))[:LOCATED_WITH]
     calling = calling.of(rows, len(images))

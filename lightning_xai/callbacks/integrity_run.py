@@ -83,14 +83,7 @@ class IntegrityRun:
 
 
 def attempt(work: Callable[[], Finding]) -> tuple[Finding | None, Exception | None]:
-    """What the work gives, or why it could not be done: no check, whatever hinders it, is worth the end of a run.
-
-    Args:
-        work: Makes or completes a finding, without gradients and outside inference mode.
-
-    Returns:
-        The finding or the error.
-    """
+    """What the work gives, or why it could not be done: no check, whatever hinders it, is worth the end of a run."""
     try:
         with plain_tensors():
             return work(), None
@@ -99,16 +92,7 @@ def attempt(work: Callable[[], Finding]) -> tuple[Finding | None, Exception | No
 
 
 def call_action(action: Any, outcome: Outcome, finding: Finding | None) -> Exception | None:
-    """Hand a flagged model's finding to the user's function; what it raised is part of the outcome, too.
-
-    Args:
-        action: The function; anything else is not called.
-        outcome: Of the check.
-        finding: What it found.
-
-    Returns:
-        What the function raised.
-    """
+    """Hand a flagged model's finding to the user's function; what it raised is part of the outcome, too."""
     if outcome.alarm and finding is not None and callable(action):
         try:
             action(finding)

@@ -26,9 +26,6 @@ class HeardStep:
     def trace(self, n_images: int) -> Trace | None:
         """The trace of the step's own pass of this many images, of its first one if there were several.
 
-        Args:
-            n_images: Number of images of the batch.
-
         Returns:
             The trace; None where the classifier was not heard, or its logits were detached on their way.
         """
@@ -44,9 +41,6 @@ class HeardStep:
 
 class StepListener:
     """Hears the classifier during a step; while it is not known, watches the step to find it.
-
-    Args:
-        finder: Knows the classifier, and is told what a step shows.
 
     Example:
         >>> import torch

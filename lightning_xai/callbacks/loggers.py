@@ -42,10 +42,6 @@ def declare_metrics(loggers: Iterable[Any], directions: Mapping[LogKey, bool | N
     with all methods and controls. A failing logger warns, as in `log_panel`. Nothing is collective: call it on rank
     zero.
 
-    Args:
-        loggers: The Trainer's loggers.
-        directions: For each key whether higher is better; None where neither end is.
-
     Example:
         >>> declare_metrics([], {LogKey("val", "gradcam", "AverageDrop"): False})
     """
@@ -76,11 +72,6 @@ def log_figures(loggers: Iterable[Any], values: Mapping[str, float], step: int) 
 
     A failing logger warns, as in `log_panel`. Nothing is collective: call it on rank zero.
 
-    Args:
-        loggers: The Trainer's loggers.
-        values: Numbers by key.
-        step: The Trainer's global step.
-
     Example:
         >>> log_figures([], {"val/xai/integrity/share": 0.01}, step=0)
     """
@@ -100,12 +91,6 @@ def log_panel(loggers: Iterable[Any], key: str, panel: Panel, step: int) -> None
 
     A failing logger (no connection, a full disk) never ends a run: its exception becomes one warning that says what
     is lost, and the next panel is tried again in silence. Nothing is collective: call it on rank zero.
-
-    Args:
-        loggers: The Trainer's loggers.
-        key: As `LogKey` writes it.
-        panel: The pictures.
-        step: The Trainer's global step.
 
     Example:
         >>> import os, tempfile, torch

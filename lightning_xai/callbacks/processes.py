@@ -14,9 +14,6 @@ from lightning_xai.trace import has_tensor_parallelism, is_sharded, unsharded
 def require_whole_parameters(trainer: pl.Trainer) -> None:
     """Refuse strategies under which a rank never sees a whole layer.
 
-    Args:
-        trainer: The trainer.
-
     Raises:
         RuntimeError: For FSDP's first version and DeepSpeed's third stage.
     """
@@ -30,9 +27,6 @@ def require_whole_parameters(trainer: pl.Trainer) -> None:
 
 def require_no_tensor_parallelism(pl_module: nn.Module) -> None:
     """Refuse modules of which every pass is one of all ranks.
-
-    Args:
-        pl_module: The module.
 
     Raises:
         RuntimeError: If it has parameters that are spread by other means than ``fully_shard``.
@@ -49,10 +43,6 @@ def own_passes(trainer: pl.Trainer, wanted: bool) -> Iterator[None]:
     """Inside, a rank may make passes that others do not make; to be entered on all ranks.
 
     Where parameters are sharded they are gathered on every rank, if any of them wants that.
-
-    Args:
-        trainer: The trainer.
-        wanted: Whether this rank will make any.
     """
     module = trainer.lightning_module
     sharded = trainer.world_size > 1 and is_sharded(module)

@@ -23,11 +23,7 @@ _OF_TENSOR = ("_backward_hooks", "_post_accumulate_grad_hooks")
 def hooks_of(model: nn.Module) -> list[tuple[str, Any]]:
     """Hooks on a model's modules and parameters, and those that run with every module of the process.
 
-    Args:
-        model: The model.
-
-    Returns:
-        Where each is, in words, and the hook. Hooks that watch a pass of ours are not there outside of it.
+    Each with where it is, in words. Hooks that watch a pass of ours are not there outside of it.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(1, 1))
@@ -58,9 +54,6 @@ def code_of_modules(model: nn.Module) -> Iterator[bytes]:
     All methods: a ``forward`` calls others, and ``__call__`` comes before it. torch's own classes are named in the tree
     of modules; where one of their methods was replaced, by a function of another package, it is read.
 
-    Args:
-        model: The model.
-
     Yields:
         Bytes, in an order of their own; equal for equal code.
 
@@ -86,9 +79,6 @@ def code_of_modules(model: nn.Module) -> Iterator[bytes]:
 def code_of_hooks(model: nn.Module) -> Iterator[bytes]:
     """Where the hooks of a model are, and what they do.
 
-    Args:
-        model: The model.
-
     Yields:
         Bytes; none where there is no hook.
 
@@ -101,13 +91,9 @@ def code_of_hooks(model: nn.Module) -> Iterator[bytes]:
 
 
 def autograd_functions(nodes: Iterable[Any]) -> tuple[str, ...]:
-    """Functions of a pass whose backward somebody wrote in Python, each with a hash of its code.
+    """Functions of a pass whose backward somebody wrote in Python, each with a hash of its code, sorted.
 
-    Args:
-        nodes: Nodes of the graph.
-
-    Returns:
-        Their names and hashes, sorted; a backward that is not that of the forward moves maps and no logit.
+    A backward that is not that of the forward moves maps and no logit.
 
     Example:
         >>> autograd_functions([torch.ones(1, requires_grad=True).exp().grad_fn])

@@ -99,15 +99,6 @@ def compare_evidence(
 ) -> ModelComparison:
     """What two models' evidence on the same images amounts to.
 
-    Args:
-        model: Of the model in question.
-        reference: Of the trusted one.
-        layer: Name of the explained layer.
-        differing: The parts whose digests differ.
-
-    Returns:
-        The comparison.
-
     Example:
         >>> one = Evidence(torch.tensor([[1.0, 3.0]]), torch.ones(1, 1), torch.ones(1, 1), {}, {}, eps=1e-7)
         >>> print(compare_evidence(one, one, layer="layer4").verdict)

@@ -41,14 +41,7 @@ class Digest:
 
     @classmethod
     def of(cls, model: nn.Module) -> Digest:
-        """The digest of a model.
-
-        Args:
-            model: The model.
-
-        Returns:
-            The digest.
-        """
+        """The digest of a model."""
         modules = list(model.named_modules())
         tree = (f"{name} {type(one).__module__}.{type(one).__qualname__} {one.extra_repr()}" for name, one in modules)
         return cls(
@@ -60,26 +53,13 @@ class Digest:
         )
 
     def differences(self, other: Digest) -> tuple[str, ...]:
-        """The parts that differ.
-
-        Args:
-            other: Another digest.
-
-        Returns:
-            Their names.
-        """
+        """The parts that differ."""
         theirs = asdict(other)
         return tuple(part for part, value in asdict(self).items() if theirs[part] != value)
 
 
 def digest_of_tensor(tensor: Tensor) -> str:
     """SHA-256 of a tensor's dtype, shape and values; where and in which memory format it lies does not matter.
-
-    Args:
-        tensor: Any tensor.
-
-    Returns:
-        The hash, in hexadecimal digits.
 
     Example:
         >>> digest_of_tensor(torch.ones(2)) == digest_of_tensor(torch.ones(4)[::2])
@@ -90,12 +70,6 @@ def digest_of_tensor(tensor: Tensor) -> str:
 
 def digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 of tensors with their names, in the order of these.
-
-    Args:
-        tensors: Tensors by name.
-
-    Returns:
-        The hash, in hexadecimal digits.
 
     Example:
         >>> digest_of_tensors({"a": torch.ones(2)}) == digest_of_tensors({"b": torch.ones(2)})

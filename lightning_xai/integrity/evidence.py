@@ -87,15 +87,6 @@ def for_model(model: nn.Module, images: Tensor) -> Tensor:
 def evidence_of(trace: Trace, module: nn.Module, targets: Tensor, methods: Mapping[str, Attribution]) -> Evidence:
     """What a pass shows of a model: three sweeps from the logits to the layer, and what the methods cost.
 
-    Args:
-        trace: A pass that captured the layer and what the methods need.
-        module: The explained layer, as it is named in the trace.
-        targets: Class to explain for each image, (N,).
-        methods: Methods whose maps are taken too, without their ReLU.
-
-    Returns:
-        The evidence, on the CPU.
-
     Raises:
         ValueError: If a method has no field ``score``, or the name of a map at the layer.
     """
@@ -121,13 +112,7 @@ def sketch(gradients: Tensor) -> Tensor:
 
     Each entry is added, with a random sign, to one of `SKETCH` sums (Weinberger et al., "Feature Hashing", 2009):
     squared lengths are right on average, with a relative deviation of ``sqrt(2 / 128) = 12 %``. Signs and sums are
-    settled by a fixed seed and the number of entries.
-
-    Args:
-        gradients: Gradients (N,...).
-
-    Returns:
-        Sketches (N,128) on the CPU, float32 or better.
+    settled by a fixed seed and the number of entries. Gradients (N,...) become (N,128) on the CPU.
 
     Example:
         >>> 0.8 < sketch(torch.ones(1, 10_000)).norm().item() / 100 < 1.2
@@ -167,15 +152,7 @@ _ABOUT: dict[str, Callable[[Any], bool]] = {
 
 
 def fault_of(about: Any, tensors: Mapping[str, Tensor], maps: Mapping[str, Mapping[str, Tensor]]) -> str | None:
-    """What is wrong with the contents of a file that says of itself that it is a fingerprint.
-
-    Args:
-        about: Its description.
-        tensors: Its tensors.
-        maps: Those that are maps, by kind and method.
-
-    Returns:
-        The first fault in words; None for what `Fingerprint.save` may have written.
+    """The first fault of a file that says of itself that it is a fingerprint; None for what `Fingerprint.save` writes.
 
     Example:
         >>> fault_of({}, {}, {})

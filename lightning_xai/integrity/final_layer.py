@@ -15,12 +15,6 @@ from lightning_xai.trace import AffineCall, find_layer, last_affine_call, name_o
 def centered_logits(logits: Tensor) -> Tensor:
     """Logits minus their mean over the classes.
 
-    Args:
-        logits: Logits (N,K).
-
-    Returns:
-        Logits (N,K) whose rows sum to 0, float32 or better.
-
     Example:
         >>> centered_logits(torch.tensor([[1.0, 3.0]]))
         tensor([[-1.,  1.]])
@@ -30,14 +24,7 @@ def centered_logits(logits: Tensor) -> Tensor:
 
 
 def gives_logits(call: AffineCall, logits: Tensor) -> bool:
-    """Whether a layer's output, averaged over positions if it has any, is the logits.
-
-    Args:
-        call: The last call of a linear or convolutional layer in the pass.
-        logits: What the pass gave, (N,K).
-
-    Returns:
-        Whether they agree, so that nothing non-linear follows the layer and nothing is added or taken off behind it.
+    """Whether a layer's output, averaged over positions if it has any, is the logits: nothing follows the layer.
 
     Example:
         >>> gives_logits(AffineCall(nn.Linear(1, 2), torch.tensor([[1.0, 2.0]])), torch.tensor([[6.0, 7.0]]))
@@ -52,14 +39,7 @@ def gives_logits(call: AffineCall, logits: Tensor) -> bool:
 def same_up_to_shift(first: Tensor, second: Tensor, *, roundings: float) -> bool:
     """Whether logits differ by no more than one number per image.
 
-    Args:
-        first: Logits (N,K).
-        second: Logits (N,K).
-        roundings: How far the centred logits may be apart, in units of the largest logit: a shift costs precision in
-            proportion to its size.
-
-    Returns:
-        Whether they agree.
+    Up to some roundings in units of the largest logit: a shift costs precision in proportion to its size.
 
     Example:
         >>> same_up_to_shift(torch.tensor([[1.0, 2.0]]), torch.tensor([[6.0, 7.0]]), roundings=1e-6)

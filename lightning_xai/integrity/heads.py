@@ -24,9 +24,6 @@ def innocent_reasons(logits: Tensor) -> tuple[str, ...]:
     They explain what is found and excuse nothing: any of them can be imitated by adding a number to all logits, which
     no softmax sees.
 
-    Args:
-        logits: Logits (N,K).
-
     Returns:
         The signs, in words: the median entropy of the softmax is above 0.9 of its maximum; the sum of sigmoids lies in
         [0.5, 2] for 80 % of the images and the median image's mean logit is below minus one standard deviation of its
@@ -61,11 +58,6 @@ def innocent_reasons(logits: Tensor) -> tuple[str, ...]:
 def looks_untrained(shares: Sequence[float], mean_row: float | None, classes: int) -> bool:
     """Whether all that is shared is what random weights share, ``1/K``, as in the first steps of training.
 
-    Args:
-        shares: Medians of the shares of gradients.
-        mean_row: Share of the final layer's weights that is common to all classes, where known.
-        classes: Number of classes K.
-
     Returns:
         True if the mean row lies within half of ``1/K`` around it, and no share of gradients is above ``2/K``.
 
@@ -80,9 +72,6 @@ def looks_untrained(shares: Sequence[float], mean_row: float | None, classes: in
 
 def check_logits(logits: Tensor) -> None:
     """Refuse logits of which no share can be taken.
-
-    Args:
-        logits: Logits (N,K).
 
     Raises:
         ValueError: If they are not finite, or there is one class only.

@@ -142,13 +142,7 @@ def _counted(rows: tuple[int, ...]) -> str:
 
 
 def tail(values: Tensor) -> float:
-    """What a tenth of the images exceeds.
-
-    Args:
-        values: Values (N,).
-
-    Returns:
-        The quantile; NaN where a value is NaN.
+    """What a tenth of the images exceeds; NaN where a value is NaN.
 
     Example:
         >>> tail(torch.tensor([0.0] * 8 + [1.0] * 2))

@@ -25,16 +25,6 @@ def signed_maps(
     Each score has a sweep of its own from the logits, as in `explain`: a model whose backward pass acts on the gradient
     of one class alone shows in no other.
 
-    Args:
-        trace: A pass that captured the layer and what the methods need.
-        layer: The layer, as it is named in the trace.
-        targets: Class to explain for each image, (N,).
-        score: The number that is explained.
-        methods: Further methods.
-
-    Returns:
-        Signed maps (N,h,w) by name.
-
     Raises:
         ValueError: If a method explains no score, or has the name of a map at the layer.
 

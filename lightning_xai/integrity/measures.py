@@ -38,13 +38,6 @@ def common_mode_share(common: Tensor, centered: Tensor) -> Tensor:
 def mean_logit(logits: Tensor, targets: Tensor) -> Tensor:
     """The mean over the classes, ``mean_j z_j``: what a common shift moves, and no softmax sees.
 
-    Args:
-        logits: Logits (N,K).
-        targets: Not used.
-
-    Returns:
-        Scores (N,), float32 or better.
-
     Example:
         >>> mean_logit(torch.tensor([[1.0, 3.0]]), torch.tensor([0]))
         tensor([2.])
@@ -77,15 +70,9 @@ def mean_row_share(weight: Tensor) -> float:
 
 
 def median(values: Tensor) -> float:
-    """The median of the values that are defined; of an even number the mean of the two in the middle.
+    """The median of the values that are defined, NaN without any; of an even number the mean of the middle two.
 
     So the median of one minus the values is one minus the median, which does not hold for torch's lower median.
-
-    Args:
-        values: Values (N,).
-
-    Returns:
-        The median; NaN where no value is defined.
 
     Example:
         >>> median(torch.tensor([1.0, 2.0, float("nan")]))
@@ -95,14 +82,7 @@ def median(values: Tensor) -> float:
 
 
 def agreement(first: Tensor, second: Tensor) -> Tensor:
-    """Rank correlation of maps, where it is defined; a flat map agrees with flat ones alone.
-
-    Args:
-        first: Signed maps (N,h,w).
-        second: Signed maps (N,h,w).
-
-    Returns:
-        Correlations (N,) in [-1, 1]; 1 where both maps are flat, 0 where one is flat or holds NaN.
+    """Rank correlation (N,) of maps; 1 where both are flat, 0 where one is flat or holds NaN.
 
     Example:
         >>> agreement(torch.zeros(1, 1, 2), torch.tensor([[[1.0, 2.0]]]))
@@ -118,13 +98,6 @@ def class_weighted_maps(activations: Tensor, gradients: Tensor) -> dict[str, Ten
 
     ``sum_k mean(g_k) A_k`` (Selvaraju et al. 2017) and ``sum_k g_k A_k`` (Draelos and Carin 2020). Both are linear in
     the gradient: the maps of the raw logit are those of the mean logit plus those of the centred one.
-
-    Args:
-        activations: Activations (N,D,h,w).
-        gradients: Gradients of a score with respect to them, (N,D,h,w).
-
-    Returns:
-        Signed maps (N,h,w) by name.
 
     Example:
         >>> maps = class_weighted_maps(torch.ones(1, 1, 1, 2), torch.tensor([[[[3.0, -1.0]]]]))

@@ -69,12 +69,6 @@ class Section:
 def sections(logs: Sequence[tuple[str, Log]]) -> list[Section]:
     """All curves of one or several networks.
 
-    Args:
-        logs: Names of networks, each with what was logged.
-
-    Returns:
-        Training, validation and explanations, each where there is anything; the values of tests are no curves.
-
     Example:
         >>> log = Log("", values={"val/accuracy": {9: 0.5, 19: 0.75}})
         >>> [(one.title, [chart.words for chart in one.charts]) for one in sections([("", log)])]

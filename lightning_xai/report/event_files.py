@@ -21,9 +21,6 @@ _LARGEST = 100_000
 def read_events(path: Path) -> Iterator[tuple[int, str, float]]:
     """Step, tag and value of each number; an end that was cut off ends the file.
 
-    Args:
-        path: The event file.
-
     Raises:
         OSError: If there is no such file, or it is a link.
         ValueError: If it is no regular file, or damaged.

@@ -57,16 +57,7 @@ class Extremes:
 def extremes(
     images: Sequence[tuple[str, Path, Example]], higher_is_better: Mapping[str, bool], pictures: Pictures
 ) -> list[Extremes]:
-    """The worst and the best images of each metric, by attribution and network; of equal values the first.
-
-    Args:
-        images: Examples, each with the name of the network and the folder of the run.
-        higher_is_better: By metric; the others have no best.
-        pictures: Where the pictures are kept.
-
-    Returns:
-        All combinations that have two values or more.
-    """
+    """The worst and the best images of each metric, by attribution and network; of equal values the first."""
     shown = _Shower(pictures)
     return [
         Extremes(number_named(metric).label, column, model, *shown.ends(column, found, higher))

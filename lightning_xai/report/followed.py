@@ -81,15 +81,7 @@ def split_name(column: str) -> tuple[str, str]:
 
 
 def viewers(logs: Sequence[tuple[str, Log]], pictures: Pictures) -> list[Viewer]:
-    """A viewer for each key under which pictures were logged.
-
-    Args:
-        logs: Names of networks, each with what was logged.
-        pictures: Where the pictures are kept.
-
-    Returns:
-        The viewers; of many steps or images some at even distances are shown, and that is told.
-    """
+    """A viewer for each key under which pictures were logged; of many steps or images some at even distances."""
     keys = dict.fromkeys(key for _, log in logs for key in sorted(log.panels))
     return [_viewer(key, [(name, log) for name, log in logs if key in log.panels], pictures) for key in keys]
 

@@ -31,9 +31,6 @@ class Checks:
 def checks(logs: Sequence[tuple[str, Log]]) -> list[Checks]:
     """What `lightning_xai.callbacks.ModelIntegrity` logged, by network and stage.
 
-    Args:
-        logs: Names of networks, each with what was logged.
-
     Example:
         >>> log = Log("", values={"val/xai/integrity/flagged": {0: 0.0, 48: 1.0}})
         >>> [one.words for one in checks([("", log)])]

@@ -20,7 +20,7 @@ Row = tuple[str, int]
 
 
 @dataclass(frozen=True)
-class Cell:
+class PageCell:
     """What is printed.
 
     Attributes:
@@ -50,16 +50,13 @@ class PageTable:
     title: str
     caption: str
     columns: list[str]
-    rows: list[list[Cell]]
-    controls: list[list[Cell]] = field(default_factory=list)
+    rows: list[list[PageCell]]
+    controls: list[list[PageCell]] = field(default_factory=list)
     meanings: dict[str, str] = field(default_factory=dict)
 
 
 def side_by_side(runs: Mapping[str, Sequence[Table]]) -> list[PageTable]:
     """Tables of one run as they are; of several runs those of one title as one, with gaps where one run has no value.
-
-    Args:
-        runs: Tables by name of the run.
 
     Example:
         >>> table = Table("Average drop, %", ["", "plain"], [["gradcam", 25.0]])
@@ -81,10 +78,11 @@ def _alone(table: Table) -> PageTable:
     return PageTable(table.title, table.caption, list(table.columns), rows)
 
 
-def cell_of(table: Table, row: int, column: int) -> Cell:
+def cell_of(table: Table, row: int, column: int) -> PageCell:
     """A cell with its interval apart."""
-    text, _, interval = table.text(row, column).partition(" [")
-    return Cell(text, f"[{interval}") if isinstance(table.rows[row][column], dict) else Cell(table.text(row, column))
+    whole = table.text(row, column)
+    text, _, interval = whole.partition(" [")
+    return PageCell(text, f"[{interval}") if isinstance(table.rows[row][column], dict) else PageCell(whole)
 
 
 def _together(title: str, tables: Mapping[str, Table | None]) -> PageTable:
@@ -100,17 +98,17 @@ def _together(title: str, tables: Mapping[str, Table | None]) -> PageTable:
         " ".join(captions),
         [first, *(", ".join(filter(None, (head, run))) for run, head in places)],
         [
-            [Cell(row[0]), *(cells.get(run, {}).get(row, {}).get(head, _gap(run)) for run, head in places)]
+            [PageCell(row[0]), *(cells.get(run, {}).get(row, {}).get(head, _gap(run)) for run, head in places)]
             for row in rows
         ],
     )
 
 
-def _gap(run: str) -> Cell:
-    return Cell("", gap=f"not in {run}")
+def _gap(run: str) -> PageCell:
+    return PageCell("", gap=f"not in {run}")
 
 
-def _cells(table: Table) -> dict[Row, dict[str, Cell]]:
+def _cells(table: Table) -> dict[Row, dict[str, PageCell]]:
     seen: Counter[str] = Counter()
     found = {}
     for i in range(len(table.rows)):
@@ -130,25 +128,21 @@ def settings(runs: Mapping[str, Mapping[str, Any]]) -> PageTable:
     caption = f"{len(differing)} differ and come first." if len(runs) > 1 else ""
     columns = ["Option", *(runs if len(runs) > 1 else ["Value"])]
     return PageTable(
-        "Options of the command", caption, columns, [[Cell(name), *row] for name, row in (differing | same).items()]
+        "Options of the command", caption, columns, [[PageCell(name), *row] for name, row in (differing | same).items()]
     )
 
 
-def _setting(run: str, options: Mapping[str, Any], name: str) -> Cell:
+def _setting(run: str, options: Mapping[str, Any], name: str) -> PageCell:
     if name not in options:
         return _gap(run)
     value = options[name]
-    return Cell(", ".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value))
+    return PageCell(", ".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value))
 
 
 def last_values(logs: Iterable[tuple[str, Log]]) -> list[PageTable]:
     """What there is of a run without results: the last values, of explanations as methods by metrics.
 
-    Args:
-        logs: Names of networks, each with what was logged.
-
-    Returns:
-        For each network a table of its methods and controls in each stage, and one of all other values.
+    For each network a table of its methods and controls in each stage, and one of all other values.
     """
     return [table for name, log in logs for table in (*_methods_by_metrics(name, log), *_others(name, log))]
 
@@ -169,15 +163,15 @@ def _methods_by_metrics(model: str, log: Log) -> Iterator[PageTable]:
             f"Explanations, {', '.join(filter(None, parts))}",
             f"Last values, up to step {max(step for step, _ in cells.values()):,}.",
             ["Method", *(numbers[one].label for one in metrics)],
-            [[Cell(name), *rows[name]] for name in names if name not in log.controls()],
-            [[Cell(name), *rows[name]] for name in names if name in log.controls()],
+            [[PageCell(name), *rows[name]] for name in names if name not in log.controls()],
+            [[PageCell(name), *rows[name]] for name in names if name in log.controls()],
             {numbers[one].title: numbers[one].meaning for one in metrics if numbers[one].meaning},
         )
 
 
 def _others(model: str, log: Log) -> Iterator[PageTable]:
     keys = [key for key in sorted(log.values) if (own := LogKey.parse(key)) is None or own.stage == "train"]
-    rows = [[Cell(_words(key)), _value(max(log.values[key].items()))] for key in keys]
+    rows = [[PageCell(_words(key)), _value(max(log.values[key].items()))] for key in keys]
     if rows:
         yield PageTable(f"Other values{f', {model}' if model else ''}", "Last values.", ["", "Value"], rows)
 
@@ -187,8 +181,8 @@ def _words(key: str) -> str:
     return f"{number_of_key(key).label} ({_STAGES[stage]})" if rest and stage in _STAGES else key
 
 
-def _value(found: tuple[int, float] | None) -> Cell:
-    return Cell("", gap="-") if found is None else Cell(f"{found[1]:.4g}")
+def _value(found: tuple[int, float] | None) -> PageCell:
+    return PageCell("", gap="-") if found is None else PageCell(f"{found[1]:.4g}")
 
 
 def with_controls_apart(table: PageTable, controls: Collection[str]) -> PageTable:

@@ -19,9 +19,6 @@ _MISSING = object()
 def attributes_restored(model: nn.Module) -> Iterator[None]:
     """Whatever tensors modules keep of the passes inside, they hold after what they held before.
 
-    Args:
-        model: The model.
-
     Example:
         >>> import torch
         >>> class Keeping(nn.Module):
@@ -50,9 +47,6 @@ def attributes_detached(model: nn.Module) -> Iterator[None]:
     """What modules keep of the passes inside has no graph after, as if there had been none.
 
     Only tensors with a graph can't be copied, so that a model that keeps one could not be, either.
-
-    Args:
-        model: The model.
     """
     before = {id(value): value for holder in _holders(model) for _, value in _items(holder)}
     try:

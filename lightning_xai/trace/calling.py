@@ -107,14 +107,7 @@ class Calling:
     context: ForwardContext = nullcontext
 
     def given(self, images: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments of a call, with these images.
-
-        Args:
-            images: Images (N,C,H,W).
-
-        Returns:
-            Positional and keyword arguments.
-        """
+        """The arguments of a call, with these images."""
         args = self.args if any(one is IMAGES for one in self._leaves) else (IMAGES, *self.args)
         filled: tuple[tuple[Any, ...], dict[str, Any]] = tree_map(
             lambda one: images if one is IMAGES else one, (args, dict(self.kwargs))
@@ -124,13 +117,6 @@ class Calling:
     def logits(self, model: Callable[..., Any], images: Tensor) -> Tensor:
         """Call the model, and find the logits in what it gives.
 
-        Args:
-            model: The classifier.
-            images: Images (N,C,H,W).
-
-        Returns:
-            Logits (N,K).
-
         Raises:
             ValueError: If there are none.
         """
@@ -139,13 +125,6 @@ class Calling:
 
     def found(self, output: Any, n: int) -> Tensor:
         """The logits in an output.
-
-        Args:
-            output: What the model gave.
-            n: Number of images.
-
-        Returns:
-            Logits (N,K).
 
         Raises:
             ValueError: If there are none.
@@ -175,14 +154,7 @@ class Calling:
         return any(_has_rows(one, n) for one in self._leaves)
 
     def of(self, rows: Tensor, n: int) -> Calling:
-        """The same for other images made from these.
-
-        Args:
-            rows: Which of these images each of the others is made from, (M,).
-            n: Number of these images.
-
-        Returns:
-            A calling for M images.
+        """The same for M other images, made from these of the n images, (M,).
 
         Example:
             >>> import torch
@@ -205,14 +177,7 @@ class Calling:
 
     @staticmethod
     def joined(callings: Sequence[Calling], counts: Sequence[int]) -> Calling:
-        """The calling for the images of several batches together.
-
-        Args:
-            callings: One for each batch; what has no row for each image is taken from the first.
-            counts: Number of images of each.
-
-        Returns:
-            A calling for all of them.
+        """The calling for the images of several batches together; what has no row for each image is the first one's.
 
         Example:
             >>> import torch

@@ -19,14 +19,7 @@ from lightning_xai.trace.modes import bystander
 
 
 def hookable(model: nn.Module) -> list[nn.Module]:
-    """The modules of a model that take hooks.
-
-    Args:
-        model: The model.
-
-    Returns:
-        The modules, the model among them; none that are scripted.
-    """
+    """The modules of a model that take hooks, itself among them; none that are scripted."""
     return [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
 
 
@@ -92,9 +85,6 @@ def hooks_apart(model: nn.Module) -> Iterator[None]:
     They get copies without a graph. Only a hook that changes something, its output or a copy, takes part in passes: in
     that where it is found out it is called once more for that. Hooks of torch itself (sharding, weights made anew) are
     part of the model.
-
-    Args:
-        model: The model.
 
     Example:
         >>> layer = nn.Linear(1, 1)

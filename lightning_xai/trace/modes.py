@@ -83,9 +83,6 @@ def lent(model: nn.Module) -> Iterator[None]:
     ``requires_grad``. Gradients of parameters are put aside meanwhile, so that nobody adds to them. Not restored are
     values written into parameters and buffers.
 
-    Args:
-        model: The model.
-
     Example:
         >>> layer = nn.Linear(1, 1)
         >>> with lent(layer):
@@ -265,11 +262,7 @@ _MODEL_LOCKS: WeakKeyDictionary[nn.Module, RLock] = WeakKeyDictionary()
 
 @contextmanager
 def alone_with(model: nn.Module) -> Iterator[None]:
-    """Other threads that want to be alone with the model wait; those that only use it do not.
-
-    Args:
-        model: The model.
-    """
+    """Other threads that want to be alone with the model wait; those that only use it do not."""
     with _LOCK:
         lock = _MODEL_LOCKS.setdefault(model, RLock())
     with lock:
@@ -278,10 +271,6 @@ def alone_with(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def borrowed(model: nn.Module) -> Iterator[None]:
-    """A pass of our own inside: nobody listens, modules are in evaluation mode, and afterwards the model is as before.
-
-    Args:
-        model: The model.
-    """
+    """A pass of our own inside: nobody listens, modules are in evaluation mode, and after it the model is as before."""
     with alone_with(model), own_pass(), attributes_restored(model), evaluation_mode(model):
         yield

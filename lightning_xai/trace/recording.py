@@ -191,9 +191,6 @@ def predict(model: nn.Module, images: Tensor, calling: Calling | None = None) ->
 def require_python_forward(model: nn.Module) -> None:
     """Check that calls of a model can be heard and can take part in a gradient.
 
-    Args:
-        model: The model.
-
     Raises:
         TypeError: If the model is scripted or traced.
         RuntimeError: If its parameters are inference tensors.

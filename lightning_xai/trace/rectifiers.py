@@ -49,13 +49,6 @@ def check_rectifiers(rectifiers: str) -> None:
 def rectifiers_of(outputs: Tensor, rectifiers: Rectifiers) -> list[Any]:
     """The nodes of rectifiers above a tensor.
 
-    Args:
-        outputs: Tensor whose graph is walked.
-        rectifiers: What counts as one.
-
-    Returns:
-        The nodes.
-
     Raises:
         ValueError: If there are none, or too small a share of the nonlinearities.
         RuntimeError: If there are nodes that may hide rectifiers (compiled regions, re-entrant checkpointing).
@@ -85,12 +78,6 @@ def rectifiers_of(outputs: Tensor, rectifiers: Rectifiers) -> list[Any]:
 
 def graph_of(outputs: Tensor) -> set[Any]:
     """All nodes above a tensor.
-
-    Args:
-        outputs: The tensor.
-
-    Returns:
-        The nodes.
 
     Example:
         >>> import torch

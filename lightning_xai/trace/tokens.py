@@ -30,13 +30,6 @@ def as_feature_maps(output: Tensor, grid: tuple[int, int], prefix: int = 0) -> T
 def arranged_as_given(output: Tensor, tokens: Tokens) -> Tensor:
     """An output of a layer whose places are given, or the gradient with respect to it, as (N,D,h,w).
 
-    Args:
-        output: Tokens (N,T,D) or channels-last features (N,h,w,D).
-        tokens: Where they lie.
-
-    Returns:
-        A view (N,D,h,w).
-
     Raises:
         ValueError: If the output has other positions.
     """
@@ -69,12 +62,7 @@ class Shapes:
         self._normalised: set[torch.Size] = set()
 
     def note(self, module: nn.Module, shape: torch.Size) -> None:
-        """Take note of what a module gave.
-
-        Args:
-            module: The module.
-            shape: Shape of its output.
-        """
+        """Take note of what a module gave."""
         if len(shape) not in (3, 4) or shape[0] != self._n:
             return
         every, normalised = (self._three, self._normalised) if len(shape) == 3 else (self._four, self._channels_last)
@@ -104,13 +92,6 @@ class Shapes:
 
     def arranged(self, output: Tensor, name: str) -> Tensor:
         """The output of a layer, or the gradient with respect to it, as (N,D,h,w).
-
-        Args:
-            output: The output, with three or four dimensions.
-            name: The layer's name, for errors.
-
-        Returns:
-            The output itself if its channels come first, else a view of its patches.
 
         Raises:
             ValueError: If the places on the image cannot be told.

@@ -2,7 +2,7 @@
 
 from lightning_xai.report import Table
 from lightning_xai.report.run_folder import Log
-from lightning_xai.report.tables import Cell, last_values, settings, side_by_side, with_controls_apart
+from lightning_xai.report.tables import PageCell, last_values, settings, side_by_side, with_controls_apart
 
 
 def test_tables_of_one_run_stay_as_they_are():
@@ -10,13 +10,13 @@ def test_tables_of_one_run_stay_as_they_are():
     table = Table("Drop", ["", "plain"], [["cam", {"mean": 1.25, "low": 1, "high": 2}], ["lrp", None]], "9 images", 2)
     (shown,) = side_by_side({"run": [table]})
     assert (shown.title, shown.caption, shown.columns) == ("Drop", "9 images", ["", "plain"])
-    assert shown.rows == [[Cell("cam"), Cell("1.25", "[1.00, 2.00]")], [Cell("lrp"), Cell("")]]
+    assert shown.rows == [[PageCell("cam"), PageCell("1.25", "[1.00, 2.00]")], [PageCell("lrp"), PageCell("")]]
 
 
 def test_text_in_brackets_is_no_interval():
     """Only numbers with an interval are taken apart."""
     (shown,) = side_by_side({"run": [Table("T", ["", "x"], [["a [1]", "b [2]"]])]})
-    assert shown.rows == [[Cell("a [1]"), Cell("b [2]")]]
+    assert shown.rows == [[PageCell("a [1]"), PageCell("b [2]")]]
 
 
 def test_tables_of_two_runs_are_put_side_by_side_with_gaps():
@@ -27,14 +27,14 @@ def test_tables_of_two_runs_are_put_side_by_side_with_gaps():
     ]
     second = [Table("Drop", ["", "plain", "guided"], [["cam", 4.0, 5.0]], "of b")]
     drop, gain = side_by_side({"a": first, "b": second})
-    not_a, not_b = Cell("", gap="not in a"), Cell("", gap="not in b")
+    not_a, not_b = PageCell("", gap="not in a"), PageCell("", gap="not in b")
     assert drop.columns == ["", "plain, a", "plain, b", "guided, a", "guided, b"]
     assert drop.caption == "a: of a b: of b"
     assert drop.rows == [
-        [Cell("cam"), Cell("1.0"), Cell("4.0"), not_a, Cell("5.0")],
-        [Cell("lrp"), Cell("2.0"), not_b, not_a, not_b],
+        [PageCell("cam"), PageCell("1.0"), PageCell("4.0"), not_a, PageCell("5.0")],
+        [PageCell("lrp"), PageCell("2.0"), not_b, not_a, not_b],
     ]
-    assert gain.rows == [[Cell("cam"), Cell("3.0"), not_b]]
+    assert gain.rows == [[PageCell("cam"), PageCell("3.0"), not_b]]
 
 
 def test_rows_of_one_name_are_told_apart_by_their_order():
