@@ -58,7 +58,7 @@ def decoded(file: BinaryIO, pixels: int | None = None, formats: Sequence[str] = 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            picture = Image.open(file, formats=formats)
+            picture = Image.open(file, formats=[*formats])
             if most is not None and picture.width * picture.height > most:
                 raise ValueError(f"of at most {most:,} pixels, got {picture.width} x {picture.height}")
             picture.load()
