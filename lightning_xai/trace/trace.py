@@ -147,13 +147,9 @@ class Trace:
         return self._gradient(score, targets, self._images, rectifiers)
 
     def propagate(self, seeds: Tensor) -> Tensor:
-        """What the pass makes of seeds at the logits: propagated back to the image, each image's own.
+        """What the pass makes of seeds (N,K) at the logits: propagated back to the image, each image's own.
 
-        Args:
-            seeds: One number for each logit, (N,K).
-
-        Returns:
-            Values (N,C,H,W): the gradient of ``(seeds * logits).sum()``, or what the interception puts in its place.
+        Values (N,C,H,W): the gradient of ``(seeds * logits).sum()``, or what the interception puts in its place.
 
         Raises:
             ValueError: If the logits do not depend on the image.
@@ -164,11 +160,7 @@ class Trace:
     def intercepted(self, interception: Interception) -> Trace:
         """The same images, with an interception in place of the model's operations.
 
-        Args:
-            interception: What stands in for the operations.
-
-        Returns:
-            This trace where its pass ran so, else another: one forward pass, run once for all methods that ask.
+        This trace where its pass ran so, else another: one forward pass, run once for all methods that ask.
         """
         if self._capture.own_interception == interception:
             return self
@@ -214,33 +206,11 @@ class Trace:
             yield
 
     def predict(self, images: Tensor, *, rows: Tensor | None = None) -> Tensor:
-        """The logits of other images, without a graph.
-
-        Args:
-            images: Images (M,C,H,W).
-            rows: Which image of this trace each of them was made from, (M,); None where they are as many, in order.
-
-        Returns:
-            Logits (M,K).
-
-        Raises:
-            ValueError: If ``rows`` is needed to tell which of the other arguments go with which image.
-        """
+        """The logits (M,K) of other images, without a graph; arguments and errors as of `rerun`."""
         return predict(self._model, images, self.calling(len(images), rows))
 
     def calling(self, n: int, rows: Tensor | None = None) -> Calling:
-        """How the model is to be called with other images that are made from these.
-
-        Args:
-            n: Number of the other images.
-            rows: Which image of this trace each of them is made from, (M,); None where they are as many, in order.
-
-        Returns:
-            The calling, with the other arguments of this pass.
-
-        Raises:
-            ValueError: If ``rows`` is needed to tell which of the other arguments go with which image.
-        """
+        """How the model is to be called with n other images made from these; ``rows`` and errors as of `rerun`."""
         calling, own = self._recording.calling, len(self._images)
         if rows is not None:
             return calling.of(rows, own)
