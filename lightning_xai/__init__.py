@@ -40,6 +40,8 @@ from lightning_xai.regularization import GuidedGradientLoss, GuidedGradientMixin
 from lightning_xai.show import show
 from lightning_xai.types import Tokens
 
+__version__ = "0.1.0"
+
 __all__ = [
     "ADCC",
     "CAM",

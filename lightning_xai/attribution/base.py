@@ -1,7 +1,5 @@
 """What every attribution is, and what those share that explain a score, look at layers, or stand around another one."""
 
-from __future__ import annotations
-
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -38,7 +36,7 @@ class Attribution(ABC):
         """The layers that the method looks at, one by one; empty for one that looks at none."""
         return []
 
-    def with_score(self, score: Score) -> Attribution:
+    def with_score(self, score: Score) -> "Attribution":
         """A copy that explains another score.
 
         Raises:
@@ -46,7 +44,7 @@ class Attribution(ABC):
         """
         raise ValueError(f"`score` expected methods that explain a score, got {type(self).__name__}, which has none.")
 
-    def without_relu(self) -> Attribution:
+    def without_relu(self) -> "Attribution":
         """A copy whose maps keep their sign; the method itself where they have it or never had one."""
         return self
 

@@ -57,8 +57,8 @@ class Faithfulness(ExplainingCallback):
         controls: Methods that know nothing of the model, to be beaten; an empty dict for none. None for
             `default_controls`.
         control_images: Number of these images that controls are measured on; None for all of them.
-        every_n_epochs: Epochs of training from one measurement to the next, the first included; `validate` and `test`
-            always measure.
+        every_n_epochs: Epochs of training from one measurement to the next, the first included; ``validate`` and
+            ``test`` always measure.
         baseline: What stands where the map hides the image: `black` (the papers'),
             `mean_color` or `blurred`.
         targets: Which class, fixed from the unmasked image; None for the predicted one.

@@ -53,8 +53,8 @@ class SaliencyMaps(ExplainingCallback):
             read them from the transforms of the dataset or the datamodule, which is told.
         std: Standard deviation by which images were standardised.
         n_images: Number of images to follow on each dataloader.
-        every_n_epochs: Epochs of training from one picture to the next, the first included; `validate` and `test`
-            always draw.
+        every_n_epochs: Epochs of training from one picture to the next, the first included; ``validate`` and
+            ``test`` always draw.
         name: Last part of the key, ``val/xai/<name>``; give two callbacks two names.
         baseline: What stands where the map hides the image, for the drop: `black` (the
             papers'), `mean_color` or `blurred`.

@@ -7,6 +7,7 @@ image. Controls belong beside every number: a map that hides one pixel (Fake-CAM
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -117,7 +118,7 @@ class ConfidenceMetric(ImageAverage):
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset({"masked_scores"})
-    formula: ClassVar[staticmethod[[Tensor, Tensor], Tensor]]
+    formula: ClassVar[Callable[..., Tensor]]
 
     def measure(self, sample: Sample) -> None:
         """Update with the scores of the images and of the masked images."""

@@ -1,7 +1,5 @@
 """Perturbation curves: the probability of a class while pixels leave or enter the image in the order of its map."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -43,7 +41,7 @@ def deletion_curve(
     """Scores while the most relevant pixels are replaced by the baseline, from the image to the baseline alone.
 
     Petsiuk et al., "RISE", BMVC 2018 (https://arxiv.org/abs/1806.07421), there with 224 pixels a step and a black
-    baseline. Step k of S replaces ``ceil(k HW / S)`` pixels in the order of `relevance_ranks`. Cost: at most
+    baseline. Step k of S replaces ``ceil(k HW / S)`` pixels, the most relevant first. Cost: at most
     ``steps + 1`` forwards of N images; `perturbation_curves` gives insertion too and shares the ends.
 
     Args:

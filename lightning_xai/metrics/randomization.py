@@ -1,7 +1,5 @@
 """Sanity check by randomisation: maps that explain a model must change when its parameters do."""
 
-from __future__ import annotations
-
 import copy
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -4,8 +4,6 @@ Pixels are imputed by a weighted mean of their neighbours. Where a constant stan
 of the map, and a classifier may read the class from it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 

@@ -1,7 +1,5 @@
 """The order of pixels by relevance, and the way from one image to another in that order."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise

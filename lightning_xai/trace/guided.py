@@ -27,7 +27,7 @@ def guided(outputs: Tensor, rectifiers: Rectifiers = "relu") -> Iterator[None]:
         rectifiers: What counts as a rectifier: ``"relu"`` (ReLU, ReLU6, clamp and threshold at zero) or ``"all"``.
 
     Raises:
-        ValueError: If the graph holds no rectifier, or too small a share of them (`MIN_RECTIFIED_SHARE`).
+        ValueError: If the graph holds no rectifier, or too small a share of them (half).
         RuntimeError: If it holds nodes that may hide rectifiers (compiled regions, re-entrant checkpointing).
 
     Example:

@@ -133,7 +133,7 @@ def _stand_in(model: nn.Module, hearing: _Hearing) -> MethodType:
 
     It is a method, and is called as the forward is, so that whoever copies, pickles, scripts or exports the model finds
     what was there before: pickle looks a method up by its name and finds the class's own, deepcopy binds it to the
-    copy, where it steps aside at the first call, and `inspect` and scripting look at the function that it wraps.
+    copy, where it steps aside at the first call, and ``inspect`` and scripting look at the function that it wraps.
     """
     own, heard = model.forward, ref(model)
 

@@ -94,7 +94,7 @@ class Trace:
     def activation(self, layer: OneLayer) -> Tensor:
         """The output of a captured layer; where the layer was called several times, of its last call.
 
-        Of tokens the patches are given, each at its place on the image (`Shapes`, `Tokens`).
+        Of tokens the patches are given, each at its place on the image (`Tokens`).
 
         Args:
             layer: As it was named in the capture.

@@ -1,7 +1,7 @@
 """How the parts of transformers hand relevance on, after AttnLRP.
 
 Achtibat et al., "AttnLRP: Attention-Aware Layer-Wise Relevance Propagation for Transformers", 2024,
-https://arxiv.org/abs/2402.05602, written in multipliers (`rules`):
+https://arxiv.org/abs/2402.05602, written in multipliers (``rules.py``):
 
 - softmax: ``R_i = x_i (R_i - s_i sum_j R_j)``, its Taylor expansion without the bias, which is its gradient;
 - a matrix product of two signals: half to each, in proportion to what was added;

@@ -1,10 +1,10 @@
 """How each torch function of a convolutional network hands relevance on.
 
-Everything is in multipliers (`rules`), which most functions hand on like gradients:
+Everything is in multipliers (``rules.py``), which most functions hand on like gradients:
 
 - sums (residual additions, means, average pooling, interpolation): in proportion to what was added, constants
-  included, where all terms are rectified; else by a rule of their own (`sums`); concatenation, reshaping, padding: to
-  where it came from; max-pooling: to the winner, of ties the first;
+  included, where all terms are rectified; else by a rule of their own (``sums.py``); concatenation, reshaping, padding:
+  to where it came from; max-pooling: to the winner, of ties the first;
 - ReLU, leaky ReLU: unchanged. SiLU, hard-swish, GELU, clipped and sigmoid-like activations: unchanged too (the
   identity rule, as for SiLU and GELU in Achtibat et al., "AttnLRP", 2024), that is ``f(x) / x`` in multipliers;
 - products with a gate (squeeze and excitation, ``x * sigmoid(x)``): all to the signal, none to the gate (Arras et al.,

@@ -1,4 +1,4 @@
-"""How functions without weights hand relevance on: moves, selections, activations, products (see `operations`)."""
+"""How functions without weights hand relevance on: moves, selections, activations, products (see ``operations.py``)."""
 
 from __future__ import annotations
 
