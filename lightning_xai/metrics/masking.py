@@ -125,14 +125,7 @@ def masked_scores(
 
 
 def asked_masked_scores(
-    ask: Ask,
-    images: Tensor,
-    maps: Tensor,
-    targets: Tensor,
-    *,
-    baseline: Tensor,
-    score: Score,
-    batch_size: int | None,
+    ask: Ask, images: Tensor, maps: Tensor, targets: Tensor, *, baseline: Tensor, score: Score, batch_size: int | None
 ) -> Tensor:
     """`masked_scores` of a classifier that takes more than images."""
     n, flat, behind = len(images), maps.flatten(0, -3), baseline.expand_as(images)

@@ -21,32 +21,11 @@ def captum_gradcam(model: nn.Module, images: Tensor, targets: Tensor, *, layer: 
     return LayerGradCam(model, model.get_submodule(layer)).attribute(images, targets, relu_attributions=True)
 
 
-def captum_gradient(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
-    """The signed gradient, (N,C,H,W)."""
-    from captum.attr import Saliency
-
-    return Saliency(model).attribute(images, targets, abs=False)
-
-
-def captum_input_x_gradient(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
-    """Image times gradient, (N,C,H,W)."""
-    from captum.attr import InputXGradient
-
-    return InputXGradient(model).attribute(images, targets)
-
-
 def captum_guided_gradient(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
     """Guided backpropagation, (N,C,H,W)."""
     from captum.attr import GuidedBackprop
 
     return GuidedBackprop(model).attribute(images, targets)
-
-
-def captum_guided_gradcam(model: nn.Module, images: Tensor, targets: Tensor, *, layer: str) -> Tensor:
-    """Guided backpropagation times Grad-CAM, resized bilinearly, (N,C,H,W)."""
-    from captum.attr import GuidedGradCam
-
-    return GuidedGradCam(model, model.get_submodule(layer)).attribute(images, targets, interpolate_mode="bilinear")
 
 
 def captum_integrated_gradients(
@@ -66,13 +45,6 @@ def captum_smoothgrad(model: nn.Module, images: Tensor, targets: Tensor, *, n_sa
     method = NoiseTunnel(Saliency(model))
     noise = {"nt_type": "smoothgrad", "nt_samples": n_samples, "nt_samples_batch_size": 1, "stdevs": deviation}
     return method.attribute(images, target=targets, abs=False, **noise)
-
-
-def captum_deeplift(model: nn.Module, images: Tensor, targets: Tensor, *, baseline: Tensor) -> Tensor:
-    """DeepLIFT's rescale rule, (N,C,H,W)."""
-    from captum.attr import DeepLift
-
-    return DeepLift(model).attribute(images, baseline, targets)
 
 
 def grad_cam_package(model: nn.Module, images: Tensor, targets: Tensor, *, method: str, layer: str) -> Tensor:

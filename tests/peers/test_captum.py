@@ -5,16 +5,7 @@ import torch
 from peers.networks import TARGETS, assert_equal_maps, both, difference, each_network, images, mobilenet, resnet, vgg
 from torch import nn
 
-from benchmarks.peers import (
-    captum_deeplift,
-    captum_gradcam,
-    captum_gradient,
-    captum_guided_gradcam,
-    captum_guided_gradient,
-    captum_input_x_gradient,
-    captum_integrated_gradients,
-    captum_smoothgrad,
-)
+from benchmarks.peers import captum_gradcam, captum_guided_gradient, captum_integrated_gradients, captum_smoothgrad
 from lightning_xai import explain
 from lightning_xai.attribution import (
     GradCAM,
@@ -36,6 +27,34 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Setting (backward hooks|forward, backward hooks)"),
 ]
 ZERO = torch.tensor(0.0)
+
+
+def captum_gradient(model, images, targets):
+    """The signed gradient, (N,C,H,W)."""
+    from captum.attr import Saliency
+
+    return Saliency(model).attribute(images, targets, abs=False)
+
+
+def captum_input_x_gradient(model, images, targets):
+    """Image times gradient, (N,C,H,W)."""
+    from captum.attr import InputXGradient
+
+    return InputXGradient(model).attribute(images, targets)
+
+
+def captum_guided_gradcam(model, images, targets, *, layer):
+    """Guided backpropagation times Grad-CAM, resized bilinearly, (N,C,H,W)."""
+    from captum.attr import GuidedGradCam
+
+    return GuidedGradCam(model, model.get_submodule(layer)).attribute(images, targets, interpolate_mode="bilinear")
+
+
+def captum_deeplift(model, images, targets, *, baseline):
+    """DeepLIFT's rescale rule, (N,C,H,W)."""
+    from captum.attr import DeepLift
+
+    return DeepLift(model).attribute(images, baseline, targets)
 
 
 @each_network

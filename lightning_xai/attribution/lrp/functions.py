@@ -45,9 +45,7 @@ ADDITIONS = [*spellings("add"), *DIFFERENCES]
 ELEMENTWISE = [*spellings("neg"), Tensor.__rsub__]
 DIVISIONS = [one for one in spellings("div", "true_divide", "truediv") if not one.__name__.startswith("__r")]
 PRODUCTS = spellings("mul", "multiply")
-ACTIVATIONS = spellings(
-    *("silu", "hardswish", "gelu", "mish", "elu", "selu", "celu", "softplus", "threshold"),
-)
+ACTIVATIONS = spellings(*("silu", "hardswish", "gelu", "mish", "elu", "selu", "celu", "softplus", "threshold"))
 WINNERS = spellings("max", "min", "amin", "topk")
 ADDED_PRODUCTS = spellings("addcmul")
 POWERS = spellings("pow", "square")

@@ -93,9 +93,7 @@ class Atlas:
         subject = self.subjects[0]
         _, images, labels, *_ = loaded(subject.images, indices)
         return self._save(
-            "examples.png",
-            f"Figure 7: maps of the label, {subject.name}",
-            [self._rows(subject, images, labels)],
+            "examples.png", f"Figure 7: maps of the label, {subject.name}", [self._rows(subject, images, labels)]
         )
 
     def pairs(self, pairs: Sequence[Sequence[int]]) -> list[Picture]:
