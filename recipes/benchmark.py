@@ -3,7 +3,7 @@
     python recipes/benchmark.py                               # ResNet-18, 8 images of 224 px: 20 minutes on 2 CPU cores
     python recipes/benchmark.py --only grad-cam --rounds 20   # methods whose names begin so
     python recipes/benchmark.py --device cuda --batch-size 64
-    python recipes/benchmark.py --training                    # steps with the training term, see training_benchmark.py
+    python recipes/benchmark.py --training                    # steps with the training term, see benchmarks/training.py
 
 Data: none; random images and weights, which take the same time as others. The libraries compared with are the extra
 ``peers``; rows of those that are not installed are left out.

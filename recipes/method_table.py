@@ -5,7 +5,7 @@
     python recipes/method_table.py --data DIR --metrics confidence --confidence-images 500
 
 Data: nothing (images whose evidence is planted, and a network trained on them here), or a folder ``val/<class>/*`` as
-of ImageNet, and for localisation a folder with ``boxes.csv`` and ``label_to_imagenet.csv`` (see boxed_images.py).
+of ImageNet, and for localisation a folder with ``boxes.csv`` and ``label_to_imagenet.csv`` (see common/data/boxed.py).
 Output: tables on the screen, and a run folder with ``report.html``, ``results.json`` (the value of every image),
 ``curves.png``, ``relative_performance.png`` and ``randomization.png``. Numbers in brackets are a bootstrap 95 %
 interval over images; the best have a star, and a metric that a control wins is said to be won by it. An interrupted run

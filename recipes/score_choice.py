@@ -11,7 +11,7 @@ Lerma and Lucas, "Pre or Post-Softmax Scores in Gradient-based Attribution Metho
 https://arxiv.org/abs/2306.13197): figure 2, both cases of section II.B, the equations, and the advice in the end. The
 paper has no numbers; its equations are compared with arithmetic. ``centred`` is ``z_c - mean z``.
 
-Data: nothing, or photographs in ``val/<class>/*``, and for the pointing game a folder with boxes (boxed_images.py).
+Data: nothing, or photographs in ``val/<class>/*``, and for the pointing game a folder with boxes (data/boxed.py).
 Explained are the predicted class, of boxed photographs the most probable class of the label, of drawn images the label.
 Output: tables, and a run folder with ``results.json``, ``report.html``, ``maps_<i>.png`` (figure 2), ``saturation.png``
 and ``agreement.png``. An interrupted run goes on with ``--resume``, on another device or with another batch size, too.

@@ -16,7 +16,7 @@ what the box covers, the toy networks of figures 3 and 5, and counts of images w
 all other classes and against the negated target.
 
 Data: nothing; or a folder with ``val/<class>/*``, and for figures 9 and 13 one with ``boxes.csv`` and
-``label_to_imagenet.csv`` (see boxed_images.py); or one with ``cifar10_test.npz``.
+``label_to_imagenet.csv`` (see common/data/boxed.py); or one with ``cifar10_test.npz``.
 Output: tables on the screen, and a run folder with ``results.json``, ``curves.png`` (figures 11, 13), ``examples.png``
 (7), ``pairs.png`` (6), ``networks.png`` (8) and ``failures.png`` (9). Interrupted, it goes on with ``--resume``.
 

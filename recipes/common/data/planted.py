@@ -3,7 +3,7 @@
 The colour of one glyph, a cross at a random place, is the class. Other glyphs carry colours of the same set that say
 nothing about it, on noise. So a classifier that is right on new images must look at the cross, and maps can be scored
 against the truth, where a photograph has a box around something that its classifier may or may not use. A small
-network learns the task in seconds; `generated_images` is the harder one, with textures and boxes.
+network learns the task in seconds; `GeneratedImages` is the harder one, with textures and boxes.
 """
 
 from __future__ import annotations

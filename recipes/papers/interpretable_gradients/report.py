@@ -15,7 +15,7 @@ from lightning_xai.report import Cell, Table
 from papers.interpretable_gradients.training import Setting
 
 Found = Mapping[str, Any]
-"""What `cifar_training.measured` gives for one network."""
+"""What `training.measured` gives for one network."""
 
 PLAIN = Setting()
 FIXED = ("random", "gaussian", "edges", "another network's gradcam")
