@@ -6,6 +6,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -71,10 +72,10 @@ def _explain(args: Namespace) -> Path:
     wanted = preprocessing_of(model, **{name: value for name, value in said.items() if value is not None})
     mean, std = wanted.standard
     known = {"mean": mean, "std": std} if mean else {}
-    methods = {
-        name: METHODS[name](**{one.name: known[one.name] for one in fields(METHODS[name]) if one.name in known})
-        for name in args.methods
-    }
+    methods = {}
+    for name in args.methods:
+        method: Any = METHODS[name]  # a dataclass, as all of ours are
+        methods[name] = method(**{one.name: known[one.name] for one in fields(method) if one.name in known})
     names = None if args.classes is None else args.classes.read_text(encoding="utf-8").splitlines()
     depends = ("model", "num_classes", "weights", "pretrained", "methods", "classes", "image_size", "mean", "std")
     settings = {name: getattr(args, name) for name in depends}

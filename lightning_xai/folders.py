@@ -117,7 +117,8 @@ class Explainer:
             drawn = {name: overlay(pixels, one).cpu() for name, one in maps.items()}
         for i, name in enumerate(pictures):
             buffer = BytesIO()
-            np.savez_compressed(buffer, **{method: one[i].cpu().numpy() for method, one in maps.items()})
+            arrays: dict[str, Any] = {method: one[i].cpu().numpy() for method, one in maps.items()}
+            np.savez_compressed(buffer, **arrays)
             write_whole(self.out / "maps" / f"{name}.npz", buffer.getvalue())
             of_image = {method: one[i : i + 1] for method, one in drawn.items()}
             panel = Panel(pixels[i : i + 1].cpu(), of_image, {fact: [values[i]] for fact, values in facts.items()})

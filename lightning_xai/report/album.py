@@ -9,7 +9,7 @@ from statistics import fmean
 from lightning_xai.files import write_whole
 from lightning_xai.panels import StoredPanel
 from lightning_xai.report.page import render
-from lightning_xai.report.results import Table
+from lightning_xai.report.results import Cell, Table
 
 
 def write_album(folder: Path, title: str, panels: Sequence[StoredPanel], notes: Sequence[str] = ()) -> Path:
@@ -35,7 +35,7 @@ def write_album(folder: Path, title: str, panels: Sequence[StoredPanel], notes: 
     for panel in panels:
         groups.setdefault(str(panel.facts["prediction"][0]), []).append(panel)
     methods = dict.fromkeys(column for panel in panels for column in panel.columns[1:])
-    rows = [
+    rows: list[list[Cell]] = [
         [name, *(fmean(one.facts[f"{name} {what}"][0] for one in panels) for what in ("drop", "gain"))]
         for name in methods
     ]
