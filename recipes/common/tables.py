@@ -31,7 +31,8 @@ def interval(values: Any, seed: int = 0) -> Any:
         {'mean': 1.0, 'low': 1.0, 'high': 1.0}
     """
     found = torch.from_numpy(np.array(values, dtype=np.float64))
-    known = found[..., ~found.isnan().reshape(-1, found.shape[-1]).any(0)]
+    missing = found.isnan()
+    known = found[..., ~(missing.any(0) if found.ndim == 2 else missing)]
     if known.ndim == 2 and len(known) == 1:
         known = known[0]  # one network: images are the unit
     if known.numel() < 2:

@@ -22,6 +22,12 @@ def test_interval_is_that_of_the_mean():
     assert interval(values, seed=1) == found
 
 
+def test_no_value_has_no_interval():
+    """Neither of nobody nor of images without a value."""
+    assert interval([]) is None
+    assert interval([None, float("nan")]) is None
+
+
 def test_equal_values_have_an_interval_without_width():
     """The bootstrap would warn of them."""
     assert interval(np.array([3.0, 3.0]), seed=0) == {"mean": 3.0, "low": 3.0, "high": 3.0}
