@@ -286,10 +286,10 @@ class _Asked:
 
     @property
     def takes_images_alone(self) -> bool:
-        return True
+        return not self.trace.calling(self.batch_size).has_rows(self.batch_size)
 
     def predict(self, images: Tensor, rows: Tensor) -> Tensor:
-        return self.trace.predict(images)
+        return self.trace.predict(images, rows=rows)
 
     def explain(
         self,
@@ -303,8 +303,9 @@ class _Asked:
     ) -> dict[str, Tensor]:
         methods = {name: self.methods[name] for name in names}
         if model is None:
-            return attribute(self.trace.rerun(images, noise_source=noise_source), targets, methods)
-        return attribute(run(model, images, self._capture_of(model), self.trace.calling(len(images))), targets, methods)
+            return attribute(self.trace.rerun(images, rows=rows, noise_source=noise_source), targets, methods)
+        calling = self.trace.calling(len(images), rows)
+        return attribute(run(model, images, self._capture_of(model), calling), targets, methods)
 
     def image_gradients(self, *, guided_rule: bool) -> Tensor:
         return self.trace.image_gradient(centered, self.targets, rectifiers="relu" if guided_rule else None)
