@@ -17,8 +17,10 @@ from lightning_xai.trace import (
     current_autocast,
     find_layer,
     is_image_batch,
+    kind_of,
     last_spatial_layer,
     plain_tensors,
+    require_logits,
     run,
 )
 from lightning_xai.types import Score, Targets
@@ -71,7 +73,8 @@ def explain(
 
     Args:
         model: The classifier, images (N,C,H,W) -> logits (N,K).
-        images: Images (N,C,H,W), N >= 1, finite, preprocessed as the model expects them.
+        images: Images (N,C,H,W), N >= 1, finite, preprocessed as the model expects them. Volumes are refused: maps,
+            how they are resized, mask and are drawn, and the places of tokens would all need a third dimension.
         targets: Which class to explain: None (predicted), a class for all images, one class per image, or a function
             such as `second_best`.
         attributions: One method, or a dict of named methods.
@@ -90,8 +93,9 @@ def explain(
 
     Raises:
         TypeError: If an argument has the wrong type.
-        ValueError: If images or logits have the wrong shape or are not finite, if targets are no classes, if a layer
-            does not exist or has no spatial output, if a guided method meets a model without rectifiers.
+        ValueError: If images or logits have the wrong shape or are not finite, if the model gives probabilities, if
+            targets are no classes, if a layer does not exist or has no spatial output, if a guided method meets a model
+            without rectifiers.
 
     Example:
         >>> import torch
@@ -140,6 +144,7 @@ def trace_of(
     if not trace.logits.isfinite().all():
         wrong = _not_finite(trace.logits)
         raise ValueError(f"`model` expected to give finite logits, got NaN or infinity for images {wrong}.")
+    require_logits(trace)
     return trace
 
 
@@ -232,7 +237,7 @@ def _check(model: nn.Module, images: Tensor) -> None:
     if not is_image_batch(images) or 0 in images.shape:
         raise ValueError(
             "`images` expected a batch (N, C, H, W) of a floating dtype with at least one image, "
-            f"got {images.dtype} of shape {tuple(images.shape)}."
+            f"got {kind_of(images)}."
         )
     if not images.isfinite().all():
         raise ValueError(f"`images` expected finite values, got NaN or infinity in images {_not_finite(images)}.")

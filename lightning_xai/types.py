@@ -65,5 +65,5 @@ layer with a spatial output."""
 ForwardContext: TypeAlias = Callable[[], AbstractContextManager[Any]]
 """Makes the context in which a model is to be run, such as a precision plugin's autocast."""
 
-LogitsOf: TypeAlias = Callable[[Any], Tensor | None]
+LogitsOf: TypeAlias = Callable[[Any], Any]
 """Finds the logits (N,K) in what a classifier gives; None where there are none."""

@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import lightning_xai
+
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -63,6 +65,14 @@ def test_the_metric_of_the_readme_is_measured(tmp_path, monkeypatch):
     data = DataLoader(TensorDataset(torch.randn(4, 3, 64, 64), torch.arange(4)), 2)
     trainer.validate(namespace["Classifier"](), data, verbose=False)
     assert 1 / 64**2 < trainer.callback_metrics["val/xai/again/LargestShare"] < 1
+
+
+def test_methods_of_the_readme_can_be_made_as_they_stand_there():
+    """Each name of a class with empty brackets."""
+    named = {name for name in re.findall(r"`(?:xai\.)?([A-Z]\w+)\(\)`", TEXT) if hasattr(lightning_xai, name)}
+    assert {"GradCAM", "GuidedGradCAM"} <= named
+    for name in named:
+        getattr(lightning_xai, name)()
 
 
 def test_pictures_of_the_readme_are_there():

@@ -14,7 +14,7 @@ from lightning_xai.attribution.base import ScoredAttribution
 from lightning_xai.attribution.gradient import channel_sum
 from lightning_xai.attribution.lrp import functions
 from lightning_xai.attribution.paths import baseline_images, require_standardization
-from lightning_xai.baselines import Baseline, black
+from lightning_xai.baselines import Baseline
 from lightning_xai.scores import at_least_float32
 from lightning_xai.standard import Standard
 from lightning_xai.trace import Call, Handler, Interception, Trace, intercepted
@@ -53,9 +53,8 @@ class DeepLIFT(ScoredAttribution):
 
     Attributes:
         score: The number that is explained.
-        baseline: What the image is compared with: `black` or another function of its kind,
-            or a tensor in the images' space that broadcasts to (N,C,H,W).
-        mean: Mean by which the images were standardised, or what says both (`Standard`); not needed for a tensor.
+        baseline: What the image is compared with, as for `IntegratedGradients`.
+        mean: Mean by which the images were standardised, or what says both (`Standard`); for a function only.
         std: Standard deviation by which they were standardised.
 
     Raises:
@@ -71,7 +70,7 @@ class DeepLIFT(ScoredAttribution):
         tensor([[[ 1., -4.]]])
     """
 
-    baseline: Baseline | Tensor = black
+    baseline: Baseline | Tensor | None = None
     mean: Standard | None = None
     std: Sequence[float] | None = None
 

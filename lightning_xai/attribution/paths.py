@@ -140,9 +140,10 @@ class IntegratedGradients(ScoredAttribution):
             in the probability, 50 steps 0.01.
         rule: Where on the path gradients are taken, and with which weights: `trapezoid` or
             `gauss_legendre`.
-        baseline: Where the path begins: `black` or another function of its kind, or a
-            tensor in the images' space that broadcasts to (N,C,H,W).
-        mean: Mean by which the images were standardised, or what says both (`Standard`); not needed for a tensor.
+        baseline: Where the path begins: a function such as `black`, or a tensor in the images' space that broadcasts to
+            (N,C,H,W). None for `black` where mean and std are given, else for zeros: the mean colour, if images were
+            standardised by the data's mean.
+        mean: Mean by which the images were standardised, or what says both (`Standard`); for a function only.
         std: Standard deviation by which they were standardised.
         batch_size: How many images of the path run at once; None for as many as there are images.
 
@@ -163,7 +164,7 @@ class IntegratedGradients(ScoredAttribution):
     score: Score = post_softmax
     n_steps: int = 50
     rule: Quadrature = gauss_legendre
-    baseline: Baseline | Tensor = black
+    baseline: Baseline | Tensor | None = None
     mean: Standard | None = None
     std: Sequence[float] | None = None
     batch_size: int | None = None
@@ -216,9 +217,11 @@ class IntegratedGradients(ScoredAttribution):
 
 
 def baseline_images(
-    images: Tensor, baseline: Baseline | Tensor, mean: Standard | None, std: Sequence[float] | None
+    images: Tensor, baseline: Baseline | Tensor | None, mean: Standard | None, std: Sequence[float] | None
 ) -> Tensor:
-    """What a baseline, a function of images, mean and std or a tensor, is for each image, (N,C,H,W).
+    """What a baseline is for each image, (N,C,H,W): a function of images, mean and std, or a tensor.
+
+    None is `black` where mean and std are given, else zeros.
 
     Raises:
         ValueError: If the baseline does not broadcast to the images.
@@ -227,6 +230,8 @@ def baseline_images(
         >>> baseline_images(torch.ones(2, 1, 1, 1), black, [0.5], [0.25]).flatten()
         tensor([-2., -2.])
     """
+    if baseline is None:
+        baseline = torch.zeros(()) if mean is None else black
     if not isinstance(baseline, Tensor):
         baseline = baseline(images, *standard_of(mean, std))
     try:
@@ -238,22 +243,26 @@ def baseline_images(
         ) from error
 
 
-def require_standardization(baseline: Baseline | Tensor, mean: Standard | None, std: Sequence[float] | None) -> None:
+def require_standardization(
+    baseline: Baseline | Tensor | None, mean: Standard | None, std: Sequence[float] | None
+) -> None:
     """Check that a baseline is one, and that a function has the mean and std it is computed from.
 
     Raises:
         TypeError: If the baseline is neither a tensor nor a function.
         ValueError: If it is a function and they are missing.
     """
-    if not isinstance(baseline, Tensor) and not callable(baseline):
+    if isinstance(baseline, Tensor):
+        return
+    if baseline is not None and not callable(baseline):
         raise TypeError(
             f"`baseline` expected a tensor or a function such as `black`, got {type(baseline).__name__}. "
             "For one value everywhere use `torch.tensor(value)`."
         )
-    if not isinstance(baseline, Tensor):
-        if mean is None:
-            raise ValueError(
-                "`mean` and `std` expected what the images were standardised by, or `mean` their transform, got None. "
-                "They say what a black image is; or pass a tensor as `baseline`."
-            )
+    if mean is None and not (baseline is None and std is None):
+        raise ValueError(
+            "`mean` and `std` expected what the images were standardised by, or `mean` their transform, got None. "
+            "They say what a black image is; or pass a tensor as `baseline`."
+        )
+    if mean is not None:
         standard_of(mean, std)

@@ -12,7 +12,7 @@ from lightning_xai.attribution.base import LayerMaps, ScoredAttribution
 from lightning_xai.attribution.cam import weighted_sum
 from lightning_xai.attribution.paths import baseline_images, completeness_error, require_standardization
 from lightning_xai.attribution.sampling import require_batch_size, require_count
-from lightning_xai.baselines import Baseline, black
+from lightning_xai.baselines import Baseline
 from lightning_xai.scores import at_least_float32, post_softmax
 from lightning_xai.standard import Standard
 from lightning_xai.trace import Trace
@@ -86,9 +86,8 @@ class RSIGradCAM(ScoredAttribution, LayerMaps):
         n_steps: Number of steps m.
         gradients: What is integrated: `positive_gradients` or `signed_gradients`.
         units: Which contributions count: `every_unit` or `guided_units`.
-        baseline: Where the path begins: `black` or another function of its kind, or a
-            tensor in the images' space that broadcasts to (N,C,H,W).
-        mean: Mean by which the images were standardised, or what says both (`Standard`); not needed for a tensor.
+        baseline: Where the path begins, as for `IntegratedGradients`.
+        mean: Mean by which the images were standardised, or what says both (`Standard`); for a function only.
         std: Standard deviation by which they were standardised.
         batch_size: How many images of the path run at once; None for as many as there are images.
         relu: Whether to keep the positive part only, as the paper does.
@@ -110,7 +109,7 @@ class RSIGradCAM(ScoredAttribution, LayerMaps):
     n_steps: int = 50
     gradients: Callable[[Tensor], Tensor] = positive_gradients
     units: Callable[[Tensor, Tensor, Tensor], Tensor] = every_unit
-    baseline: Baseline | Tensor = black
+    baseline: Baseline | Tensor | None = None
     mean: Standard | None = None
     std: Sequence[float] | None = None
     batch_size: int | None = None

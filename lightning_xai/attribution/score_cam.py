@@ -68,9 +68,9 @@ class ScoreCAM(ScoredAttribution, LayerMaps):
 
     ``C_k = S(x * m_k + x_b * (1 - m_k)) - S(x_b)`` with ``m_k`` from `channel_masks`, Wang et al., "Score-CAM",
     2020, https://arxiv.org/abs/1910.01279, Torres Figueroa et al. 2024 eq. 6. With the default baseline of zeros the
-    image is multiplied
-    by the mask as the network gets it, as the published code does: what is hidden has the mean colour. No gradient is
-    taken. One forward pass for each channel that is not constant; constant ones mask nothing and get no weight.
+    image is multiplied by the mask as the network gets it, as the published code does: what is hidden has the mean
+    colour. No gradient is taken. One forward pass for each channel that is not constant; constant ones mask nothing and
+    get no weight.
 
     Attributes:
         layer: As for `GradCAM`; each layer's channels are passed by themselves.

@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from lightning_xai.attribution import Attribution
 from lightning_xai.callbacks.batches import Unpack, check_labels, first_two, is_multi_hot, taken_apart
 from lightning_xai.callbacks.classifier import ClassifierFinder
-from lightning_xai.callbacks.data import loaders_of, standards_in
+from lightning_xai.callbacks.data import class_names_of, loaders_of, standards_in
 from lightning_xai.callbacks.listening import HeardStep, StepListener
 from lightning_xai.callbacks.processes import own_passes, require_no_tensor_parallelism, require_whole_parameters
 from lightning_xai.explain import capture_for, named_attributions
 from lightning_xai.metrics import Boxes
 from lightning_xai.scores import log_softmax
 from lightning_xai.standard import HOW_TO_SAY, Numbers, Standard, standard_of
-from lightning_xai.trace import Calling, Capture, Trace, name_of, plain_tensors, run
-from lightning_xai.types import OneLayer, Score
+from lightning_xai.trace import Calling, Capture, Trace, logits_of, name_of, plain_tensors, require_logits, run
+from lightning_xai.types import LogitsOf, OneLayer, Score
 
 
 def _callback_classes() -> tuple[type, ...]:
@@ -60,12 +60,16 @@ class ListeningCallback(LightningCallback):
     Args:
         classifier: Dotted name of the module that takes images and gives logits; None to find it in the first batch.
         unpack: How a batch is taken apart.
+        logits_of: Finds the logits in what the classifier gives.
     """
 
-    def __init__(self, *, classifier: str | None = None, unpack: Unpack = first_two) -> None:
+    def __init__(
+        self, *, classifier: str | None = None, unpack: Unpack = first_two, logits_of: LogitsOf = logits_of
+    ) -> None:
         super().__init__()
         self.classifier = classifier
         self.unpack = unpack
+        self.logits_of = logits_of
         self.listener = StepListener(ClassifierFinder(classifier, []))
         self._said: set[str] = set()
         self._failure: Exception | None = None
@@ -150,7 +154,7 @@ class ListeningCallback(LightningCallback):
         if self._failure is not None:
             return
         capture = self.capture if self.finder.known and self.wants(trainer, dataloader_idx) else None
-        self.listener.start(pl_module, capture, Calling(context=trainer.precision_plugin.forward_context))
+        self.listener.start(pl_module, capture, self._calling(trainer))
 
     on_test_batch_start = on_validation_batch_start
 
@@ -201,21 +205,30 @@ class ListeningCallback(LightningCallback):
             images, labels, boxes = self.unpacked(batch)
             with plain_tensors():
                 trace = step.trace(len(images)) or self._own_trace(trainer, images, step)
+                require_logits(trace)
                 check_labels(labels, trace.logits, self.model)
-                self._tell_of(trainer.lightning_module, trace.logits)
+                self._tell_of(trainer.lightning_module, trace.logits, loaders_of(trainer)[dataloader_idx])
                 self.heard(trainer, trace, labels, boxes, dataloader_idx)
 
     def unpacked(self, batch: Any) -> tuple[Tensor, Tensor | None, Boxes | None]:
         """Images, labels and boxes of a batch."""
         return taken_apart(batch, self.unpack, lambda told: self.say_once(rank_zero_info, told))
 
-    def _tell_of(self, pl_module: nn.Module, logits: Tensor) -> None:
+    def _tell_of(self, pl_module: nn.Module, logits: Tensor, loader: Any) -> None:
         """Say which module is explained: numbers that are no class logits look like them."""
         told = f"{name_of(pl_module, self.model)!r} ({type(self.model).__name__}), {logits.shape[1]} classes"
         tell_of(pl_module, f"The classifier that is explained: {told}. `classifier=` names another module.")
+        names = class_names_of(loader)
+        if names and len(names) != max(logits.shape[1], 2):
+            self.say_once(
+                rank_zero_warn,
+                f"the classifier that is explained, {told}, expected one number for each of the {len(names)} classes "
+                "of the dataset. If these are features, name the module that makes logits of them, `classifier='self'` "
+                "say, or wrap both in one.",
+            )
 
     def _own_trace(self, trainer: pl.Trainer, images: Tensor, step: HeardStep) -> Trace:
-        calling = Calling(context=trainer.precision_plugin.forward_context)
+        calling = self._calling(trainer)
         if step.observer is not None:  # nobody could have listened yet; the step may have changed the batch's images
             given, calling = step.images_of(self.model), step.observer.calling_of(self.model)
             images = images if given is None or len(given) != len(images) else given
@@ -232,6 +245,9 @@ class ListeningCallback(LightningCallback):
             )
         return run(self.model, images, self.capture(), calling)
 
+    def _calling(self, trainer: pl.Trainer) -> Calling:
+        return Calling(logits_of=self.logits_of, context=trainer.precision_plugin.forward_context)
+
     def _begin(self) -> None:
         self._failure = None
         self.listener.stop()
@@ -245,8 +261,7 @@ class ExplainingCallback(ListeningCallback):
         attributions: Named methods, or one, which is called by its class.
         mean: Mean by which images were standardised, or what says both; None to read it from the data.
         std: Standard deviation by which they were.
-        classifier: Dotted name of the module that takes images and gives logits; None to find it in the first batch.
-        unpack: How a batch is taken apart.
+        options: ``classifier``, ``unpack`` and ``logits_of`` of a `ListeningCallback`.
 
     Raises:
         TypeError: If ``attributions`` holds anything else.
@@ -259,10 +274,9 @@ class ExplainingCallback(ListeningCallback):
         *,
         mean: Standard | None = None,
         std: Sequence[float] | None = None,
-        classifier: str | None = None,
-        unpack: Unpack = first_two,
+        **options: Any,
     ) -> None:
-        super().__init__(classifier=classifier, unpack=unpack)
+        super().__init__(**options)
         self.attributions = named_attributions(attributions)
         self._given = None if mean is None and std is None else standard_of(mean, std)
 

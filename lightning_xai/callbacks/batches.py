@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_xai.metrics import Boxes
+from lightning_xai.trace import kind_of
 
 Unpack: TypeAlias = Callable[[Any], Sequence[Any]]
 """How a batch is taken apart: ``batch -> (images (N,C,H,W), labels (N,) or None)``, and boxes where there are any."""
@@ -45,8 +46,7 @@ def taken_apart(batch: Any, unpack: Unpack, say: Callable[[str], None]) -> tuple
     """
     images, labels, boxes = (*unpack(batch), None)[:3]
     if not isinstance(images, Tensor) or images.ndim != 4:
-        found = f"shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
-        raise TypeError(f"`unpack` expected to give images (N, C, H, W) and labels, got images of {found}.")
+        raise TypeError(f"`unpack` expected to give images (N, C, H, W) and labels, got {kind_of(images)} for images.")
     known = _labels(labels, images)
     if known is None and labels is not None:
         say(

@@ -84,25 +84,24 @@ def standards_in(trainer: pl.Trainer, dataloader_idx: int) -> set[tuple[Numbers,
     return found.union(*map(found_standards, parts))
 
 
-def class_names_of(loader: Any, n_classes: int) -> list[str] | None:
+def class_names_of(loader: Any) -> list[str] | None:
     """Names of the classes as the dataset of a loader has them: a list ``classes``, as torchvision's have.
 
     Args:
         loader: The dataloader; the dataset of a subset is looked for.
-        n_classes: Number of logits.
 
     Returns:
-        The names; None where there are none, or not one for each logit.
+        The names; None where there are none.
 
     Example:
         >>> from types import SimpleNamespace
         >>> subset = SimpleNamespace(dataset=SimpleNamespace(classes=["cat", "dog"]))
-        >>> class_names_of(SimpleNamespace(dataset=subset), 2)
+        >>> class_names_of(SimpleNamespace(dataset=subset))
         ['cat', 'dog']
     """
     dataset: Any = getattr(loader, "dataset", None)
     while not hasattr(dataset, "classes") and hasattr(dataset, "dataset"):
         dataset = dataset.dataset
     names = getattr(dataset, "classes", None)
-    usual = isinstance(names, (list, tuple)) and len(names) == n_classes and all(isinstance(one, str) for one in names)
-    return [*names] if usual and names is not None else None
+    usual = isinstance(names, (list, tuple)) and all(isinstance(one, str) for one in names)
+    return [*names] if usual and names else None

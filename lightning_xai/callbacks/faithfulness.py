@@ -25,8 +25,8 @@ from lightning_xai.log_keys import LogKey
 from lightning_xai.metrics import Batch, Boxes, ExplanationMetric, Setting
 from lightning_xai.scores import centered, log_softmax, resolve_targets
 from lightning_xai.standard import Standard
-from lightning_xai.trace import Capture, Trace, plain_tensors, run
-from lightning_xai.types import Score, Targets
+from lightning_xai.trace import Capture, Trace, logits_of, plain_tensors, run
+from lightning_xai.types import LogitsOf, Score, Targets
 
 _DEAR = 1 / 3
 """Share of the time of a validation from which on it is told."""
@@ -66,6 +66,7 @@ class Faithfulness(ExplainingCallback):
         classifier: Dotted name of the module that takes images and gives logits, ``"self"`` for the LightningModule;
             None to find it.
         unpack: How a batch is taken apart: into images, labels and, for localisation metrics, boxes.
+        logits_of: Finds the logits in what a named classifier gives: ``lambda output: output["main"]``, say.
 
     Raises:
         TypeError: If an argument has the wrong type.
@@ -94,13 +95,15 @@ class Faithfulness(ExplainingCallback):
         log_probability: Score = log_softmax,
         classifier: str | None = None,
         unpack: Unpack = first_two,
+        logits_of: LogitsOf = logits_of,
     ) -> None:
         attributions = named_attributions(attributions)
         controls = default_controls(attributions) if controls is None else controls
         twice = set(attributions) & set(controls)
         if twice:
             raise ValueError(f"`controls` expected other names than `attributions`, got {sorted(twice)} in both.")
-        super().__init__({**attributions, **controls}, mean=mean, std=std, classifier=classifier, unpack=unpack)
+        options: dict[str, Any] = {"classifier": classifier, "unpack": unpack, "logits_of": logits_of}
+        super().__init__({**attributions, **controls}, mean=mean, std=std, **options)
         for name, count in {"n_images": n_images, "control_images": control_images}.items():
             if count is not None and count < 1:
                 raise ValueError(f"`{name}` expected 1 or more, or None for all, got {count}.")

@@ -144,7 +144,7 @@ def picture(
 
     Args:
         model: The classifier.
-        images: Probes (N,C,H,W), C = 1 or 3; all are drawn.
+        images: Probes (N,C,H,W); all are drawn, with other channels than one or three as the mean of these.
         layer: The explained layer.
         finding: The check that flagged the model.
         calling: What else the model is given, where its logits are, and the context it runs in.
@@ -161,6 +161,8 @@ def picture(
     }
     trace = run(model, images, capture_for(model, methods.values()), calling)
     classes = predicted(trace.logits)
+    if images.shape[1] not in (1, 3):
+        images, standard = images.mean(1, keepdim=True), None
     pixels = to_pixels(images, *(_between_extremes(images) if standard is None else standard))
     words = [str(finding.verdict), f"{finding.place.layer} {finding.place.position}"]
     found, where = ([word] + [None] * (len(images) - 1) for word in words)

@@ -24,8 +24,8 @@ from lightning_xai.integrity import UNDECIDED, Digest, Fingerprint, OneClassErro
 from lightning_xai.log_keys import LogKey
 from lightning_xai.metrics import Boxes
 from lightning_xai.standard import Standard, standard_of
-from lightning_xai.trace import Calling, Observer, Trace, evaluation_mode, is_image_batch, own_pass
-from lightning_xai.types import OneLayer, Tokens
+from lightning_xai.trace import Calling, Observer, Trace, evaluation_mode, is_image_batch, kind_of, logits_of, own_pass
+from lightning_xai.types import LogitsOf, OneLayer, Tokens
 
 
 class ModelIntegrity(ListeningCallback):
@@ -55,8 +55,7 @@ class ModelIntegrity(ListeningCallback):
         n_images: Number of probes to take.
         every_n_validations: Check at every so many validations of a fit.
         image_level: Whether to look at the gradient of the image too.
-        reference: A trusted model, its `Fingerprint`, or the file of one. A fingerprint
-            belongs to its probes: pass them as ``images``.
+        reference: A trusted model, its `Fingerprint`, or the file of one, whose probes are to be the ``images``.
         threshold: From which suspicion on to flag; None for the default.
         action: What a flagged model leads to, at each check: ``"warn"`` (once a run), ``"raise"`` (an error on all
             ranks), or a function, which gets the `Finding` on rank zero.
@@ -66,6 +65,7 @@ class ModelIntegrity(ListeningCallback):
         classifier: Dotted name of the module that takes images and gives logits, ``"self"`` for the LightningModule;
             None to find it.
         unpack: How a batch is taken apart.
+        logits_of: Finds the logits in what a named classifier gives: ``lambda output: output["main"]``, say.
 
     Raises:
         TypeError: If an argument has the wrong type.
@@ -92,13 +92,14 @@ class ModelIntegrity(ListeningCallback):
         name: str = "integrity",
         classifier: str | None = None,
         unpack: Unpack = first_two,
+        logits_of: LogitsOf = logits_of,
     ) -> None:
-        super().__init__(classifier=classifier, unpack=unpack)
+        super().__init__(classifier=classifier, unpack=unpack, logits_of=logits_of)
         for argument, value in {"n_images": n_images, "every_n_validations": every_n_validations}.items():
             if value < 1:
                 raise ValueError(f"`{argument}` expected 1 or more, got {value}.")
         if images is not None and not is_image_batch(images):
-            raise TypeError(f"`images` expected probes (N, C, H, W) of a floating dtype, got {_kind(images)}.")
+            raise TypeError(f"`images` expected probes (N, C, H, W) of a floating dtype, got {kind_of(images)}.")
         if action not in ("warn", "raise") and not callable(action):
             raise TypeError(f"`action` expected 'warn', 'raise' or a function of the finding, got {action!r}.")
         self.layer = layer
@@ -198,12 +199,9 @@ class ModelIntegrity(ListeningCallback):
         self._run.probes.finish()
         self._check_if(self._run.phase is Phase.DUE, trainer)
         if self._run.phase is Phase.CHECKED:
-            pl_module.log_dict(
-                {self._key(trainer, name): value for name, value in self._agree(trainer).items()},
-                sync_dist=trainer.world_size
-                > 1,  # equal on all ranks; Lightning warns where it is not asked to see to it
-                add_dataloader_idx=False,
-            )
+            values = {self._key(trainer, name): value for name, value in self._agree(trainer).items()}
+            # equal on all ranks; Lightning warns where it is not asked to see to it
+            pl_module.log_dict(values, sync_dist=trainer.world_size > 1, add_dataloader_idx=False)
 
     on_test_epoch_start = on_validation_epoch_start
     on_test_batch_end = on_validation_batch_end
@@ -243,9 +241,9 @@ class ModelIntegrity(ListeningCallback):
             probes.take(self.unpacked(batch)[0])
         probes.finish()
         if not self.finder.known:
-            context = trainer.precision_plugin.forward_context
+            calling = self._calling(trainer)
             module = self.finder.model if self.classifier is not None else pl_module
-            with own_pass(), Observer(module) as observer, evaluation_mode(module), context():
+            with own_pass(), Observer(module, calling) as observer, evaluation_mode(module), calling.context():
                 module(for_model(module, probes.images[0]))
             self.finder.find(observer)
 
@@ -284,7 +282,8 @@ class ModelIntegrity(ListeningCallback):
         """The probes, and how the classifier is called with them, now."""
         probes, _, calling = self._run.probes.batches()[0]
         device = next((one.device for one in self.model.parameters()), probes.device)
-        return probes, replace(calling.to(device), context=trainer.precision_plugin.forward_context)
+        now = self._calling(trainer)
+        return probes, replace(calling.to(device), context=now.context, logits_of=now.logits_of)
 
     def _take(self, trainer: pl.Trainer, finding: Finding) -> None:
         """Keep a finding, and say what is to be said of it."""
@@ -344,7 +343,3 @@ class ModelIntegrity(ListeningCallback):
 
     def _key(self, trainer: pl.Trainer, figure: str) -> str:
         return str(LogKey(stage_of(trainer), self.name, figure))
-
-
-def _kind(value: object) -> str:
-    return f"shape {tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else type(value).__name__

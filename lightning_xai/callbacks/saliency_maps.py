@@ -24,8 +24,8 @@ from lightning_xai.log_keys import LogKey
 from lightning_xai.metrics import Boxes, average_drop, masked_scores
 from lightning_xai.scores import log_softmax, predicted, resolve_targets
 from lightning_xai.standard import Numbers, Standard
-from lightning_xai.trace import Calling, Capture, Trace, run
-from lightning_xai.types import Score, Targets
+from lightning_xai.trace import Calling, Capture, Trace, logits_of, run
+from lightning_xai.types import LogitsOf, Score, Targets
 from lightning_xai.visualization import Panel, overlay
 
 
@@ -65,6 +65,7 @@ class SaliencyMaps(ExplainingCallback):
         classifier: Dotted name of the module that takes images and gives logits, ``"self"`` for the LightningModule;
             None to find it.
         unpack: How a batch is taken apart.
+        logits_of: Finds the logits in what a named classifier gives: ``lambda output: output["main"]``, say.
 
     Raises:
         TypeError: If an argument has the wrong type.
@@ -92,8 +93,10 @@ class SaliencyMaps(ExplainingCallback):
         log_probability: Score = log_softmax,
         classifier: str | None = None,
         unpack: Unpack = first_two,
+        logits_of: LogitsOf = logits_of,
     ) -> None:
-        super().__init__(attributions, mean=mean, std=std, classifier=classifier, unpack=unpack)
+        options: dict[str, Any] = {"classifier": classifier, "unpack": unpack, "logits_of": logits_of}
+        super().__init__(attributions, mean=mean, std=std, **options)
         for argument, value in {"n_images": n_images, "every_n_epochs": every_n_epochs}.items():
             if value < 1:
                 raise ValueError(f"`{argument}` expected 1 or more, got {value}.")
@@ -134,7 +137,8 @@ class SaliencyMaps(ExplainingCallback):
         followed = self._of(trainer, dataloader_idx)
         self._standard = self.standard(trainer, dataloader_idx)
         classes = trace.logits.shape[1]
-        self._shown_names = self.class_names or class_names_of(loaders_of(trainer)[dataloader_idx], classes)
+        names = class_names_of(loaders_of(trainer)[dataloader_idx])
+        self._shown_names = self.class_names or (names if names and len(names) == classes else None)
         if not followed.kept:
             if not followed.probes.images:  # a later batch may hold a single odd image
                 check_standardized(trace.images, *self._standard)

@@ -23,9 +23,11 @@ from lightning_xai.trace import (
     Trace,
     find_layer,
     is_image_batch,
+    kind_of,
     last_affine_call,
     last_spatial_layer,
     name_of,
+    require_logits,
     run,
 )
 from lightning_xai.types import OneLayer, Targets
@@ -155,6 +157,7 @@ def inspect_trace(
         torch.Size([8])
     """
     check_logits(trace.logits)
+    require_logits(trace)
     reasons = innocent_reasons(trace.logits)
     if UNDECIDED not in reasons:  # an untrained network may well prefer one class
         _check_probes(trace.logits)
@@ -170,6 +173,7 @@ def inspect_trace(
         pooled_shares = common_mode_share(common.mean((2, 3)), rest_gradient.mean((2, 3)))
         position, concentration = _largest(common)
         mean = at_least_float32(trace.gradient(mean_logit, classes, of=layer))
+        tiny = torch.finfo(mean.dtype).tiny
         if looks_untrained([median(shares), median(pooled_shares)], mean_row, trace.logits.shape[1]):
             reasons = (*reasons, UNTRAINED)
         functions = tuple(f"autograd function {one}" for one in autograd_functions(trace.nodes))
@@ -181,7 +185,7 @@ def inspect_trace(
             shares=shares,
             pooled_shares=pooled_shares,
             image_shares=_at_image(trace, classes) if image_level else None,
-            nonlinearity=_norms(common - mean) / (_norms(raw_gradient) + _norms(rest_gradient)).clamp(min=1e-38),
+            nonlinearity=_norms(common - mean) / (_norms(raw_gradient) + _norms(rest_gradient)).clamp(min=tiny),
             tolerance=2 * torch.finfo(trace.activation(layer).dtype).eps ** 0.5,
             mean_row=mean_row,
             position=position,
@@ -227,8 +231,8 @@ def _largest(gradients: Tensor) -> tuple[tuple[int, int], float]:
 
 def _check_images(images: Tensor) -> None:
     if not is_image_batch(images) or 0 in images.shape or not images.isfinite().all():
-        found = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
-        raise ValueError(f"`images` expected finite probe images (N, C, H, W) of a floating dtype, got {found}.")
+        wanted = "finite probe images (N, C, H, W) of a floating dtype"
+        raise ValueError(f"`images` expected {wanted}, got {kind_of(images)}.")
 
 
 def _check_probes(logits: Tensor) -> None:

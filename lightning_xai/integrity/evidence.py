@@ -18,7 +18,7 @@ from lightning_xai.integrity.heads import check_logits
 from lightning_xai.integrity.maps import AT_LAYER, signed_maps
 from lightning_xai.integrity.measures import mean_logit
 from lightning_xai.scores import at_least_float32, centered, pre_softmax
-from lightning_xai.trace import Calling, Capture, Trace, find_layer, last_spatial_layer, run
+from lightning_xai.trace import Calling, Capture, Trace, find_layer, last_spatial_layer, require_logits, run
 from lightning_xai.types import OneLayer, Score
 
 SKETCH = 128
@@ -75,6 +75,7 @@ def traced(
     capture = Capture({module: module}) | capture_for(model, methods.values(), module)
     trace = run(model, images, capture, calling)
     check_logits(trace.logits)
+    require_logits(trace)
     return module, trace
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from math import ceil
 from typing import Literal
 
@@ -26,12 +27,16 @@ from lightning_xai.regularization.refusals import (
 from lightning_xai.regularization.schedules import ConstantWeight, Schedule
 from lightning_xai.regularization.teachers import ImageWeights, Teacher, mask_saturated, negative_loss_teacher
 from lightning_xai.trace import (
+    PROBABILITIES,
+    Calling,
     DoubleBackward,
     Rectifiers,
+    are_probabilities,
     batch_norm_evaluation,
     check_rectifiers,
     differentiable_attention,
     find_layer,
+    logits_of,
     name_of,
     pass_from_image,
     pass_from_layer,
@@ -39,6 +44,7 @@ from lightning_xai.trace import (
     require_rectifiers_after,
     running_statistics_kept,
 )
+from lightning_xai.types import LogitsOf
 
 
 @dataclass(frozen=True)
@@ -107,6 +113,8 @@ class GuidedGradientLoss(nn.Module):
             is called or as a module. Cheaper, and what CAM methods look at, but another objective. It needs rectifiers
             between the layer and the logits: of a ResNet ``"layer3"``, not ``"layer4"``.
         max_nonfinite: Training stops when the term was not finite so many times in a row.
+        logits_of: Finds the logits in what the classifier gives; outputs with ``logits``, and the first (N,K) tensor of
+            a tuple or dict, are understood by default. The criterion gets these alone, no auxiliary outputs.
 
     Raises:
         TypeError: If ``error`` or ``weight`` is no function.
@@ -137,6 +145,7 @@ class GuidedGradientLoss(nn.Module):
         fraction: float = 1.0,
         layer: str | nn.Module | None = None,
         max_nonfinite: int = 20,
+        logits_of: LogitsOf = logits_of,
     ) -> None:
         super().__init__()
         self.error = CosineLoss() if error is None else error
@@ -161,6 +170,7 @@ class GuidedGradientLoss(nn.Module):
         self.every_n_steps = every_n_steps
         self.fraction = fraction
         self.max_nonfinite = max_nonfinite
+        self.logits_of = logits_of
         self.nonfinite_steps = 0
         self._nonfinite_in_a_row = 0
         object.__setattr__(self, "layer", layer)  # past nn.Module: the model's module is no submodule of its loss
@@ -188,7 +198,7 @@ class GuidedGradientLoss(nn.Module):
                 or what follows the layer has too few rectifiers, or the layer is not there.
         """
         if step % self.every_n_steps or self.weight(step) == 0:
-            logits = model(images)
+            logits = self._logits(model, images)
             classification, _ = mean_and_sum(criterion, logits, targets)
             return GuidedGradientTerms(classification, logits, classification.detach())
         self._require_support(model, images)
@@ -221,7 +231,7 @@ class GuidedGradientLoss(nn.Module):
             logits, point = self._recorded_pass(model, images)
             classification, total = mean_and_sum(criterion, logits, targets)
             return _Passes(logits, classification, logits, targets, total, point)
-        logits = model(images)
+        logits = self._logits(model, images)
         classification, _ = mean_and_sum(criterion, logits, targets)
         n = ceil(self.fraction * len(images))
         with batch_norm_evaluation(model) if self.batch_norm == "evaluation" else running_statistics_kept(model):
@@ -230,15 +240,23 @@ class GuidedGradientLoss(nn.Module):
         return _Passes(logits, classification, taught, targets[:n], total, point)
 
     def _recorded_pass(self, model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+        call = partial(self._logits, model)
         with DoubleBackward(), differentiable_attention():
             if self.layer is None:
-                logits, point = pass_from_image(model, images)
+                logits, point = pass_from_image(call, images)
             else:
-                logits, point = pass_from_layer(model, images, find_layer(model, self.layer))
+                logits, point = pass_from_layer(call, images, find_layer(model, self.layer))
         if not self._supported:
             require_differentiable_backward(logits)
+            if are_probabilities(logits, logits.grad_fn):
+                raise ValueError(PROBABILITIES)
             self._supported = True
         return logits, point
+
+    def _logits(self, model: nn.Module, images: Tensor) -> Tensor:
+        output = model(images)
+        logits = self.logits_of(output)
+        return logits if isinstance(logits, Tensor) else Calling().found(output, len(images))
 
     def _aligned(self, model: nn.Module, passes: _Passes, step: int) -> tuple[Alignment, GradientProducts | None]:
         """The term, and what an adaptive weight measures of it: all backward passes but the last."""
@@ -278,7 +296,8 @@ class GuidedGradientLoss(nn.Module):
         if not self._supported:
             require_double_backward(model, self.batch_norm)
             if self.layer is not None:
-                require_rectifiers_after(model, images, find_layer(model, self.layer), self.rectifiers)
+                layer, call = find_layer(model, self.layer), partial(self._logits, model)
+                require_rectifiers_after(model, images, layer, self.rectifiers, call)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ The only folder that registers hooks (on modules or autograd nodes), shadows ``f
 the grad mode. Whatever it changes it restores in ``finally``, so that the user's model is as before after any call.
 """
 
-from lightning_xai.trace.calling import IMAGES, Calling, images_in, is_image_batch, logits_of
+from lightning_xai.trace.calling import IMAGES, Calling, images_in, is_image_batch, kind_of, logits_of
 from lightning_xai.trace.capture import Capture
 from lightning_xai.trace.double_backward import DoubleBackward, require_differentiable_backward, running_statistics_kept
 from lightning_xai.trace.guided import guided
@@ -22,6 +22,7 @@ from lightning_xai.trace.modes import (
 )
 from lightning_xai.trace.observer import Observer, last_spatial_layer, spatial_layers
 from lightning_xai.trace.points import pass_from_image, pass_from_layer, require_rectifiers_after
+from lightning_xai.trace.probabilities import PROBABILITIES, are_probabilities, require_logits
 from lightning_xai.trace.recording import predict
 from lightning_xai.trace.rectifiers import Rectifiers, check_rectifiers
 from lightning_xai.trace.sharding import has_tensor_parallelism, is_sharded, unsharded
@@ -29,6 +30,7 @@ from lightning_xai.trace.trace import Trace, run
 
 __all__ = [
     "IMAGES",
+    "PROBABILITIES",
     "AffineCall",
     "Call",
     "Calling",
@@ -40,6 +42,7 @@ __all__ = [
     "Observer",
     "Rectifiers",
     "Trace",
+    "are_probabilities",
     "batch_norm_evaluation",
     "check_rectifiers",
     "current_autocast",
@@ -53,6 +56,7 @@ __all__ = [
     "intercepted",
     "is_image_batch",
     "is_sharded",
+    "kind_of",
     "last_affine_call",
     "last_spatial_layer",
     "logits_of",
@@ -63,6 +67,7 @@ __all__ = [
     "plain_tensors",
     "predict",
     "require_differentiable_backward",
+    "require_logits",
     "require_rectifiers_after",
     "run",
     "running_statistics_kept",

@@ -72,6 +72,14 @@ def is_image_batch(value: object) -> bool:
     return isinstance(value, Tensor) and value.ndim == 4 and value.is_floating_point()
 
 
+def kind_of(value: object) -> str:
+    """What there is in the place of images, in the words of an error."""
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    volumes = ", which are no images: volumes (N, C, D, H, W) are not explained" if value.ndim == 5 else ""
+    return f"{value.dtype} of shape {tuple(value.shape)}{volumes}"
+
+
 def images_in(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
     """The first batch of images among the arguments of a call, in dicts and lists, too; None where there is none."""
     return next((one for one in tree_leaves((args, dict(kwargs))) if is_image_batch(one)), None)

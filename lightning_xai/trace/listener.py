@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import wraps
 from threading import RLock, get_ident
 from types import MethodType
@@ -68,6 +70,28 @@ class Listener:
         self._stack.close()
 
 
+@dataclass(frozen=True, eq=False)
+class Watcher:
+    """Who is told of calls of a module's forward.
+
+    Attributes:
+        begin: Is told of the module when a call begins; answers whether it wants to be told of the rest.
+        note: Is told of module, arguments and output when it ends.
+    """
+
+    begin: Callable[[nn.Module], bool]
+    note: Callable[..., None]
+
+    @contextmanager
+    def watching(self, module: nn.Module) -> Iterator[None]:
+        """Inside, calls of the module are told."""
+        _Hearing.enter(module, self, Calling())
+        try:
+            yield
+        finally:
+            _Hearing.leave(module, self)
+
+
 class _Hearing:
     """What stands in for a model's forward while anybody listens, and tells all listeners of each call.
 
@@ -79,19 +103,19 @@ class _Hearing:
     _OF: ClassVar[dict[nn.Module, _Hearing]] = {}
 
     def __init__(self, model: nn.Module) -> None:
-        self.listeners: list[tuple[int, Listener, Calling]] = []
+        self.listeners: list[tuple[int, Listener | Watcher, Calling]] = []
         self.own = model.__dict__.get("forward")  # a model may have a forward of its own, as DDP gives it one
         model.forward = _stand_in(model, self)
 
     @classmethod
-    def enter(cls, model: nn.Module, listener: Listener, calling: Calling) -> None:
+    def enter(cls, model: nn.Module, listener: Listener | Watcher, calling: Calling) -> None:
         """One listener more."""
         with cls._LOCK:
             hearing = cls._OF[model] if model in cls._OF else cls._OF.setdefault(model, cls(model))
             hearing.listeners.append((get_ident(), listener, calling))
 
     @classmethod
-    def leave(cls, model: nn.Module, listener: Listener) -> None:
+    def leave(cls, model: nn.Module, listener: Listener | Watcher) -> None:
         """One listener less."""
         with cls._LOCK:
             hearing = cls._OF[model]
@@ -109,8 +133,15 @@ class _Hearing:
 
     def hear(self, model: nn.Module, args: Any, kwargs: Any) -> Any:
         """One call, of which listeners in this thread are told."""
-        forward = MethodType(type(model).forward, model) if self.own is None else self.own
         mine = [(listener, calling) for thread, listener, calling in self.listeners if thread == get_ident()]
+        told = [one for one, _ in mine if isinstance(one, Watcher) and one.begin(model)]
+        output = self._called(model, [one for one in mine if isinstance(one[0], Listener)], args, kwargs)
+        for one in told:
+            one.note(model, args, kwargs, output)
+        return output
+
+    def _called(self, model: nn.Module, mine: list[tuple[Listener, Calling]], args: Any, kwargs: Any) -> Any:
+        forward = MethodType(type(model).forward, model) if self.own is None else self.own
         # Calls with gradients are somebody's training, and those without images or by a compiler no classification.
         elsewhere = torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_grad_enabled()
         images = None if elsewhere or not mine or in_own_pass() else images_in(args, kwargs)

@@ -13,7 +13,9 @@ from torch.utils._pytree import tree_leaves
 from lightning_xai.trace.calling import Calling, has_several, images_in, is_image_batch, logits_of
 from lightning_xai.trace.hooks import forward_hooks, hookable, hooks_apart
 from lightning_xai.trace.layers import name_of
+from lightning_xai.trace.listener import Watcher
 from lightning_xai.trace.modes import GraphKept, borrowed, bystander, eager, in_own_pass, plain_tensors
+from lightning_xai.trace.probabilities import sum_to_one
 from lightning_xai.trace.tokens import Shapes
 
 _T = TypeVar("_T")
@@ -100,6 +102,10 @@ class Observer:
         modules = hookable(self._model) if compiled else None
         self._stack.enter_context(forward_hooks(modules, self._begin, before=True))
         self._stack.enter_context(forward_hooks(modules, self._note))
+        if not self._own:  # steps may call `self.forward(images)`, which runs no hooks
+            for module in [self._model, *self._model.children()]:
+                if not isinstance(module, torch.jit.ScriptModule) and not hasattr(module, "_orig_mod"):
+                    self._stack.enter_context(Watcher(self._begin_directly, self._note).watching(module))
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -125,7 +131,7 @@ class Observer:
             )
         logits = next(call.logits for call in calls if call.module is outer[0])
         # A wrapper that hands on what a module inside gave adds nothing but a prefix to the names of layers.
-        return next(call.module for call in self._calls if call.logits is logits)
+        return next(call.module for call in calls if call.logits is logits)
 
     def images_of(self, module: nn.Module) -> Tensor | None:
         """What the module was given in its first call as a classifier, (N,C,H,W); None if there was no such call."""
@@ -163,6 +169,12 @@ class Observer:
                 "Name a layer, or use larger images."
             )
         return found[-1]
+
+    def _begin_directly(self, module: nn.Module) -> bool:
+        called = bool(self._begun) and self._begun[-1][1] is module  # as a module, whose hooks tell
+        if not called:
+            self._begin(module)
+        return not called
 
     def _begin(self, module: nn.Module, *arguments: Any) -> None:
         if module in self._modules and in_own_pass() is self._own:
@@ -273,10 +285,7 @@ def _dependence(results: list[Any], values: list[Tensor]) -> tuple[Tensor, ...]:
 
 def _looks_like_logits(output: Tensor) -> bool:
     """Whether these are numbers (N,K), not probabilities."""
-    if output.ndim != 2 or not output.is_floating_point():
-        return False
-    output = output.detach().float()
-    return output.shape[1] < 2 or not bool((output >= 0).all() and ((output.sum(1) - 1).abs() < 1e-2).all())
+    return output.ndim == 2 and output.is_floating_point() and not sum_to_one(output)
 
 
 def spatial_layers(model: nn.Module, images: Tensor, calling: Calling | None = None) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from lightning_xai.trace.guided import guided
@@ -10,11 +12,11 @@ from lightning_xai.trace.modes import evaluation_mode
 from lightning_xai.trace.rectifiers import Rectifiers
 
 
-def pass_from_image(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+def pass_from_image(model: Callable[[Tensor], Tensor], images: Tensor) -> tuple[Tensor, Tensor]:
     """Logits, and the images as a leaf of their graph.
 
     Args:
-        model: The classifier.
+        model: Calls the classifier, and finds the logits in what it gives.
         images: Images (N,C,H,W); neither written to nor made to require gradients.
 
     Returns:
@@ -30,11 +32,11 @@ def pass_from_image(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     return model(leaf.clone()), leaf  # a copy, so that operations in place find no leaf
 
 
-def pass_from_layer(model: nn.Module, images: Tensor, layer: nn.Module) -> tuple[Tensor, Tensor]:
+def pass_from_layer(model: Callable[[Tensor], Tensor], images: Tensor, layer: nn.Module) -> tuple[Tensor, Tensor]:
     """Logits, and the output of a layer with its graph on both sides.
 
     Args:
-        model: The classifier.
+        model: Calls the classifier, and finds the logits in what it gives.
         images: Images (N,C,H,W).
         layer: A module that is called once in a pass and gives (N,D,h,w).
 
@@ -69,7 +71,11 @@ def pass_from_layer(model: nn.Module, images: Tensor, layer: nn.Module) -> tuple
 
 
 def require_rectifiers_after(
-    model: nn.Module, images: Tensor, layer: nn.Module, rectifiers: Rectifiers = "relu"
+    model: nn.Module,
+    images: Tensor,
+    layer: nn.Module,
+    rectifiers: Rectifiers = "relu",
+    call: Callable[[Tensor], Tensor] | None = None,
 ) -> None:
     """Refuse layers after which the guided gradient is nearly the plain one, by a pass of the first image.
 
@@ -78,6 +84,7 @@ def require_rectifiers_after(
         images: Images (N,C,H,W).
         layer: The layer.
         rectifiers: What counts as one, see `guided`.
+        call: Calls the classifier, and finds the logits in what it gives; None where it gives them alone.
 
     Raises:
         ValueError: If too few rectifiers lie between the layer and the logits.
@@ -92,7 +99,7 @@ def require_rectifiers_after(
         return output.detach().requires_grad_().clone()  # operations in place find no leaf
 
     with evaluation_mode(model), forward_hooks([layer], cut):
-        logits = model(images[:1])
+        logits = (call or model)(images[:1])
     try:
         with guided(logits, rectifiers):
             pass

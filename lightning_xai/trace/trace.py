@@ -82,6 +82,11 @@ class Trace:
         return self._capture.create_graph
 
     @property
+    def made_by(self) -> Any:
+        """The node of the operation that made the logits; None without a graph."""
+        return self._logits.grad_fn
+
+    @property
     def nodes(self) -> set[Any]:
         """The nodes of the graph from the logits back to where it starts: the captured layers, or the image."""
         return graph_of(self._logits) if self.has_graph else set()
@@ -181,15 +186,12 @@ class Trace:
         Args:
             images: Images (M,C,H,W).
             interception: What stands in for the model's operations; with None the same layers are captured.
-            rows: Which image of this trace each of them was made from, (M,); None where they are as many, in order.
+            rows: As for `calling`.
             noise_source: Images whose content seeds noise in the place of these, where these were computed: a batch of
                 another size rounds otherwise, and another last bit is another noise.
 
         Returns:
             The trace; it costs one forward pass.
-
-        Raises:
-            ValueError: If ``rows`` is needed to tell which of the other arguments go with which image.
         """
         capture = self._capture
         if interception is not None:

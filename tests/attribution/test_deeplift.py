@@ -11,6 +11,7 @@ from torch import nn
 
 from lightning_xai import explain
 from lightning_xai.attribution import DeepLIFT, InputXGradient
+from lightning_xai.baselines import black
 from lightning_xai.scores import centered, pre_softmax
 
 BASELINE = torch.tensor(0.1)
@@ -138,7 +139,7 @@ def test_batch_equals_images_one_by_one():
 def test_black_needs_the_standardisation():
     """As for integrated gradients."""
     with pytest.raises(ValueError, match="`mean` and `std`"):
-        DeepLIFT()
+        DeepLIFT(baseline=black)
 
 
 def test_an_operation_without_a_rule_is_an_error():

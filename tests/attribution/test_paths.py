@@ -332,7 +332,7 @@ def test_maps_are_float32_or_better(method, dtype):
         (lambda: SmoothGrad(batch_size=0), "`batch_size` expected 1 or more, or None.*got 0"),
         (lambda: IntegratedGradients(n_steps=0, baseline=ZERO), "`n_steps` expected 1 or more, got 0"),
         (lambda: IntegratedGradients(baseline=ZERO, batch_size=-1), "`batch_size` expected 1 or more"),
-        (lambda: IntegratedGradients(), "`mean` and `std` expected.*pass a tensor as `baseline`"),
+        (lambda: IntegratedGradients(baseline=black), "`mean` and `std` expected.*pass a tensor as `baseline`"),
         (lambda: IntegratedGradients(mean=MEAN), "`mean` and `std` expected"),
     ],
 )
@@ -347,6 +347,18 @@ def test_a_baseline_that_is_a_number_is_refused(method):
     """What to write instead is said."""
     with pytest.raises(TypeError, match=r"`baseline` expected a tensor or a function.*got float.*torch.tensor\(value"):
         method(baseline=0.0, mean=MEAN, std=STD)
+
+
+@pytest.mark.parametrize("method", [IntegratedGradients, RSIGradCAM, DeepLIFT])
+def test_without_mean_and_std_the_baseline_is_zero_and_black_with_them(method):
+    """As `IntegratedGradients()` is shown; in other packages it is zero, too."""
+    model, images = small_net(), random_images()
+    found = explain(model, images, attributions={"bare": method(), "told": method(mean=MEAN, std=STD)})
+    given = {"bare": method(baseline=ZERO), "told": method(baseline=black, mean=MEAN, std=STD)}
+    expected = explain(model, images, attributions=given)
+    assert torch.equal(found["bare"], expected["bare"])
+    assert torch.equal(found["told"], expected["told"])
+    assert not torch.allclose(found["bare"], found["told"])
 
 
 def test_a_baseline_of_another_shape_is_refused():

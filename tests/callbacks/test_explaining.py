@@ -26,7 +26,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from torchvision.transforms import v2
 
-from lightning_xai import AverageDrop, Faithfulness, GradCAM, GuidedGradient, InputGradient, SaliencyMaps
+from lightning_xai import (
+    AverageDrop,
+    Faithfulness,
+    GradCAM,
+    GuidedGradient,
+    InputGradient,
+    ModelIntegrity,
+    SaliencyMaps,
+)
 from lightning_xai.callbacks import base
 from lightning_xai.callbacks.base import ExplainingCallback
 from lightning_xai.callbacks.batches import first_two
@@ -243,6 +251,8 @@ class Around(nn.Module):
     [
         pytest.param(lambda module, images: module(images), None, "model", id="the LightningModule hands it on"),
         pytest.param(calls_model, None, "model", id="a module inside is called"),
+        pytest.param(lambda module, images: module.forward(images), None, "model", id="its forward hands it on"),
+        pytest.param(lambda module, images: module.model.forward(images), None, "model", id="the forward of a module"),
         pytest.param(calls_model, Around(lambda logits: logits.softmax(1)), "model.inner", id="softmax around it"),
         pytest.param(calls_model, Around(torch.sigmoid), "model.inner", id="sigmoid around it"),
         pytest.param(calls_model, Around(lambda logits: 2 * logits - 1), "model", id="temperature around it"),
@@ -256,18 +266,44 @@ def test_the_classifier_is_found(step: Callable[..., Any], model: nn.Module | No
     assert len(probe.traces) == 2
 
 
-def test_the_lightning_module_itself_may_be_the_classifier() -> None:
-    """Where its forward makes the logits."""
+@pytest.mark.parametrize("call", ["__call__", "forward"])
+def test_the_lightning_module_itself_may_be_the_classifier(call: str) -> None:
+    """Where its forward makes the logits, whether the step calls that or the module."""
 
     class Whole(type(classifier())):  # type: ignore[misc]
         def forward(self, images: Tensor) -> Tensor:
             return 2 * self.model(images) - 1
 
     probe, module = Probe({"gradcam": GradCAM("model.conv2")}), Whole()
-    module.validation_step = lambda batch, batch_idx: module(batch[0])
+    module.validation_step = lambda batch, batch_idx: getattr(module, call)(batch[0])
     trainer(callbacks=[probe]).validate(module, loader(), verbose=False)
     assert probe.found is module
     assert len(probe.traces) == 2
+
+
+def test_a_backbone_and_a_head_in_the_forward_of_the_lightning_module_are_heard(said: list[str]) -> None:
+    """As in lightly's classifiers and Lightning's fine-tuning example: neither of the two is the classifier."""
+
+    class Benchmark(type(classifier())):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+            self.head = nn.Linear(6, 3)
+
+        def forward(self, images: Tensor) -> Tensor:
+            with torch.no_grad():
+                features = self.model(images).flatten(start_dim=1)
+            return self.head(features)
+
+    module, methods = Benchmark(), {"gradcam": GradCAM(), "gradient": InputGradient()}
+    module.validation_step = lambda batch, batch_idx: module.forward(batch[0])
+    probe, integrity = Probe(methods), ModelIntegrity()
+    trainer(callbacks=[probe, integrity]).validate(module, loader(), verbose=False)
+    assert probe.found is module
+    assert integrity.finding is not None
+    assert "forward" not in module.__dict__
+    assert "forward" not in module.model.__dict__
+    assert not any("was not heard" in one for one in said)
 
 
 def test_the_first_batch_is_not_lost_and_costs_one_pass() -> None:
@@ -437,8 +473,8 @@ def test_a_batch_without_labels_is_the_images() -> None:
     ("unpack", "message"),
     [
         (first_two, r"The batch expected to be a sequence.*got dict.*`unpack=lambda batch"),
-        (lambda batch: (batch, None), r"`unpack` expected to give images \(N, C, H, W\).*got images of dict"),
-        (lambda batch: (batch["image"][0], None), r"got images of shape \(3, 8, 8\)"),
+        (lambda batch: (batch, None), r"`unpack` expected to give images \(N, C, H, W\).*got dict for images"),
+        (lambda batch: (batch["image"][0], None), r"got torch.float32 of shape \(3, 8, 8\) for images"),
     ],
 )
 def test_a_wrong_unpack_is_told_about_in_the_sanity_check(unpack: Any, message: str) -> None:

@@ -121,6 +121,7 @@ def command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..
         files = [part for file in (tmp_path / "config.yaml", *more) for part in ("--config", str(file))]
         monkeypatch.setattr(sys, "argv", ["train.py", "fit", *files])
         cli, parts = importlib.import_module(f"{name}.cli"), parts_of(imported(name))
+        torch.manual_seed(0)  # dropout
         return cli.LightningCLI(*parts, seed_everything_default=False)
 
     return run

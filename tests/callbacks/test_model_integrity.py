@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import itertools
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import pytorch_lightning as pl
@@ -436,15 +438,20 @@ def test_images_of_unknown_statistics_are_drawn_between_their_extremes() -> None
     torch.testing.assert_close(pixels.amax((0, 2, 3)), torch.ones(3))
 
 
-def test_a_flag_is_not_lost_over_its_picture(tmp_path: Path) -> None:
-    """Images of four channels are no picture."""
+@pytest.mark.parametrize("full", [False, True])
+def test_a_flag_is_not_lost_over_its_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: bool) -> None:
+    """Images of four channels are drawn as their mean; where that fails, it is said."""
     images = random_images(16, channels=4)
     clean, altered = small_net(channels=4), PositionShift("conv2")(small_net(channels=4))
     callback = ModelIntegrity(reference=clean, action=lambda finding: None)
     running = trainer(callbacks=[callback], logger=CSVLogger(tmp_path))
-    with pytest.warns(UserWarning, match="the shift could not be located or drawn.*C = 1 or 3"):
+    if full:
+        monkeypatch.setattr(finding_module, "to_pixels", Mock(side_effect=MemoryError("full")))
+    told = pytest.warns(UserWarning, match="the shift could not be located or drawn.*full") if full else nullcontext()
+    with told:
         running.validate(module_of(altered), DataLoader(TensorDataset(images, torch.zeros(16)), 16), verbose=False)
     assert found_by(callback).flagged
+    assert full or list(tmp_path.rglob("step=*"))
 
 
 def test_what_cannot_be_told_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -588,7 +595,7 @@ def test_probes_of_other_sizes_are_passed_over() -> None:
         ({"n_images": 0}, ValueError, "`n_images` expected 1 or more, got 0"),
         ({"every_n_validations": 0}, ValueError, "`every_n_validations` expected 1 or more, got 0"),
         ({"images": [1]}, TypeError, "`images` expected probes .* got list"),
-        ({"images": torch.zeros(2, 3)}, TypeError, r"got shape \(2, 3\), torch.float32"),
+        ({"images": torch.zeros(2, 3)}, TypeError, r"got torch.float32 of shape \(2, 3\)"),
         ({"action": "shout"}, TypeError, "`action` expected 'warn', 'raise' or a function of the finding, got 'shout'"),
         ({"mean": (0.5,)}, ValueError, "`mean` and `std` expected both or neither"),
     ],

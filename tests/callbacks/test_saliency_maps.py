@@ -207,6 +207,7 @@ def test_nobody_looks_and_nothing_is_done() -> None:
     assert forwards.sizes == [4, 4]
 
 
+@pytest.mark.filterwarnings("ignore:SaliencyMaps")
 def test_names_of_classes_come_from_the_dataset(panels: list[tuple[str, int, Panel]]) -> None:
     """Of a subset, too; a list of another length is none of them."""
     data = loader()
