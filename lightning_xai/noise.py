@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
+from itertools import cycle
 
 import torch
 from torch import Tensor
@@ -22,6 +23,24 @@ def generators(images: Tensor, seed: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(zlib.crc32(content, seed)) for content in contents]
 
 
+def placed_like(drawn: Tensor, images: Tensor) -> Tensor:
+    """Numbers drawn on the CPU, on the device and in the dtype of images; nobody waits for a GPU meanwhile.
+
+    Args:
+        drawn: The numbers.
+        images: Any tensor.
+
+    Returns:
+        A tensor of the numbers' shape.
+
+    Example:
+        >>> placed_like(torch.ones(2), torch.zeros(1, dtype=torch.float64))
+        tensor([1., 1.], dtype=torch.float64)
+    """
+    pinned = drawn.pin_memory() if images.is_cuda else drawn
+    return pinned.to(images.device, non_blocking=True).to(images.dtype)
+
+
 def noisy_copies(
     images: Tensor, noise_level: float, seed: int, source: Tensor | None = None
 ) -> Callable[[Tensor], Tensor]:
@@ -34,8 +53,8 @@ def noisy_copies(
         source: Images (N,C,H,W) whose content seeds the noise in the place of the images' own.
 
     Returns:
-        A function ``numbers of images (M,) -> noisy copies (M,C,H,W)``; the noise of its calls goes on where that of
-        the call before ended, image by image, so that chunks of any size see the same.
+        A function ``numbers of images (M,) -> noisy copies (M,C,H,W)``, to be asked for the images in turn, again and
+        again; its calls go on where the one before ended, so that chunks of any size see the same.
 
     Example:
         >>> draw = noisy_copies(torch.tensor([[[[0.0, 2.0]]]]), noise_level=0.1, seed=0)
@@ -43,12 +62,12 @@ def noisy_copies(
         tensor([[-0.2226,  1.9310],
                 [-0.5230,  2.3151]])
     """
-    sources = generators(images if source is None else source, seed)
+    sources = cycle(generators(images if source is None else source, seed))  # to read the numbers would wait for a GPU
     deviations = noise_level * (images.amax((1, 2, 3)) - images.amin((1, 2, 3)))
 
     def draw(of: Tensor) -> Tensor:
         # sample by sample: how torch.randn fills a larger tensor depends on its size
-        noise = torch.stack([torch.randn(images.shape[1:], generator=sources[i]) for i in of.tolist()])
-        return images[of] + noise.to(images) * deviations[of, None, None, None]
+        noise = torch.stack([torch.randn(images.shape[1:], generator=next(sources)) for _ in of])
+        return images[of] + placed_like(noise, images) * deviations[of, None, None, None]
 
     return draw

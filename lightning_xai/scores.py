@@ -180,9 +180,11 @@ def resolve_targets(targets: Targets, logits: Tensor, labels: Tensor | None = No
     if found.shape != (n,):
         raise ValueError(f"`targets` expected one class for each of the {n} images, got shape {tuple(found.shape)}.")
     classes = max(k, 2)
-    if found.min() < 0 or found.max() >= classes:
-        wrong = found[(found < 0) | (found >= classes)][0].item()
-        raise ValueError(f"`targets` expected classes in [0, {classes - 1}], got {wrong}.")
+    # a look at values waits for a GPU, and these are classes
+    ours = any(targets is one for one in (None, predicted, second_best))
+    wrong = found[:0] if ours else found[(found < 0) | (found >= classes)]
+    if len(wrong):
+        raise ValueError(f"`targets` expected classes in [0, {classes - 1}], got {wrong[0].item()}.")
     return found.to(logits.device, torch.long, copy=True)
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_xai.attribution.base import AroundAttribution, Attribution
-from lightning_xai.noise import generators
+from lightning_xai.noise import generators, placed_like
 from lightning_xai.scores import at_least_float32
 from lightning_xai.trace import Trace
 
@@ -71,7 +71,7 @@ class Random(Attribution):
         images = trace.images.detach()
         sources = generators(trace.noise_source, self.seed)
         maps = [torch.rand(images.shape[2:], generator=source) for source in sources]
-        return torch.stack(maps).to(images.device, at_least_float32(images).dtype)
+        return placed_like(torch.stack(maps), at_least_float32(images))
 
 
 @dataclass(frozen=True)
@@ -186,4 +186,4 @@ class Shuffled(AroundAttribution):
         maps = self.attribution(trace, targets)
         n_blocks = maps[0].numel() // self.block**2
         orders = [torch.randperm(n_blocks, generator=source) for source in generators(trace.noise_source, self.seed)]
-        return permuted_blocks(maps, torch.stack(orders).to(maps.device), self.block)
+        return permuted_blocks(maps, torch.stack(orders).to(maps.device, non_blocking=True), self.block)

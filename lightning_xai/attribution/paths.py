@@ -13,7 +13,7 @@ from lightning_xai.attribution.base import ScoredAttribution
 from lightning_xai.attribution.gradient import channel_sum
 from lightning_xai.attribution.sampling import mean_gradient, require_batch_size, require_count, require_noise_level
 from lightning_xai.baselines import Baseline, black
-from lightning_xai.noise import noisy_copies
+from lightning_xai.noise import noisy_copies, placed_like
 from lightning_xai.scores import at_least_float32, post_softmax
 from lightning_xai.standard import Standard, standard_of
 from lightning_xai.trace import Trace
@@ -206,13 +206,15 @@ class IntegratedGradients(ScoredAttribution):
         ends_at_image = positions[-1] == 1  # whose pass is the trace itself
         inner = len(positions) - 1 if ends_at_image else len(positions)
 
+        places = placed_like(positions, images)
+
         def on_path(steps: Tensor, of: Tensor) -> Tensor:
-            return torch.lerp(baseline[of], images[of], positions.to(images)[steps, None, None, None])
+            return torch.lerp(baseline[of], images[of], places[steps, None, None, None])
 
         gradients = mean_gradient(trace, self.score, targets, on_path, weights[:inner], self.batch_size)
         if ends_at_image:
             at_image = at_least_float32(trace.image_gradient(self.score, targets))
-            gradients = gradients + weights[-1].to(gradients) * at_image
+            gradients = gradients + weights[-1].item() * at_image
         return integrated_gradients(gradients, images, baseline)
 
 
@@ -235,7 +237,7 @@ def baseline_images(
     if not isinstance(baseline, Tensor):
         baseline = baseline(images, *standard_of(mean, std))
     try:
-        return baseline.to(images).expand_as(images)
+        return baseline.to(images, non_blocking=True).expand_as(images)
     except RuntimeError as error:
         raise ValueError(
             f"`baseline` expected a tensor that broadcasts to images of shape {tuple(images.shape)}, "

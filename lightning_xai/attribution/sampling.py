@@ -8,6 +8,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from lightning_xai.noise import placed_like
 from lightning_xai.scores import at_least_float32
 from lightning_xai.trace import Trace
 from lightning_xai.types import Score
@@ -27,7 +28,7 @@ def mean_gradient(
         trace: One forward pass of N images.
         score: The number that is explained.
         targets: Class to explain for each image, (N,).
-        samples: Makes the samples of a chunk. It is asked for those of all images before the next of any.
+        samples: Makes the samples of a chunk. It is asked for those of all images, in turn, before the next of any.
         weights: Weight of each sample, (S,).
         batch_size: How many samples run at once; None for N.
 
@@ -36,12 +37,13 @@ def mean_gradient(
     """
     n = len(targets)
     total = torch.zeros_like(at_least_float32(trace.images))
+    weights = placed_like(weights, total)
     for rows in torch.arange(len(weights) * n, device=total.device).split(batch_size or n):
         steps, of = rows // n, rows % n
         # one expression: a name for the trace would keep its graph while the next one is made
         images = samples(steps, of).to(trace.images.dtype)
         gradients = trace.rerun(images, rows=of).image_gradient(score, targets[of])
-        total = total.index_add(0, of, gradients * weights.to(total)[steps, None, None, None])
+        total = total.index_add(0, of, gradients * weights[steps, None, None, None])
     return total
 
 

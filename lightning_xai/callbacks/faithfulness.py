@@ -153,24 +153,22 @@ class Faithfulness(ExplainingCallback):
         """Update every metric of every attribution with one batch."""
         self.compare_scores(labels, self.log_probability)
         tally = self._tallies[dataloader_idx]
-        finite = self._known(
-            trace.logits.isfinite().all(1)[: tally.left]
-        )  # waits for a GPU, so that the clock is right
+        # waits for a GPU, so that the clock is right
+        rows, n = self._known(trace.logits.isfinite().all(1)[: tally.left])
         begun = time.perf_counter()
         setting = Setting(*self.standard(trainer, dataloader_idx), self.baseline, self.log_probability)
         if dataloader_idx not in self._checked:  # once a run: a later batch may hold a single odd image
             check_standardized(trace.images, setting.mean, setting.std)
             self._checked.add(dataloader_idx)
-        with_controls = tally.with_controls(len(finite)) if self.controls else len(finite)
+        with_controls = tally.with_controls(n) if self.controls else n
         names = [name for name in self.attributions if with_controls or name not in self.controls]
-        rows = finite.nonzero()[:, 0]
         batch = self._batch(trace, labels, boxes, names, setting)
-        self._measure(batch.take(rows[rows < with_controls]), tally)
-        if with_controls < len(finite):
+        self._measure(batch.take(rows if with_controls == n else rows[rows < with_controls]), tally)
+        if with_controls < n:
             tally.leave_controls(self.controls)
             own = [name for name in self.attributions if name not in self.controls]
             self._measure(batch.take(rows[rows >= with_controls], own), tally)
-        tally.count(len(finite))
+        tally.count(n)
         self._spent += time.perf_counter() - begun
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -224,16 +222,18 @@ class Faithfulness(ExplainingCallback):
 
     def _measure(self, batch: Batch, tally: Tally) -> None:
         if "masked_scores" in self._needs and len(batch.images):
-            known = self._known(~torch.stack(list(batch.masked_scores.values())).isnan().any(0))
-            if not known.all():  # the same images for all methods, so that their values can be paired
-                batch = batch.take(known.nonzero()[:, 0])
+            rows, n = self._known(~torch.stack(list(batch.masked_scores.values())).isnan().any(0))
+            if len(rows) < n:  # the same images for all methods, so that their values can be paired
+                batch = batch.take(rows)
         if len(batch.images):
             tally.measure(batch)
 
-    def _known(self, known: Tensor) -> Tensor:
-        if not known.all():
+    def _known(self, known: Tensor) -> tuple[Tensor, int]:
+        """Which images are known, and how many there are."""
+        rows = known.nonzero()[:, 0]
+        if len(rows) < len(known):
             self.say_once(rank_zero_warn, "images whose logits are NaN or infinite are left out of the metrics.")
-        return known
+        return rows, len(known)
 
     def _tell_price(self, trainer: pl.Trainer) -> None:
         whole = time.perf_counter() - self._begun

@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_xai.metrics.base import Number
 from lightning_xai.metrics.sample import Sample
 from lightning_xai.metrics.similarity import SimilarityMetric, check_similarities, map_similarities
-from lightning_xai.noise import generators
+from lightning_xai.noise import generators, placed_like
 from lightning_xai.scores import predicted, second_best
 
 
@@ -55,7 +55,7 @@ def random_other_targets(images: Tensor, targets: Tensor, n_classes: int, *, see
     if n_classes < 2:
         raise ValueError(f"`n_classes` expected 2 or more, got {n_classes}.")
     shifts = [torch.randint(1, n_classes, (), generator=generator) for generator in generators(images, seed)]
-    return (targets + torch.stack(shifts).to(targets.device)) % n_classes
+    return (targets + placed_like(torch.stack(shifts), targets)) % n_classes
 
 
 class ClassSensitivity(SimilarityMetric):

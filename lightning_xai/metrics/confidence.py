@@ -225,11 +225,11 @@ def log_probabilities(scores: Tensor, masked_scores: Tensor, name: str = "masked
             f"got {scores.dtype} and {masked_scores.dtype}. Compute both from `logits.double()`."
         )
     for argument, values in (("scores", scores), (name, masked_scores)):
-        wrong = values[~(values <= 0)]
-        if len(wrong):
+        fine = values <= 0
+        if not fine.all():
             raise ValueError(
-                f"`{argument}` expected log-probabilities in [-inf, 0], got {wrong[0].item():.4g}. A share of a logit "
-                "means nothing, and a probability has lost 1 - p where it rounds to 1. Use "
+                f"`{argument}` expected log-probabilities in [-inf, 0], got {values[~fine][0].item():.4g}. A share of "
+                "a logit means nothing, and a probability has lost 1 - p where it rounds to 1. Use "
                 "`lightning_xai.scores.log_softmax`, or `log_sigmoid` for one-logit and multi-label heads."
             )
     return scores.double(), masked_scores.double()

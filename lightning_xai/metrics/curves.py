@@ -85,7 +85,7 @@ class CurveMetric(ImageAverage):
             )
         known = curves.isfinite().all(1)
         self.fraction_sums = self.fraction_sums + known.sum() * fractions
-        self.curve_sums = self.curve_sums + curves[known].sum(0)
+        self.curve_sums = self.curve_sums + torch.where(known[:, None], curves, 0.0).sum(0)
         self.add(areas.where(known, torch.nan))
 
 

@@ -4,6 +4,7 @@ Pixels are imputed by a weighted mean of their neighbours. Where a constant stan
 of the map, and a classifier may read the class from it.
 """
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -17,7 +18,7 @@ from lightning_xai.metrics.base import Number
 from lightning_xai.metrics.forwards import check_maps, float64_logits
 from lightning_xai.metrics.sample import Sample
 from lightning_xai.metrics.sweep import relevance_ranks
-from lightning_xai.noise import generators
+from lightning_xai.noise import generators, placed_like
 from lightning_xai.scores import post_softmax, predicted
 from lightning_xai.types import Score
 
@@ -99,7 +100,7 @@ def noisy_linear_imputation(images: Tensor, removed: Tensor, *, noise: float = 0
         tensor([[[[1.0000, 1.4938, 2.0000]]]])
     """
     drawn = [torch.randn(images.shape[1:], generator=generator) for generator in generators(images, seed)]
-    disturbed = linear_imputation(images, removed) + noise * torch.stack(drawn).to(images)
+    disturbed = linear_imputation(images, removed) + noise * placed_like(torch.stack(drawn), images)
     return torch.where(removed[:, None], disturbed, images.detach())
 
 
@@ -224,7 +225,7 @@ class ROAD(ImageAverage):
             )
         values = torch.stack([column.detach().double() for column in columns], dim=1)
         known = values.isfinite().all(2).all(1)
-        self.road_sums = self.road_sums + values[known].sum(0)
+        self.road_sums = self.road_sums + torch.where(known[:, None, None], values, 0.0).sum(0)
         gaps = (values[:, 3] - values[:, 1]).mean(1)
         self.add(gaps.where(known, torch.nan))
 
@@ -263,7 +264,11 @@ def _conjugate_gradients(system: Callable[[Tensor], Tensor], right: Tensor, star
     solution, residual = start, right - system(start)
     direction, size = residual, _dot(residual, residual)
     goal = _TOLERANCE**2 * torch.maximum(size, _dot(right, right))
-    while (active := size > goal).any():
+    every = 16 if right.is_cuda else 1  # to look waits for a GPU; what has arrived stays where it is
+    for n in itertools.count():
+        active = size > goal
+        if n % every == 0 and not active.any():
+            break
         image = system(direction)
         step = torch.where(active, size / _dot(direction, image), 0.0)
         solution, residual = solution + step * direction, residual - step * image

@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_xai.metrics.averages import ImageAverage
 from lightning_xai.metrics.forwards import float64_logits
 from lightning_xai.metrics.sample import Sample
-from lightning_xai.noise import generators
+from lightning_xai.noise import generators, placed_like
 from lightning_xai.scores import centered
 from lightning_xai.types import Score
 
@@ -26,7 +26,7 @@ def gaussian_perturbation(image: Tensor, generator: torch.Generator, *, std: flo
         >>> gaussian_perturbation(torch.zeros(1, 1, 2), torch.Generator().manual_seed(0))
         tensor([[[ 0.3082, -0.0587]]])
     """
-    return std * torch.randn(image.shape, generator=generator).to(image)
+    return std * placed_like(torch.randn(image.shape, generator=generator), image)
 
 
 def square_perturbation(
@@ -145,7 +145,7 @@ def max_sensitivity(
     changes = []
     for _ in range(n_samples):
         noise = torch.stack([torch.rand(images.shape[1:], generator=source) for source in sources])
-        changed = _flat_maps(explain, images + radius * (2 * noise - 1).to(images))
+        changed = _flat_maps(explain, images + radius * placed_like(2 * noise - 1, images))
         changes.append((changed - maps).norm(dim=1))
     return _finite(torch.stack(changes).amax(0) / maps.norm(dim=1))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytorch_lightning as pl
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -112,9 +113,9 @@ class GuidedGradientMixin(_LightningModule):
         return terms.loss, terms.logits
 
 
-def _logged(term: GuidedGradientLoss, terms: GuidedGradientTerms) -> dict[str, Tensor | float]:
+def _logged(term: GuidedGradientLoss, terms: GuidedGradientTerms) -> dict[str, Tensor]:
     products = terms.products if terms.products and terms.products.usable else None
-    parts = {
+    parts: dict[str, Tensor | float | None] = {
         "classification_loss": terms.classification,
         "regularization_loss": terms.regularization,
         "weight": terms.weight if terms.regularization is not None else None,
@@ -125,4 +126,7 @@ def _logged(term: GuidedGradientLoss, terms: GuidedGradientTerms) -> dict[str, T
         "parameter_cosine": products.cosine if products else None,
         "parameter_norm_ratio": products.norm_ratio if products else None,
     }
-    return {name: value for name, value in parts.items() if value is not None}
+    known = {name: value for name, value in parts.items() if value is not None}
+    # Lightning would bring numbers from the CPU, and wait for a GPU in each step
+    device = terms.loss.device
+    return {name: one if isinstance(one, Tensor) else torch.full((), one, device=device) for name, one in known.items()}

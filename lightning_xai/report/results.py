@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from pydantic import TypeAdapter, ValidationError
-
 from lightning_xai.files import read_json, write_whole
 
 Cell = str | float | int | dict[str, float] | None
@@ -210,6 +208,8 @@ def checked(kind: Any, value: Any) -> Any:
         ...
         ValueError: caption: Input should be a valid string, got 7
     """
+    from pydantic import TypeAdapter, ValidationError  # here: what only writes results does without
+
     try:
         return TypeAdapter(kind).validate_python(value)
     except ValidationError as error:

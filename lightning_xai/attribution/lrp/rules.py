@@ -428,7 +428,7 @@ def _response(layer: WeightedLayer, bounds: Tensor, weight: Tensor, inputs: Tens
     if inputs.ndim == 2:
         return layer.forward(bounds.expand_as(inputs), weight)
     channels, beyond = inputs.shape[1], inputs.shape[2:]
-    units = torch.eye(channels).to(inputs).view(channels, channels, *[1] * len(beyond))
+    units = torch.eye(channels, dtype=inputs.dtype, device=inputs.device).view(channels, channels, *[1] * len(beyond))
     responses = layer.forward(units.expand(channels, channels, *beyond), weight)
     return torch.einsum("nc,c...->n...", bounds.expand(len(inputs), channels, *[1] * len(beyond)).flatten(1), responses)
 
