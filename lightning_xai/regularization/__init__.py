@@ -1,4 +1,4 @@
-"""The guided-gradient training term: error functions, schedules of its weight, the loss and the mixin."""
+"""Training terms: the guided-gradient loss, its errors, schedules and mixin, and the consistency of mirrored maps."""
 
 from lightning_xai.regularization.adaptive import AdaptiveWeight, GradientProducts, GradientShare
 from lightning_xai.regularization.alignment import gradient_pair
@@ -10,6 +10,7 @@ from lightning_xai.regularization.errors import (
     L2DistanceLoss,
     SigmoidMaskingLoss,
 )
+from lightning_xai.regularization.mirror import mirror_consistency
 from lightning_xai.regularization.mixin import TERM_NUMBERS, GuidedGradientMixin
 from lightning_xai.regularization.schedules import ConstantWeight, LinearWarmup
 from lightning_xai.regularization.teachers import (
@@ -43,6 +44,7 @@ __all__ = [
     "keep_saturated",
     "loss_teacher",
     "mask_saturated",
+    "mirror_consistency",
     "negative_loss_teacher",
     "weight_by_error",
 ]

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 import lightning_xai as xai
 from common.networks import save_weights
-from lightning_xai.scores import centered
 from papers.interpretable_gradients.tasks import Task
 from papers.interpretable_gradients.training import ERRORS, TEACHERS
 
@@ -128,15 +127,12 @@ def adversarial(strength: float, std: Sequence[float]) -> Loss:
     return loss
 
 
-def mirror_consistency(strength: float, layer: str) -> Loss:
-    """The Grad-CAM of the mirrored image is to be the mirrored Grad-CAM: one minus their cosine."""
-    method = xai.GradCAM(layer, score=centered, relu=False)
+def mirrored(strength: float, layer: str) -> Loss:
+    """The Grad-CAM of the mirrored image is to be the mirrored Grad-CAM."""
+    method = xai.GradCAM(layer, relu=False)
 
     def loss(model: nn.Module, images: Tensor, labels: Tensor, step: int) -> Tensor:
-        both = torch.cat([images, images.flip(3)])
-        maps = xai.explain(model, both, labels.repeat(2), attributions=method, create_graph=True)
-        here, there = maps.chunk(2)
-        apart = 1 - F.cosine_similarity(here.flatten(1), there.flip(2).flatten(1)).mean()
+        apart = xai.regularization.mirror_consistency(model, images, labels, attribution=method)
         return F.cross_entropy(model(images), labels) + strength * apart
 
     return loss
@@ -177,7 +173,7 @@ def arms(task: Task) -> dict[str, Callable[[float], Loss]]:
     found["random masks"] = partial(masking_consistency, salient=False)
     found["adversarial"] = partial(adversarial, std=task.std)
     found["smooth teacher"] = smooth_teacher
-    found["mirrored CAM"] = partial(mirror_consistency, layer=task.layer)
+    found["mirrored CAM"] = partial(mirrored, layer=task.layer)
     return found
 
 
