@@ -16,35 +16,8 @@ Explained are the predicted class, of boxed photographs the most probable class 
 Output: tables, and a run folder with ``results.json``, ``report.html``, ``maps_<i>.png`` (figure 2), ``saturation.png``
 and ``agreement.png``. An interrupted run goes on with ``--resume``, on another device or with another batch size, too.
 
-Expected (one seed, torch 2.15, x86-64; bootstrap 95 % intervals over images; dear path methods got few of them):
-
-                                            drawn here           SqueezeNet 1.1       MobileNet 0.75
-    images, of them for path methods        100, 100             140, 8               140, 8
-    rank correlation, pre- and post-softmax
-      Grad-CAM                              0.93 [0.88, 0.97]    0.52 [0.48, 0.56]    0.63 [0.58, 0.68]
-      Grad-CAM+                             0.75 [0.70, 0.80]    0.94 [0.92, 0.94]    0.98 [0.97, 0.98]
-      RSI Grad-CAM                          0.71 [0.65, 0.76]    0.87 [0.83, 0.91]    0.90 [0.81, 0.96]
-      Integrated Gradients                  0.61 [0.57, 0.66]    0.55 [0.48, 0.62]    0.62 [0.51, 0.73]
-    pre-softmax and centred, Grad-CAM       1.00 [1.00, 1.00]    0.98 [0.98, 0.98]    1.00 [1.00, 1.00]
-    peak moves, pre- to post-softmax, %
-      Grad-CAM                              0 [0, 0]             63 [54, 71]          69 [61, 77]
-      Grad-CAM+                             0 [0, 0]             50 [41, 59]          34 [26, 41]
-    cosine, post- and log-softmax
-      Grad-CAM, Grad-CAM+, least            1 - 1e-12            1 - 1e-12            1 - 1e-12
-      Grad-CAM++, least                     0.978                0.998                0.9997
-      RSI Grad-CAM, median                  0.999                0.96                 0.99
-      Integrated Gradients, median          0.77                 0.93                 0.94
-    p rounded to 1 in float32, bfloat16     25 %, 82 %           0 %, 4 %             0 %, 5 %
-    torch.softmax in float32: error > 1 %   35 %                 0 %                  0 %
-    pointing game, post - pre, points
-      Grad-CAM                              0 [0, 0]             0 [-3, 3]            -3 [-7, 1]
-      RSI Grad-CAM                          -13 [-20, -7]
-    time of one core                        1 min                3 min                3 min
-
-A gradient of torch's softmax in float32 is not zero where the probability is rounded to 1: it lacks the part of the
-class itself, keeps those of the others, and so sums to zero no longer. The library's scores keep all digits. On the
-drawn images a quarter is of a class that the black image is taken for: along their paths the probability hardly moves,
-maps of the post-softmax score shrink a thousandfold, and their peaks leave the object (100 % to 48 % for RSI Grad-CAM).
+What to expect, claim by claim: ``papers/score_choice/README.md``. Time of one core: 1 minute without data, 3 for each
+network on photographs; path methods take most of it and get few of them.
 """
 
 from __future__ import annotations

@@ -20,33 +20,12 @@ Data: nothing; or a folder with ``val/<class>/*``, and for figures 9 and 13 one 
 Output: tables on the screen, and a run folder with ``results.json``, ``curves.png`` (figures 11, 13), ``examples.png``
 (7), ``pairs.png`` (6), ``networks.png`` (8) and ``failures.png`` (9). Interrupted, it goes on with ``--resume``.
 
-Expected, intervals over images for one network each; photographs with ``--n-images 48 --n-mosaics 20``, CIFAR-10 with
-``--n-images 64 --n-mosaics 20``; the options of SqueezeNet and MobileNet are those in method_table.py. The pairs of
-figure 6 are those that the first network knows. "SGLRP - other" is negative where SGLRP's patch costs more probability.
+What to expect, claim by claim: ``papers/sglrp/README.md``; photographs there with ``--n-images 48 --n-mosaics 20``,
+CIFAR-10 with ``--n-images 64 --n-mosaics 20``. The options of SqueezeNet and MobileNet are those in method_table.py.
+The pairs of figure 6 are those that the first network knows.
 
-                                           planted evidence      SqueezeNet 1.1       MobileNet 0.75      ResNet-20
-    11 (a), label, 9 x 9, points: SGLRP    -73.5 [-81.3, -65.5]  -4.5 [-6.8, -2.4]    -1.4 [-3.9, 0.2]    -34 [-45, -23]
-      SGLRP - Guided Grad-CAM              -10.1 [-15.4, -5.6]   -1.6 [-3.5, 0.3]     -0.4 [-2.0, 1.4]    -5 [-14, 3]
-      SGLRP - CLRP                         -0.01 [-0.03, 0.00]   -0.4 [-1.3, 0.4]     -1.7 [-3.6, -0.1]   -3 [-8, 2]
-    11 (b), second class, 9 x 9: SGLRP     -0.1 [-0.1, -0.1]     -1.1 [-2.0, -0.2]    -0.4 [-1.1, 0.3]    1 [-3, 6]
-      CLRP                                 26.0 [17.8, 34.2]     -0.7 [-2.0, 0.7]     0.1 [-0.8, 0.9]     4 [-1, 10]
-    13, area, %: SGLRP                     35.2 [33.4, 37.1]     74.1 [69.6, 78.2]    76.7 [72.6, 80.5]
-      CLRP                                 44.1 [42.1, 46.2]     87.0 [83.2, 90.4]    76.0 [71.5, 80.5]
-      Guided Grad-CAM                      15.1 [12.3, 17.9]     71.6 [68.2, 74.9]    72.7 [69.6, 75.9]
-      noise = share of the image covered   2.1                   50.3                 50.3
-      ahead of Guided Grad-CAM from E on   0                     38 [22, 57]          13 [0, 48]
-    6, share on the right image, %: LRP    89.5 [88.2, 90.8]     75.9 [73.0, 78.7]    61.5 [60.1, 62.8]   65 [62, 68]
-      SGLRP                                97.2 [96.6, 97.8]     97.1 [95.7, 98.3]    96.4 [91.4, 99.3]   97 [96, 98]
-      CLRP                                 98.6 [97.9, 99.2]     98.2 [96.7, 99.4]    98.9 [98.4, 99.4]   94 [90, 98]
-    second classes with z_t < 0            49 of 80              0 of 48              0 of 48             0 of 64
-    labels whose y_t is 1 in float32       0 of 80               0 of 48              0 of 48             11 of 64
-
-So equation 7 shows the other classes where the target's logit is negative: on planted evidence its patch raises the
-second class's probability. Patches of a few pixels of 224 change little, and tell few methods apart. The 100 boxed
-photographs show one object each; there the contrast with all classes lies on the object as often as SGLRP's or more.
-
-Time, one thread of x86-64, torch 2.15: about 1 minute without data, 3.5 minutes for SqueezeNet with MobileNet beside
-it, 2.5 for MobileNet, 40 s for CIFAR-10; up to 4 GB of memory, less with a smaller ``--batch-size``.
+Time of one core: 1 minute without data, 3.5 minutes for SqueezeNet with MobileNet, 40 s for CIFAR-10; up to 4 GB of
+memory, less with a smaller ``--batch-size``.
 """
 
 from __future__ import annotations

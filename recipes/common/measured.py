@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -51,7 +52,7 @@ def origin(device: torch.device | None = None) -> dict[str, str | None]:
     )
     script, *options = sys.argv
     return {
-        "command": " ".join(["python", f"recipes/{Path(script).name}", *options]),
+        "command": shlex.join(["python", f"recipes/{Path(script).name}", *options]),
         "commit": found.stdout.strip() or None,
         "machine": machine(device),
     }
