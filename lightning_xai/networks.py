@@ -134,7 +134,7 @@ def preprocessing_of(model: nn.Module, transform: Any = None, **changes: Any) ->
     Args:
         model: The classifier, or a module that holds it.
         transform: A transform of torchvision or timm, timm's data configuration, or an image processor of Hugging Face;
-            None for what timm's or Hugging Face's models know, else ImageNet's, which is told.
+            None for what timm's or Hugging Face's models know, else ImageNet's, which is logged.
         changes: What differs, in the words of timm's data configuration: ``input_size``, ``mean``, ``std``.
 
     Raises:

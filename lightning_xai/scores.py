@@ -21,7 +21,7 @@ def pre_softmax(logits: Tensor, targets: Tensor) -> Tensor:
     """The raw logit ``z_c`` of the target class.
 
     Adding any ``t(x)`` to all logits changes neither the softmax nor the training, but it changes this score and its
-    gradient at will (Lerma and Lucas, "Pre or Post-Softmax Scores in Gradient-based Attribution Methods", 2023):
+    gradient (Lerma and Lucas, "Pre or Post-Softmax Scores in Gradient-based Attribution Methods", 2023):
     prefer `centered` unless the raw logit itself is the question.
 
     Example:

@@ -47,11 +47,11 @@ def show(
         image: A file, a picture of PIL, an array (H,W,3) of bytes or of numbers in [0, 1], or a tensor: (C,H,W) or
             (1,C,H,W), of bytes, or of floating numbers just as the classifier gets them.
         attributions: One method, or a dict of named methods; None for Grad-CAM.
-        targets: Which classes are explained, beside each other: a class, several, or a rule; None for the predicted
+        targets: Which classes are explained, side by side: a class, several, or a rule; None for the predicted
             one, with ``log_sigmoid`` all of probability 0.5 or more.
         transform: What makes tensors of pictures: a transform of torchvision or timm, timm's data configuration, or an
             image processor of Hugging Face. None for the model's own where timm or Hugging Face made it, else that of
-            ImageNet, which is told.
+            ImageNet, which is logged.
         class_names: Names of the classes; None for the model's own, or ImageNet's for 1000 classes.
         log_probability: The confidence; ``log_sigmoid`` for one-logit and multi-label heads.
 

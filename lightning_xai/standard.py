@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 from torch import nn
 
 Standard: TypeAlias = Sequence[float] | Callable[..., Any] | Mapping[str, Any]
-"""What ``mean=`` takes: one number for each channel, beside ``std=``; or, alone, something that says both: a
+"""What ``mean=`` takes: one number for each channel, with ``std=``; or, alone, something that says both: a
 transform of torchvision (``Normalize``, ``Compose``, those of v2, ``weights.transforms()``) or timm, timm's data
 configuration, an image processor of Hugging Face, or a dataset with one of them."""
 
@@ -28,7 +28,7 @@ def standard_of(mean: Standard | None, std: Sequence[float] | None = None) -> tu
 
     Args:
         mean: The mean of each channel, or what says both.
-        std: The standard deviation of each channel; None beside what says both.
+        std: The standard deviation of each channel; None where ``mean`` says both.
 
     Returns:
         Mean and standard deviation, one number for each channel.

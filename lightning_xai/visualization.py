@@ -131,7 +131,7 @@ class Panel:
     Args:
         images: Images (N,3,H,W) in [0, 1], as from `to_pixels`.
         overlays: For each attribution its pictures (N,3,H,W) in [0, 1], as from `overlay`.
-        facts: Lists of N values. ``prediction`` and ``probability`` are told together; None is left out.
+        facts: Lists of N values. ``prediction`` and ``probability`` are shown together; None is left out.
 
     Raises:
         ValueError: If there is no image, or if shapes or lengths differ.

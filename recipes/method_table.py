@@ -13,7 +13,7 @@ goes on with ``--resume``: each group of metrics is kept once it is done.
 
 Time: 67 to 84 s of a CPU core without data; SqueezeNet 430 s and MobileNet 380 s on photographs of 224 pixels with the
 numbers of images below (torch 2.15, x86-64; 22 maps an image). ROAD is off there: 2 to 10 s for each map. Memory: 3 GB.
-Expected, one network each, intervals over images; dear metrics have few images and wide intervals:
+Expected, one network each, intervals over images; slow metrics have few images and wide intervals:
 
     planted evidence     average drop of Grad-CAM 46 [38, 54], random map 31 [25, 38]: the drop is won by Fake-CAM
                          pointing game 1.00 [1.00, 1.00] for 9 methods, 0.10 [0.06, 0.16] for the best control

@@ -29,7 +29,7 @@ from lightning_xai.trace import Capture, Trace, logits_of, plain_tensors, run
 from lightning_xai.types import LogitsOf, Score, Targets
 
 _DEAR = 1 / 3
-"""Share of the time of a validation from which on it is told."""
+"""Share of the time of a validation from which on it is logged."""
 
 
 class Faithfulness(ExplainingCallback):
@@ -38,7 +38,7 @@ class Faithfulness(ExplainingCallback):
     The maps come from the forward pass that the validation step makes anyway; each attribution adds its own backward
     passes, one masked forward pass for all confidence metrics together, and what other metrics need (their docstrings
     say). Logged as ``val/xai/<attribution>/<metric>`` (``test/...``; with several dataloaders
-    ``.../dataloader_idx_<i>``) at the end of the epoch, ready for ``ModelCheckpoint(monitor=...)``, and beside them
+    ``.../dataloader_idx_<i>``) at the end of the epoch, ready for ``ModelCheckpoint(monitor=...)``, and with them
     ``ConstantMaps``, the share of images in percent whose map shows nothing. A metric of several numbers logs each
     under its own name. What concerns several methods or the model rather than one map is logged once:
     ``val/xai/RelativePerformance/<later>_vs_<earlier>``, ``val/xai/model/GradientAlignment``.
@@ -51,7 +51,7 @@ class Faithfulness(ExplainingCallback):
         metrics: Metrics such as ``[AverageDrop(), Insertion()]`` (named by their class), or a dict of them: any
             `ExplanationMetric`; wrap another metric of torchmetrics in `FromMetric`.
         mean: Mean by which images were standardised, one number per channel, or what says both (`Standard`); None to
-            read them from the transforms of the dataset or the datamodule, which is told.
+            read them from the transforms of the dataset or the datamodule, which is logged.
         std: Standard deviation by which images were standardised.
         n_images: Number of images of each dataloader, over all ranks; None for all.
         controls: Methods that know nothing of the model, to be beaten; an empty dict for none. None for

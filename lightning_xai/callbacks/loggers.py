@@ -1,7 +1,7 @@
 """How loggers get metrics and pictures: the only module that names a logger.
 
 ``pytorch_lightning`` and ``lightning.pytorch`` ship distinct classes, and a logger's package may not be installed, so
-loggers are told by class name and nothing of theirs is imported here. Scalars take Lightning's own way (``self.log``).
+loggers are known by class name and nothing of theirs is imported here. Scalars take Lightning's own way (``self.log``).
 """
 
 from __future__ import annotations

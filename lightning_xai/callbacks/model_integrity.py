@@ -45,7 +45,7 @@ class ModelIntegrity(ListeningCallback):
     classifier is still the one that was judged.
 
     What hinders a check (a reference for other classes, a damaged file, probes of one class) is a warning, and training
-    goes on, unless ``action`` is ``"raise"``. Rank zero checks, the others are told. A check costs less than two
+    goes on, unless ``action`` is ``"raise"``. Rank zero checks for all. A check costs less than two
     forward passes of the probes at a late layer, with a reference three; ``image_level`` adds three backward passes.
     The first flag of a run looks for the origin of the shift, once: four sweeps of 8 probes for each layer.
 

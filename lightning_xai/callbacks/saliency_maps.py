@@ -45,12 +45,12 @@ class SaliencyMaps(ExplainingCallback):
     the dataloader shuffles. Beside each stand its label, the prediction and, for each attribution, the drop: the share
     of the confidence in percent that is lost when only what the map shows is left. Each epoch costs one forward pass of
     these images, a masked one for each attribution, and what the attributions need. Pictures go to every logger of the
-    Trainer (W&B, TensorBoard, MLflow, CSV), from rank zero, beside the training.
+    Trainer (W&B, TensorBoard, MLflow, CSV), from rank zero, while training goes on.
 
     Args:
         attributions: Named methods, or one, which is called by its class.
         mean: Mean by which images were standardised, one number per channel, or what says both (`Standard`); None to
-            read them from the transforms of the dataset or the datamodule, which is told.
+            read them from the transforms of the dataset or the datamodule, which is logged.
         std: Standard deviation by which images were standardised.
         n_images: Number of images to follow on each dataloader.
         every_n_epochs: Epochs of training from one picture to the next, the first included; ``validate`` and

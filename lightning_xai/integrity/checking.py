@@ -55,8 +55,8 @@ def inspect_model(
     * raw and centred maps differ: they do, and training may be why: a head that is new, has two or three classes, was
       trained for sigmoids, gives distances or log-probabilities, or is a part of a larger one. No accusation; what in
       the logits could be the reason is named, and which score stands apart.
-    * logit shift: moreover nearly all of the gradient is common to all classes, as no honest network was found to have
-      it on maps that look different (``recipes/integrity_roc.py`` measures how often one has).
+    * logit shift: moreover nearly all of the gradient is common to all classes, as no unaltered network was found to
+      have it on maps that look different (``recipes/integrity_roc.py`` measures how often one has).
     * false gradient: the raw logit's gradient is not that of the mean logit and the centred score together, as the
       gradients of any function are: a hook or an autograd function tells explanations apart.
 
@@ -73,7 +73,7 @@ def inspect_model(
         layer: Where maps are made: dotted name, module, or None for the last layer with a spatial output.
         targets: Classes whose maps are compared, as in `explain`; None for the predicted ones.
         image_level: Whether to look at the gradient of the image too.
-        attributions: Methods whose maps are compared beside Grad-CAM and HiResCAM at the layer, such as those that a
+        attributions: Methods whose maps are compared, with Grad-CAM and HiResCAM at the layer, such as those that a
             run makes; each needs a score.
         threshold: From which suspicion on to report a shift; None for the default.
         calling: What else the model is given, where its logits are, and the context it runs in.

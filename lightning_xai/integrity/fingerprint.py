@@ -71,7 +71,7 @@ class Fingerprint:
             model: The trusted classifier, images (N,C,H,W) -> logits (N,K), K >= 2.
             images: Probe images (N,C,H,W), cast to the dtype and device of the model.
             layer: Where maps are made: dotted name, module, or None for the last layer with a spatial output.
-            attributions: Methods whose maps are compared beside Grad-CAM and HiResCAM at the layer; each needs a field
+            attributions: Methods whose maps are compared, with Grad-CAM and HiResCAM at the layer; each needs a field
                 ``score``.
             calling: What else the model is given, where its logits are, and the context it runs in.
 

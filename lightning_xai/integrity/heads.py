@@ -1,4 +1,4 @@
-"""Heads whose logits share a lot though nobody edited them, told by their logits."""
+"""Heads whose logits share a lot though nobody edited them, known by their logits."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ class Verdict(Enum):
     CLEAN = "raw and centred maps agree"
     """Without a reference: what the raw logits say of an image is what the classes' differences say."""
     MAPS_DIFFER = "raw and centred maps differ"
-    """Without a reference: explain with a zero-sum score; an honest head can be the reason."""
+    """Without a reference: explain with a zero-sum score; an unaltered head can be the reason."""
     FALSE_GRADIENT = "false gradient"
     """Without a reference: the backward pass answers to one class otherwise than to all together."""
     UNCHANGED = "unchanged"
@@ -35,7 +35,7 @@ class Verdict(Enum):
 
     @property
     def alarms(self) -> bool:
-        """Whether honest training was not found to leave this behind."""
+        """Whether ordinary training was not found to leave this behind."""
         return self in (Verdict.LOGIT_SHIFT, Verdict.FALSE_GRADIENT)
 
     def __str__(self) -> str:
@@ -54,9 +54,9 @@ class HasSuspicion(Protocol):
 class Threshold:
     """From which suspicion on a check without a reference reports.
 
-    On images whose raw and centred maps look different, honest networks were found to share up to 0.92 of the gradient:
-    heads for sigmoids and for distances most, others up to 0.6 (``recipes/integrity_roc.py``). The default lies above.
-    `calibrated_threshold` takes it from models of one's own.
+    On images whose raw and centred maps look different, unaltered networks were found to share up to 0.92 of the
+    gradient: heads for sigmoids and for distances most, others up to 0.6 (``recipes/integrity_roc.py``). The
+    default lies above. `calibrated_threshold` takes it from models of one's own.
 
     Attributes:
         value: The suspicion.

@@ -184,7 +184,7 @@ def _summary(metric: ExplanationMetric | type[ExplanationMetric]) -> str:
 
 
 class FromMetric(WrapperMetric, ExplanationMetric):
-    """Any other metric of torchmetrics, told what of the sample its ``update`` takes.
+    """Any other metric of torchmetrics, given what of the sample its ``update`` takes.
 
     Args:
         metric: The metric.

@@ -2,7 +2,7 @@
 
 All work on log-probabilities in float64, so that neither a small ``p`` nor a small ``1 - p`` is rounded away. The class
 is fixed from the unmasked image and never predicted again; ``p`` is its probability on the image, ``o`` on the masked
-image. Controls belong beside every number: a map that hides one pixel (Fake-CAM) has next to no drop.
+image. Compare every number with controls: a map that hides one pixel (Fake-CAM) has next to no drop.
 """
 
 from __future__ import annotations
@@ -133,8 +133,8 @@ class AverageDrop(ConfidenceMetric):
     """Average Drop, ``100/N sum_i max(0, p_i - o_i) / p_i``, in percent of each image's confidence; lower is better.
 
     From Chattopadhay et al., "Grad-CAM++", WACV 2018; Torres Figueroa et al. 2024 eq. 15, which omits 1/N. Range [0,
-    100]; a map that shows nothing drops nearly 100. Alone it rewards showing nearly everything; read it beside a
-    Fake-CAM. Options and attributes are those of `ConfidenceMetric`.
+    100]; a map that shows nothing drops nearly 100. Alone it rewards showing nearly everything; compare it with
+    a Fake-CAM. Options and attributes are those of `ConfidenceMetric`.
 
     Example:
         >>> metric = AverageDrop()

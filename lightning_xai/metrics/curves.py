@@ -27,7 +27,7 @@ map by more than 0.013, from 6 and 5 points between the ends of a curve. 8 equal
 
 
 class CurveMetric(ImageAverage):
-    """What `Deletion` and `Insertion` share: the average of the areas under the curves, and beside it the mean curve.
+    """What `Deletion` and `Insertion` share: the average of the areas under the curves, and the mean curve.
 
     The area is normalised (trapezoidal rule over the share of pixels), in [0, 1] for probabilities, and does not grow
     with the number of steps. The signed map is sorted; maps that are `featureless` go row by row from the top and stay
@@ -93,7 +93,7 @@ class Deletion(CurveMetric):
     """Deletion: the area under the mean of `deletion_curve`; lower is better.
 
     From Petsiuk et al., "RISE", BMVC 2018: a faithful map removes the class with few pixels. A callback deletes to its
-    baseline. Read it beside insertion and a random map: pixels scattered over the image remove any class quickly.
+    baseline. Compare it with insertion and a random map: pixels scattered over the image remove any class quickly.
 
     ``update(fractions, deletion_curve)`` takes what the curve functions return. Options and attributes are those of
     `CurveMetric`.

@@ -94,7 +94,7 @@ class GradientAlignment(GradientMetric):
 
     The aim of the interpretable-gradient loss (Torres Figueroa et al. 2024, eq. 14). Guided gradients resemble edges
     and depend little on the class, so that alignment alone shows smoother gradients and not better explanations: read
-    it beside the faithfulness of the maps.
+    it together with the faithfulness of the maps.
 
     ``update(gradients, guided_gradients)`` takes both (N,C,H,W), of the same score. Options and attributes are those of
     `GradientMetric`.

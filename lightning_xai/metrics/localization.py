@@ -1,7 +1,7 @@
 """Localisation metrics: whether a map lies where a box or a mask says that the object is.
 
 A photograph's box is no ground truth of what a classifier uses, and maps that know nothing of the model do well where
-photographers centre their object: read every number beside `CenteredGaussian` and
+photographers centre their object: compare every number with `CenteredGaussian` and
 the random level, which is the share of the image that the boxes cover.
 
 Throughout the family a map that shows nothing (`degenerate`: constant after ReLU,

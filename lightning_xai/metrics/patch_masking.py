@@ -97,7 +97,7 @@ class MaximalPatchMasking(KeepsValues):
     Individual Decisions of CNNs via Contrastive Backpropagation", ACCV 2018. For each size p there are two numbers:
     ``patch_probability_p``, the mean probability in [0, 1] when the p x p pixels around the maximum are masked, and
     ``patch_change_p``, its mean difference to the unmasked image, in [-1, 1], negative where probability is lost.
-    Single pixels can change a decision without being what it rests on: read them beside a random map's.
+    Single pixels can change a decision without being what it rests on: compare them with a random map's.
 
     Of a map that shows nothing no pixel is masked: the image stays in the mean with a change of 0. Count such maps
     with `degenerate`; this metric does not see them.

@@ -36,7 +36,7 @@ def parameter_randomization(
 ) -> Randomization:
     """Similarity of a model's maps with those of copies whose layers were randomised.
 
-    Adebayo et al., NeurIPS 2018: cascading from the top, each layer beside all before it, or each layer alone. A layer
+    Adebayo et al., NeurIPS 2018: cascading from the top, each layer with all before it, or each layer alone. A layer
     is initialised anew by its ``reset_parameters``, which for batch normalisation forgets the statistics too; where a
     module has none, its parameters are drawn from a normal distribution with their own mean and deviation (constant
     ones stay). The seed of a layer is made of ``seed`` and its name, so that order does not matter. Only copies are

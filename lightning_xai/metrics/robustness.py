@@ -155,7 +155,7 @@ class Infidelity(ImageAverage):
 
     From Yeh et al., NeurIPS 2019. A map of zeros stays in the average with the mean squared change of the score; maps
     that are not finite have no value, are left out and counted in ``n_undefined``. It can be won by attributions that
-    are small where scores change little: read it beside a random map of the same scale, or normalised.
+    are small where scores change little: compare it with a random map of the same scale, or normalised.
 
     ``update(infidelities)`` takes the values (N,) of the function. Without images the result is NaN. Further options
     and attributes are those of `ImageAverage`.

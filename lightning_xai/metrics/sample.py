@@ -182,7 +182,7 @@ class Batch:
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """What a metric is told: images, the maps of one method, and whom to ask about more.
+    """What a metric is given: images, the maps of one method, and whom to ask about more.
 
     Whatever costs forward passes is computed when it is first asked for, and once for all metrics.
 

@@ -92,7 +92,7 @@ def read_run(folder: Path) -> RunFolder:
         folder: The run's folder.
 
     Returns:
-        The run; what is missing or damaged is told in its notes.
+        The run; what is missing or damaged is named in its notes.
 
     Raises:
         NotADirectoryError: If there is no such folder.

@@ -94,7 +94,7 @@ class Shapes:
         """The output of a layer, or the gradient with respect to it, as (N,D,h,w).
 
         Raises:
-            ValueError: If the places on the image cannot be told.
+            ValueError: If the places on the image cannot be found.
         """
         shape = output.shape
         if len(shape) == 4 and shape not in self._channels_last:
