@@ -11,7 +11,7 @@ empty: keys are read from the project's latest runs, or from folders of offline 
 synced before or after. Make the view again when attributions were added or a model was flagged: a key that nobody had
 logged has no panel yet.
 
-Needs ``pip install lightning_xai[dashboard]`` and ``wandb login``; with ``--offline`` and ``--print`` neither a login
+Needs ``pip install -e ".[dashboard]"`` and ``wandb login``; with ``--offline`` and ``--print`` neither a login
 nor a connection. What a server makes of the specification cannot be tried without one.
 """
 

@@ -597,7 +597,7 @@ def test_probes_of_other_sizes_are_passed_over() -> None:
         ({"images": [1]}, TypeError, "`images` expected probes .* got list"),
         ({"images": torch.zeros(2, 3)}, TypeError, r"got torch.float32 of shape \(2, 3\)"),
         ({"action": "shout"}, TypeError, "`action` expected 'warn', 'raise' or a function of the finding, got 'shout'"),
-        ({"mean": (0.5,)}, ValueError, "`mean` and `std` expected both or neither"),
+        ({"mean": (0.5,)}, ValueError, "`mean` and `std` expected as many numbers"),
     ],
 )
 def test_arguments_are_checked(arguments: dict[str, Any], error: type[Exception], told: str) -> None:

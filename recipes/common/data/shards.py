@@ -69,7 +69,7 @@ def _webdataset() -> Any:
     try:
         import webdataset
     except ImportError as error:
-        raise ImportError("Shards expected the package webdataset: pip install 'lightning_xai[webdataset]'.") from error
+        raise ImportError("Shards expected the package webdataset: pip install -e '.[webdataset]'.") from error
     return webdataset
 
 
