@@ -1,9 +1,11 @@
 """What maps cost, in units of one gradient-free forward pass of the same batch, beside other libraries.
 
     python recipes/benchmark.py                               # ResNet-18, 8 images of 224 px: 20 minutes on 2 CPU cores
+    python recipes/benchmark.py --quick                       # small images, without the longest rows: two minutes
     python recipes/benchmark.py --only grad-cam --rounds 20   # methods whose names begin so
     python recipes/benchmark.py --device cuda --batch-size 64
     python recipes/benchmark.py --training                    # steps with the training term, see benchmarks/training.py
+    python recipes/benchmark.py --validation --image-size 112 # validation epochs with the callbacks
 
 Data: none; random images and weights, which take the same time as others. The libraries compared with are the extra
 ``peers``; rows of those that are not installed are left out.
@@ -32,7 +34,7 @@ import benchmarks.peers as peers
 import lightning_xai as xai
 from benchmarks.training import measurements, profiles, records
 from benchmarks.training import table as training_table
-from benchmarks.validation import validations
+from benchmarks.validation import Data, validations
 from common.measured import machine, quartiles, save_measurement, seconds_of
 from common.options import option, parsed
 from common.run import show
@@ -137,9 +139,11 @@ class Settings:
     network: str = option("resnet18", "whose maps are timed", choices=NETWORKS)
     bfloat16: bool = option(False, "maps under autocast to bfloat16")
     validation: bool = option(False, "time validation epochs with the callbacks, not maps")
+    images: int = option(2000, "with --validation: their number")
     training: bool = option(False, "time training steps with the term, not maps")
     profile: bool = option(False, "with --training: where the time goes, on a CPU")
     out: Path | None = option(None, "file for the numbers, as JSON")
+    quick: bool = option(False, "two minutes: two rounds on small images, without the longest rows")
     fast_dev_run: bool = option(False, "one round on two images of 32 px")
 
     def __post_init__(self) -> None:
@@ -150,7 +154,9 @@ class Settings:
 def parse(argv: Sequence[str] | None = None) -> Settings:
     """Read the command line."""
     found = parsed(Settings, __doc__, argv)
-    return replace(found, rounds=1, batch_size=2, image_size=32) if found.fast_dev_run else found
+    if found.quick:
+        found = replace(found, rounds=min(found.rounds, 2), batch_size=4, image_size=112, images=512)
+    return replace(found, rounds=1, batch_size=2, image_size=32, images=4) if found.fast_dev_run else found
 
 
 def chosen(only: Sequence[str]) -> list[Row]:
@@ -203,6 +209,18 @@ def table(results: Sequence[Result], title: str, caption: str = "") -> Table:
     return Table(title, ["method", "library", "forwards", "quartiles", "reach", "seconds"], rows, caption, digits=2)
 
 
+def leaders(results: Sequence[Result]) -> str:
+    """Who is fastest, of the methods that several libraries have."""
+    by_method: dict[str, list[Result]] = {}
+    for result in results:
+        by_method.setdefault(result.row.name, []).append(result)
+    ahead: dict[str, list[str]] = {}
+    for name, some in by_method.items():
+        if len(some) > 1:
+            ahead.setdefault(min(some, key=lambda one: one.quartiles[1]).row.library, []).append(name)
+    return "Fastest: " + "; ".join(f"{library} at {', '.join(names)}" for library, names in ahead.items())
+
+
 def train(settings: Settings, device: torch.device) -> None:
     """Measure training steps, print them, and write them down where asked."""
     if settings.profile:
@@ -220,18 +238,19 @@ def train(settings: Settings, device: torch.device) -> None:
 def main(argv: Sequence[str] | None = None) -> list[Result]:
     """Measure what the command line asks for, and print it."""
     settings = parse(argv)
-    rows, device = chosen(settings.only), torch.device(settings.device)
+    device = torch.device(settings.device)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     if settings.training:
         train(settings, device)
         return []
     if settings.validation:
-        small, make = settings.fast_dev_run, NETWORKS[settings.network]
-        found = validations(settings.network, make, settings.rounds, device, settings.bfloat16, small)
+        data = Data(settings.images, settings.image_size, settings.batch_size, device, settings.bfloat16)
+        found = validations(settings.network, NETWORKS[settings.network], settings.rounds, data, settings.only)
         show(Table("Validation epochs", list(found[0]), [list(one.values()) for one in found], machine(device), 3))
         save(settings, found, device)
         return []
+    rows = [row for row in chosen(settings.only) if not settings.quick or (not row.one_image and (row.reach or 0) < 50)]
     torch.manual_seed(0)
     model = NETWORKS[settings.network]().eval().to(device)
     images = torch.randn(settings.batch_size, 3, settings.image_size, settings.image_size, device=device)
@@ -242,7 +261,7 @@ def main(argv: Sequence[str] | None = None) -> list[Result]:
     name = {"resnet18": "ResNet-18", "resnet50": "ResNet-50"}[settings.network]
     shape = f"{name}, batch {settings.batch_size}, {settings.image_size} px, {settings.rounds} rounds"
     title = shape + (", bfloat16" if settings.bfloat16 else "")
-    show(table(results, title, machine(device)))
+    show(table(results, title, f"{machine(device)}. {leaders(results)}"))
     save(settings, [{"title": title, **one.record()} for one in results], device)
     return results
 

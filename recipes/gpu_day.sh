@@ -30,7 +30,7 @@ part environment 20 "${PYTHON:-python}" -m torch.utils.collect_env
     part training 120 $bench --training --rounds 3 --out "$out/results/gpu_training.json"
     part maps_fp32 60 $bench --network resnet50 --batch-size 64 --rounds 3 --out "$out/results/gpu_maps_fp32.json"
     part maps_bf16 60 $bench --network resnet50 --batch-size 64 --rounds 3 --bfloat16 --out "$out/results/gpu_maps_bf16.json"
-    part validation 60 $bench --validation --network resnet50 --bfloat16 --rounds 3 --out "$out/results/gpu_validation.json"
+    part validation 60 $bench --validation --network resnet50 --bfloat16 --batch-size 64 --rounds 3 --out "$out/results/gpu_validation.json"
     part cifar "$seconds" "${PYTHON:-python}" recipes/cifar_interp.py --data "$data" --device "$device" --seeds 20 $small \
         --results "$out/results"
 }

@@ -3,72 +3,104 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.loggers import CSVLogger
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_xai as xai
-from common.measured import seconds_of
+from common.measured import quartiles, seconds_of
 from common.training import Validated
 
 STANDARD: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
 def callbacks() -> dict[str, list[Callback]]:
-    """What is added to validation, by name; nothing first."""
-    metrics = [xai.AverageDrop(), xai.AverageGain()]
-    gradcam = {"gradcam": xai.GradCAM()}
+    """What is added to validation, by name, with two methods; what is not said is left at its default."""
+    methods = {"gradcam": xai.GradCAM(), "guided": xai.GuidedGradient()}
+    gradcam, two = {"gradcam": xai.GradCAM()}, [xai.AverageDrop(), xai.AverageGain()]
+    three, curves = [*two, xai.AverageIncrease()], [xai.Insertion(), xai.Deletion()]
     return {
-        "plain": [],
-        "Grad-CAM maps of 8 images": [xai.SaliencyMaps(gradcam, n_images=8, **STANDARD)],
-        "faithfulness of Grad-CAM, 128 images": [
-            xai.Faithfulness(gradcam, metrics, n_images=128, controls={}, **STANDARD)
+        "nothing": [],
+        "SaliencyMaps": [xai.SaliencyMaps(methods, **STANDARD)],
+        "Faithfulness": [xai.Faithfulness(methods, two, **STANDARD)],
+        "Faithfulness of one CAM": [xai.Faithfulness(gradcam, three, **STANDARD)],
+        "Faithfulness of one CAM, with curves, 32 images": [
+            xai.Faithfulness(gradcam, [*three, *curves], n_images=32, **STANDARD)
         ],
-        "integrity": [xai.ModelIntegrity(**STANDARD)],
+        "ModelIntegrity": [xai.ModelIntegrity(**STANDARD)],
+        "the three": [
+            xai.SaliencyMaps(methods, **STANDARD),
+            xai.Faithfulness(methods, two, **STANDARD),
+            xai.ModelIntegrity(**STANDARD),
+        ],
     }
 
 
+@dataclass(frozen=True)
+class Data:
+    """Images of one validation."""
+
+    n_images: int
+    image_size: int
+    batch_size: int
+    device: torch.device
+    bfloat16: bool = False
+
+    def loader(self) -> DataLoader[Any]:
+        """Pixels in [0, 1], standardised: the callbacks check that."""
+        images = torch.rand(self.n_images, 3, self.image_size, self.image_size).sub(0.45).div(0.225).to(self.device)
+        labels = torch.zeros(self.n_images, dtype=torch.long, device=self.device)
+        return DataLoader(TensorDataset(images, labels), self.batch_size)
+
+
 def validations(
-    name: str, make: Callable[[], nn.Module], rounds: int, device: torch.device, bfloat16: bool, small: bool
+    name: str, make: Callable[[], nn.Module], rounds: int, data: Data, only: Sequence[str] = ()
 ) -> list[dict[str, Any]]:
-    """Seconds of validation epochs with each of the callbacks, every one after a plain epoch; rows in long form."""
+    """Seconds of validation epochs with each of the callbacks, every one after a plain epoch; rows in long form.
+
+    What is added does not grow with the number of images: ``passes`` says how many more images the network could have
+    classified meanwhile, and ``ratio_of_2000`` what becomes of a validation of 2,000 images.
+    """
     torch.manual_seed(0)
-    n, size, batch = (8, 32, 4) if small else (2048, 224, 64)
-    # pixels in [0, 1], standardised: the callbacks check that
-    images = torch.rand(n, 3, size, size).sub(0.45).div(0.225).to(device)
-    loader: DataLoader[Any] = DataLoader(TensorDataset(images, torch.zeros(n, dtype=torch.long, device=device)), batch)
-    module = Validated(make())
-    found: dict[str, list[tuple[float, float]]] = {}
-    for i in range(rounds + 1):
-        for added, some in callbacks().items():
-            base, took = (seconds_of(partial(_epoch, module, loader, device, bfloat16, one)) for one in ([], some))
-            if i:  # the first round warms up
-                found.setdefault(added, []).append((took / base, took))
+    loader, module = data.loader(), Validated(make())
+    chosen = {added: some for added, some in callbacks().items() if not only or added.startswith(tuple(only))}
+    found: dict[str, list[tuple[float, float]]] = {added: [] for added in chosen}
+    with TemporaryDirectory() as folder:
+        seconds_of(partial(_epoch, module, loader, data, [], folder))  # warms up
+        for _ in range(rounds):
+            for added, some in chosen.items():
+                base, took = (seconds_of(partial(_epoch, module, loader, data, one, folder)) for one in ([], some))
+                found[added].append((base, took))
     return [
-        {
-            "network": name,
-            "validation": added,
-            "images": n,
-            "rounds": len(pairs),
-            "median": statistics.median(ratio for ratio, _ in pairs),
-            "seconds": statistics.median(seconds for _, seconds in pairs),
-        }
+        {"network": name, "validation": added, "images": data.n_images, "image_size": data.image_size, "rounds": rounds}
+        | _figures(pairs, data.n_images)
         for added, pairs in found.items()
     ]
 
 
-def _epoch(module: Validated, loader: Any, device: torch.device, bfloat16: bool, some: list[Callback]) -> None:
+def _figures(pairs: list[tuple[float, float]], n: int) -> dict[str, float]:
+    low, median, high = quartiles([took / base for base, took in pairs])
+    passes = (median - 1) * n
+    figures = {"low": low, "median": median, "high": high, "passes": passes, "ratio_of_2000": 1 + passes / 2000}
+    seconds = statistics.median(took for _, took in pairs)
+    return {name: round(value, 3) for name, value in figures.items()} | {"seconds": round(seconds, 3)}
+
+
+def _epoch(module: Validated, loader: Any, data: Data, some: list[Callback], folder: str) -> None:
     trainer = pl.Trainer(
-        accelerator=device.type if device.type == "cpu" else "gpu",
+        accelerator="cpu" if data.device.type == "cpu" else "gpu",
         devices=1,
-        precision="bf16-mixed" if bfloat16 else "32-true",
-        logger=False,
+        precision="bf16-mixed" if data.bfloat16 else "32-true",
+        logger=CSVLogger(folder),  # somebody looks
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,

@@ -1,9 +1,11 @@
 """The table of costs: what is run, in which order, and what is made of the times."""
 
+import json
+
 import benchmark
 import pytest
 import torch
-from benchmark import Result, Row, chosen, main, measure
+from benchmark import Result, Row, chosen, leaders, main, measure
 from torch import nn
 
 
@@ -96,3 +98,20 @@ def test_a_bad_command_line_is_refused(arguments, message):
     """Before anything runs."""
     with pytest.raises(SystemExit, match=message):
         main(arguments)
+
+
+def test_who_leads_is_told_of_methods_that_several_have():
+    """By the median."""
+    found = {("a", "x"): [1.0, 9.0, 2.0], ("a", "y"): [3.0], ("b", "x"): [5.0], ("b", "y"): [4.0], ("c", "x"): [1.0]}
+    results = [Result(Row(name, library, print), ratios, ratios) for (name, library), ratios in found.items()]
+    assert leaders(results) == "Fastest: x at a; y at b"
+
+
+def test_a_validation_is_measured_with_each_callback(tmp_path, capsys):
+    """What is added is told in passes, and for a validation of 2,000 images."""
+    main(["--validation", "--fast-dev-run", "--only", "SaliencyMaps", "the three", "--out", str(tmp_path / "a.json")])
+    rows = json.loads((tmp_path / "a.json").read_text())["rows"]
+    assert [row["validation"] for row in rows] == ["SaliencyMaps", "the three"]
+    for row in rows:
+        assert row["passes"] == pytest.approx((row["median"] - 1) * 4, abs=0.01)
+        assert row["ratio_of_2000"] == pytest.approx(1 + row["passes"] / 2000, abs=0.01)
