@@ -70,7 +70,7 @@ class Explainer:
         if not files:
             raise FileNotFoundError(f"`IMAGES` expected images in {str(source)!r}, found none.")
         self._begin()
-        named = {_name(path): path for path in files}
+        named = {_name(path, source): path for path in files}
         left = [name for name in named if not (self._pictures(name) / FACTS).is_file()]
         try:
             with tqdm(total=len(named), initial=len(named) - len(left), unit="image") as progress:
@@ -157,10 +157,10 @@ class Explainer:
         return write_album(self.out, f"{source.name}, explained", panels, told)
 
 
-def _name(path: Path) -> str:
+def _name(path: Path, source: Path) -> str:
     """A name of its own for a file as it is now: a changed file is explained anew, and no name leads anywhere."""
     found = path.stat()
-    return sha256(os.fsencode(path) + f"|{found.st_size}|{found.st_mtime_ns}".encode()).hexdigest()[:16]
+    return sha256(os.fsencode(_told(path, source)) + f"|{found.st_size}|{found.st_mtime_ns}".encode()).hexdigest()[:16]
 
 
 def _told(path: Path, source: Path) -> str:

@@ -99,14 +99,15 @@ def image_files(source: Path, left_out: Path | None = None) -> tuple[list[Path],
         return [source], {}
     if not source.is_dir():
         raise FileNotFoundError(f"`IMAGES` expected a folder or an image, got {str(source)!r}.")
-    root, files, others = source.resolve(), [], {}
+    root, skipped = source.resolve(), None if left_out is None else left_out.resolve()
+    files, others = [], {}
     for place, folders, names in os.walk(source):  # which follows no links to folders
         folder = Path(place)
         for name in sorted(names) + sorted(folders):
             path = folder / name
-            if path.is_symlink() and (name in folders or not path.resolve().is_relative_to(root)):
+            if path.is_symlink() and not (path.is_file() and path.resolve().is_relative_to(root)):
                 others[path] = "a link that is not followed"
             elif name in names and not name.startswith("."):
                 files.append(path)
-        folders[:] = sorted(one for one in folders if not one.startswith(".") and folder / one != left_out)
+        folders[:] = sorted(one for one in folders if one[0] != "." and (folder / one).resolve() != skipped)
     return files, others

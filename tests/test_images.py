@@ -48,10 +48,14 @@ def test_links_out_of_the_folder_are_named(tmp_path: Path) -> None:
     (inside / ".hidden.png").write_bytes(b"")
     (inside / "file.png").symlink_to(outside / "a.png")
     (inside / "folder").symlink_to(outside)
+    (inside / "nothing.png").symlink_to(inside / "missing.png")
+    (inside / "self").symlink_to(inside)
     (inside / "own.png").symlink_to(inside / "\u732b" / "a.png")
     files, others = image_files(inside, inside / "out")
     assert files == [inside / "own.png", inside / "\u732b" / "a.png"]
-    assert others == dict.fromkeys([inside / "file.png", inside / "folder"], "a link that is not followed")
+    assert others == {
+        inside / name: "a link that is not followed" for name in ("file.png", "nothing.png", "folder", "self")
+    }
     assert image_files(outside / "a.png") == ([outside / "a.png"], {})
     with pytest.raises(FileNotFoundError, match="a folder or an image"):
         image_files(tmp_path / "missing")

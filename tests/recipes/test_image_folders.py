@@ -4,6 +4,7 @@ import doctest
 
 import numpy as np
 import pytest
+from hostile_images import write_no_images, write_odd
 from PIL import Image
 from recipes.image_files import HEN, TENCH, write_images
 
@@ -118,3 +119,18 @@ def test_a_folder_without_images_is_refused(tmp_path):
     (tmp_path / "val" / "cat" / "readme.txt").touch()
     with pytest.raises(FileNotFoundError, match="found none"):
         loaded(tmp_path)
+
+
+def test_files_and_names_of_strangers_are_shown_right_or_come_as_their_path(tmp_path):
+    """Odd images are images; what only has the name of one is not waited for, and names of classes are only names."""
+    classes = ("<script>", "\u732b")
+    for name in classes:
+        (tmp_path / "val" / name).mkdir(parents=True)
+    odd, wrong = write_odd(tmp_path / "val" / classes[0]), write_no_images(tmp_path / "val" / classes[1])
+    _, shown, names = images_in_folders(tmp_path, np.asarray, np.asarray)
+    assert names == sorted(classes)
+    found = [shown[i][0] for i in range(len(shown))]
+    assert sum(isinstance(one, np.ndarray) and one.shape == (8, 16, 3) for one in found) == len(odd) - 1  # no gif
+    assert {one for one in found if isinstance(one, str)} == {
+        str(one) for one in wrong if one.suffix in (".jpg", ".png")
+    }
