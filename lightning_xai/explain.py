@@ -66,7 +66,8 @@ def explain(
 
     The model runs in evaluation mode and is exactly as before afterwards, also after an error. Works inside
     ``torch.no_grad()`` and ``torch.inference_mode()``, with frozen parameters, and under autocast. ``layer=None`` costs
-    one more gradient-free pass of one image, for transformers also a forward and a backward pass of it.
+    one more forward and backward pass of one image. Where tokens lie is found with that image, too, once for a model:
+    by a gradient-free pass for each row and each column of patches.
 
     Several threads may explain one model: their passes wait for each other. Another thread may use it for inference
     meanwhile, in evaluation mode; training it meanwhile is not safe.

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from torch import Tensor, nn
 
@@ -26,25 +26,36 @@ Targets: TypeAlias = int | Sequence[int] | TargetRule | Tensor | None
 
 @dataclass(frozen=True)
 class Tokens:
-    """A layer of tokens whose place on the image is given; for those where it cannot be found from the model.
+    """A layer of tokens whose places on the image are given; for those where they can't be found from the model.
 
     Attributes:
-        layer: Dotted name or module, with an output (N,T,D) or (N,h,w,D).
-        grid: Rows and columns of patches, (h, w); patches are in reading order.
+        layer: Dotted name or module.
+        grid: Rows and columns of patches, (h, w).
         prefix: Number of tokens before the first patch: class, distillation and register tokens.
+        axes: Order of the axes of its output: images, tokens, channels; "TND" for tokens first, "NDT" for channels
+            before the tokens. Tokens in rows and columns, (N,h,w,D) or (N,D,h,w), are one axis.
+        order: Which token, counted after the prefix, is that of each patch in reading order; None where they are in
+            reading order themselves. Tokens that are not named are no patches.
 
     Raises:
         TypeError: If ``layer`` is neither a name nor a module.
-        ValueError: If there is no such grid.
+        ValueError: If there is no such grid, order of axes or order of tokens.
 
     Example:
-        >>> Tokens("blocks.11.norm1", grid=(14, 14), prefix=1)
-        Tokens(layer='blocks.11.norm1', grid=(14, 14), prefix=1)
+        >>> Tokens("blocks.11.norm1", grid=(14, 14), prefix=1).axes
+        'NTD'
+
+        Tokens before images, two rows of three patches, column by column:
+
+        >>> Tokens("encoder", grid=(2, 3), axes="TND", order=(0, 2, 4, 1, 3, 5)).prefix
+        0
     """
 
     layer: str | nn.Module
     grid: tuple[int, int]
     prefix: int = 0
+    axes: Literal["NTD", "TND", "NDT"] = "NTD"
+    order: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.layer, (str, nn.Module)):
@@ -53,6 +64,13 @@ class Tokens:
             raise ValueError(f"`grid` expected a tuple of two positive integers (h, w), got {self.grid!r}.")
         if self.prefix < 0:
             raise ValueError(f"`prefix` expected a number of tokens, at least 0, got {self.prefix!r}.")
+        if self.axes not in ("NTD", "TND", "NDT"):
+            raise ValueError(f'`axes` expected "NTD", "TND" or "NDT", got {self.axes!r}.')
+        count, order = self.grid[0] * self.grid[1], self.order
+        if order is not None and (not isinstance(order, tuple) or len(set(order)) != count or min(order) < 0):
+            raise ValueError(
+                f"`order` expected a tuple of {count} different tokens, one for each patch, got {order!r}."
+            )
 
 
 OneLayer: TypeAlias = str | nn.Module | Tokens | None

@@ -15,6 +15,8 @@ takes. Each model has a process of its own with a time limit. The outcome of a c
 What is checked, and the number beside it:
 
     layer      ``layer=None`` finds a layer; its name
+    places     nine patches, changed one at a time, move that layer most where the map draws them, up to one row and one
+               column; the share of them
     gradcam    Grad-CAM and HiResCAM are finite and not constant; their rank correlation
     gradient   the input gradient equals plain autograd's; the relative difference
     guided     the guided gradient is finite, or the network has no rectifiers, which is said
@@ -62,7 +64,7 @@ from lightning_xai.attribution import (
 )
 from lightning_xai.ranks import rank_correlation
 from lightning_xai.scores import centered, pre_softmax
-from lightning_xai.trace import last_spatial_layer, name_of
+from lightning_xai.trace import Capture, last_spatial_layer, name_of, run
 
 SMALLEST_OF_TIMM = [
     "beit_base_patch16_224", "halonet_h1", "test_byobnet", "cait_xxs24_224", "coat_tiny", "convit_tiny",
@@ -182,6 +184,24 @@ def layer(model: nn.Module, images: Tensor) -> Outcome:
     return judged(True, name_of(model, last_spatial_layer(model, images)))
 
 
+def places(model: nn.Module, images: Tensor) -> Outcome:
+    """Where the automatic layer's map draws what single patches change."""
+    capture = Capture({None: last_spatial_layer(model, images)})
+    before = run(model, images[:1], capture).activation(None)
+    cells = torch.tensor([[i * (n - 1) // 2 for i in range(3)] for n in before.shape[2:]])
+    patches, moved = torch.cartesian_prod(*cells), []
+    for patch in patches.tolist():
+        changed = images[:1].clone()
+        spans = zip(patch, before.shape[2:], images.shape[2:], strict=True)
+        rows, columns = (slice(i * size // n, -(-(i + 1) * size // n)) for i, n, size in spans)
+        changed[..., rows, columns] *= -1
+        moved.append((run(model, changed, capture).activation(None) - before).norm(dim=1).flatten())
+    most = (torch.stack(moved) / torch.stack(moved).mean(0)).argmax(1)
+    found = torch.stack([most // before.shape[3], most % before.shape[3]], 1)
+    share = ((found - patches).abs().amax(1) <= 1).float().mean().item()
+    return judged(share > 0.75, share)
+
+
 def gradcam(model: nn.Module, images: Tensor) -> Outcome:
     """Grad-CAM and HiResCAM."""
     maps = explain(model, images, attributions={"gradcam": GradCAM(), "hirescam": HiResCAM()})
@@ -247,6 +267,7 @@ def _complete(model: nn.Module, images: Tensor, method: Any, error: float) -> Ou
 
 CHECKS: dict[str, Callable[[nn.Module, Tensor], Outcome]] = {
     "layer": layer,
+    "places": places,
     "gradcam": gradcam,
     "gradient": gradient,
     "guided": guided,

@@ -141,7 +141,7 @@ CASES = {
     "timm Swin, an inner layer": Case(_swin, "norm", "layers.1.blocks.0.norm2", patches_after(0, 8, 8)),
     "timm Swin v2": Case(_swin_v2, "norm", "layers.1.blocks.1", channels_last),
     "timm ConvNeXt": Case(_convnext, "norm_pre", "stages.2", channels_first),
-    "timm ConvNeXt, an inner layer": Case(_convnext, "norm_pre", "stages.2.blocks.0.norm", channels_last),
+    "timm ConvNeXt, an inner layer": Case(_convnext, "norm_pre", "stages.0.blocks.0.norm", channels_last),
     "timm ConvNeXt without channels last": Case(_convnext_atto, "norm_pre", "stages.0.blocks.0.norm", channels_first),
     "torchvision ViT": Case(
         torchvision_vit, "encoder.layers.encoder_layer_1.ln_1", "encoder.layers", patches_after(1), (32, 32)

@@ -267,25 +267,6 @@ def test_the_last_spatial_layer_is_found():
     torch.testing.assert_close(found, explain(model, images, attributions=GradCAM("last")))
 
 
-def test_a_layer_called_twice_counts_with_its_last_call():
-    """As in torchvision's BasicBlock, whose one ReLU also makes the block's output."""
-
-    class Twice(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv = nn.Conv2d(3, 4, 3)
-            self.relu = nn.ReLU()
-            self.last = nn.Identity()
-
-        def forward(self, images):
-            hidden = self.relu(self.conv(self.relu(images)))
-            return self.last(hidden).mean((2, 3))
-
-    model, images = Twice(), random_images()
-    found, expected = (explain(model, images, 0, attributions=GradCAM(layer)) for layer in ("relu", "last"))
-    torch.testing.assert_close(found, expected)
-
-
 def test_bfloat16_models_give_float32_maps():
     """Maps of a bfloat16 model resemble those of the float32 one."""
     model, images = small_net(), random_images()
@@ -418,11 +399,12 @@ def test_the_layer_is_found_in_a_transformer_that_overwrites_its_images():
 
 
 def test_a_module_is_found_by_each_of_its_names():
-    """One that is used twice has two; what counts is its last call."""
+    """One that is called twice has two, and is refused by both."""
     relu = nn.ReLU()
     model = nn.Sequential(nn.Conv2d(3, 4, 3), relu, nn.Conv2d(4, 4, 3), relu, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    maps = explain(model, random_images(), attributions={name: GradCAM(name) for name in ("1", "3")})
-    assert torch.equal(maps["1"], maps["3"])
+    for name in ("1", "3"):
+        with pytest.raises(ValueError, match="`layer` '1' was called 2 times in the forward pass"):
+            explain(model, random_images(), attributions=GradCAM(name))
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.*is deprecated")  # it is, and it is still used

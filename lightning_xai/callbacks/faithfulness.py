@@ -25,7 +25,7 @@ from lightning_xai.log_keys import LogKey
 from lightning_xai.metrics import Batch, Boxes, ExplanationMetric, Setting
 from lightning_xai.scores import centered, log_softmax, resolve_targets
 from lightning_xai.standard import Standard
-from lightning_xai.trace import Capture, Trace, logits_of, plain_tensors, run
+from lightning_xai.trace import Capture, Trace, logits_of, plain_tensors, run, same_places
 from lightning_xai.types import LogitsOf, Score, Targets
 
 _DEAR = 1 / 3
@@ -314,7 +314,8 @@ class _Asked:
         return self.trace.image_gradient(centered, self.targets, rectifiers="relu" if guided_rule else None)
 
     def _capture_of(self, copied: nn.Module) -> Capture:
-        """What a copy of the classifier must keep: the layers of the same names."""
+        """What a copy of the classifier must keep: the layers of the same names, their tokens at the same places."""
+        same_places(self.model, copied)
         names = {module: name for name, module in self.model.named_modules()}
         layers = {layer: copied.get_submodule(names[module]) for layer, module in self.capture.layers.items()}
         return replace(self.capture, layers=layers)

@@ -20,12 +20,14 @@ from lightning_xai.trace.modes import (
     own_pass,
     plain_tensors,
 )
-from lightning_xai.trace.observer import Observer, last_spatial_layer, spatial_layers
+from lightning_xai.trace.observer import Observer
+from lightning_xai.trace.places import same_places
 from lightning_xai.trace.points import pass_from_image, pass_from_layer, require_rectifiers_after
 from lightning_xai.trace.probabilities import PROBABILITIES, are_probabilities, require_logits
 from lightning_xai.trace.recording import predict
 from lightning_xai.trace.rectifiers import Rectifiers, check_rectifiers
 from lightning_xai.trace.sharding import has_tensor_parallelism, is_sharded, unsharded
+from lightning_xai.trace.spatial import last_spatial_layer, spatial_layers
 from lightning_xai.trace.trace import Trace, run
 
 __all__ = [
@@ -71,6 +73,7 @@ __all__ = [
     "require_rectifiers_after",
     "run",
     "running_statistics_kept",
+    "same_places",
     "spatial_layers",
     "spellings",
     "tapped",

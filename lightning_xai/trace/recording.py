@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,9 @@ from lightning_xai.trace.capture import Capture
 from lightning_xai.trace.hooks import forward_hooks, hookable, hooks_apart
 from lightning_xai.trace.layers import name_of
 from lightning_xai.trace.modes import GraphKept, borrowed, plain_tensors
-from lightning_xai.trace.tokens import Shapes
+from lightning_xai.trace.places import Places
+from lightning_xai.trace.tokens import Layouts, arranged
+from lightning_xai.types import OneLayer, Tokens
 
 
 class Recording:
@@ -31,7 +34,6 @@ class Recording:
 
     Attributes:
         logits: What the model gave, (N,K); None where that was something else.
-        shapes: Where the outputs lie on the image.
     """
 
     def __init__(self, model: nn.Module, capture: Capture, calling: Calling, images: Tensor, graph: GraphKept) -> None:
@@ -40,43 +42,65 @@ class Recording:
         self.calling = calling
         self.images = images
         self.logits: Tensor | None = None
-        self.shapes = Shapes(images)
         self._graph = graph
+        self._layouts = Layouts(len(images))
+        self._places = Places(model, images, calling, capture.layers.values())
         self._activations: dict[nn.Module, Tensor] = {}
+        self._calls: Counter[nn.Module] = Counter()
 
     def activation(self, module: nn.Module) -> Tensor:
         """What a captured module gave, with the graph behind it.
 
         Raises:
-            ValueError: If it was not called.
+            ValueError: If it was not called, or more than once.
         """
-        if module not in self._activations:
+        name, calls = name_of(self.model, module), self._calls[module]
+        if calls == 0:
             raise ValueError(
-                f"`layer` {name_of(self.model, module)!r} was not called in the forward pass. A container whose parts "
-                "are called one by one is not: with timm's `set_grad_checkpointing(True)`, switch that off, else name "
-                "a part."
+                f"`layer` {name!r} was not called in the forward pass. A container whose parts are called one by one "
+                "is not: with timm's `set_grad_checkpointing(True)`, switch that off, else name a part."
+            )
+        if calls > 1:
+            around = name.rpartition(".")[0]
+            raise ValueError(
+                f"`layer` {name!r} was called {calls} times in the forward pass, and has {calls} maps of each image. "
+                f"Name a layer that is called once{around and f', such as {around!r} around it if that is'}; where a "
+                "model runs a network on several views of an image, explain that network, on one view."
             )
         return self._activations[module]
+
+    def arranged(self, module: nn.Module, values: Tensor, layer: OneLayer) -> Tensor:
+        """What a captured module gave, or the gradient with respect to it, as (N,D,h,w).
+
+        Raises:
+            ValueError: If its places on the image are not known.
+        """
+        if isinstance(layer, Tokens):
+            return arranged(values, layer, len(self.images))
+        if self._layouts.is_map(module, values.shape):
+            return values
+        return arranged(values, self._places.of(module, values), len(self.images))
 
     def keep(self, module: nn.Module, args: Any, kwargs: Any, output: object) -> Tensor | None:
         """Forward hook: keep a copy that later in-place operations cannot reach, and start the graph here."""
         if isinstance(output, Tensor):
-            self.shapes.note(module, output.shape)
+            self._layouts.note(module, output.shape)
         if module not in self.capture.layers.values():
             return None
+        self._calls[module] += 1
         if not isinstance(output, Tensor) or output.ndim not in (3, 4):
             shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise ValueError(
                 f"`layer` {name_of(self.model, module)!r} expected an output of shape (N, D, h, w), got {shape}. "
                 "Choose a layer before the pooling, or None for the last layer with a spatial output."
             )
-        if len(output) != len(self.images):
+        if len(self.images) not in output.shape[: 2 if output.ndim == 3 else 1]:  # tokens may come before images
             n, got = len(self.images), len(output)
             times = f", {got // n} times as many" if got % n == 0 else ""
             raise ValueError(
                 f"`layer` {name_of(self.model, module)!r} expected an output for each of {n} images, got {got}{times}. "
                 "A model that looks at several views of an image has no one map of it: explain the network inside, on "
-                "one view."
+                "one view. Of windows, name the layer around them."
             )
         self._graph.begin()
         # Below a frozen or gradient-free part the output has no history: it becomes the leaf where the graph starts.

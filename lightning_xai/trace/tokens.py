@@ -1,4 +1,4 @@
-"""Where on the image the outputs of transformers lie: tokens and channels-last outputs as (N,D,h,w)."""
+"""Tokens and channels-last outputs as feature maps, and which outputs are feature maps already."""
 
 from __future__ import annotations
 
@@ -8,132 +8,92 @@ from torch import Tensor, nn
 from lightning_xai.types import Tokens
 
 
-def as_feature_maps(output: Tensor, grid: tuple[int, int], prefix: int = 0) -> Tensor:
-    """Tokens (N,T,D) or a channels-last output (N,h,w,D) as (N,D,h,w).
+def as_tokens(output: Tensor, axes: str) -> Tensor:
+    """An output of three or four dimensions, with its axes as in `Tokens`, as (N,T,D)."""
+    if axes == "NTD":
+        return output.flatten(1, -2)
+    return output.flatten(2).transpose(1, 2) if axes == "NDT" else output.flatten(0, -3).transpose(0, 1)
 
-    Args:
-        output: Tokens or channels-last features, or gradients with respect to them; patches in reading order.
-        grid: Rows and columns of patches, (h, w).
-        prefix: Number of tokens before the first patch: class, distillation and register tokens.
 
-    Returns:
-        A view (N,D,h,w) of the patches.
+def positions(shape: torch.Size, axes: str) -> torch.Size:
+    """How many tokens an output has, or how many rows and columns of them."""
+    return {"NTD": shape[1:-1], "NDT": shape[2:], "TND": shape[:-2]}[axes]
+
+
+def arranged(output: Tensor, tokens: Tokens, n: int) -> Tensor:
+    """An output of a layer whose places are known, or the gradient with respect to it, as (N,D,h,w).
+
+    Raises:
+        ValueError: If it is none of n images, or has other positions.
 
     Example:
-        >>> as_feature_maps(torch.arange(5.0).view(1, 5, 1), grid=(2, 2), prefix=1)
+        >>> arranged(torch.arange(5.0).view(1, 5, 1), Tokens("norm", grid=(2, 2), prefix=1), 1)
         tensor([[[[1., 2.],
                   [3., 4.]]]])
     """
-    return output.flatten(1, -2)[:, prefix:].unflatten(1, grid).movedim(3, 1)
-
-
-def arranged_as_given(output: Tensor, tokens: Tokens) -> Tensor:
-    """An output of a layer whose places are given, or the gradient with respect to it, as (N,D,h,w).
-
-    Raises:
-        ValueError: If the output has other positions.
-    """
-    height, width = tokens.grid
-    count = output.shape[1:-1].numel()
-    if count != tokens.prefix + height * width or (output.ndim == 4 and output.shape[1:3] != tokens.grid):
+    (height, width), values = tokens.grid, as_tokens(output, tokens.axes)
+    size = positions(output.shape, tokens.axes)
+    count, order = size.numel() - tokens.prefix, tokens.order
+    fits = count == height * width and (len(size) == 1 or size == tokens.grid) if order is None else count > max(order)
+    if len(values) != n or not fits:
         raise ValueError(
-            f"`{tokens}` expected an output (N, {tokens.prefix} + {height} * {width}, D) or (N, {height}, {width}, D), "
-            f"got {tuple(output.shape)}."
+            f"`{tokens}` expected an output of {n} images with {tokens.prefix} + {height} * {width} tokens, or with as "
+            f"many rows and columns, and the axes {tokens.axes}, got {tuple(output.shape)}."
         )
-    return as_feature_maps(output, tokens.grid, tokens.prefix)
+    values = values[:, tokens.prefix :]
+    values = values if order is None else values[:, list(order)]
+    return values.unflatten(1, tokens.grid).movedim(3, 1)
 
 
-class Shapes:
-    """The shapes of a forward pass, which tell where on the image the positions of each output lie.
+class Layouts:
+    """What the outputs of a pass tell of their axes, by the kinds of the modules that gave them.
 
-    There is no list of architectures. What a layer normalises over its last dimension has its channels there. Tokens
-    (N,T,D) lie on the finest grid of the pass, as the patch embedding's convolution gave it, that has no more than T
-    positions and the proportions of the image; the tokens left over come first, as they do in timm and torchvision.
+    There is no list of architectures. Convolutions and batch normalisations of maps give (N,D,h,w); what a linear layer
+    or a normalisation over the last dimension gives has its channels last.
 
     Args:
-        images: What the model is given, (N,C,H,W).
+        n: Number of images of the pass.
     """
 
-    def __init__(self, images: Tensor) -> None:
-        self._n, _, self._height, self._width = images.shape
-        self._four: set[torch.Size] = set()
-        self._channels_last: set[torch.Size] = set()
-        self._three: set[torch.Size] = set()
-        self._normalised: set[torch.Size] = set()
+    def __init__(self, n: int) -> None:
+        self._n = n
+        self._first: set[torch.Size] = set()
+        self._last: set[torch.Size] = set()
+        self._has_tokens = False
 
     def note(self, module: nn.Module, shape: torch.Size) -> None:
         """Take note of what a module gave."""
-        if len(shape) not in (3, 4) or shape[0] != self._n:
-            return
-        every, normalised = (self._three, self._normalised) if len(shape) == 3 else (self._four, self._channels_last)
-        every.add(shape)
-        if _normalises_last(module, shape):
-            normalised.add(shape)
+        if len(shape) == 3:  # (N,1,D) may be a weight for each channel, as some CNNs compute it
+            self._has_tokens |= shape[0] != self._n or 1 not in shape[1:]
+        elif len(shape) == 4 and _gives_channels_first(module):
+            self._first.add(shape)
+        elif len(shape) == 4 and _gives_channels_last(module, shape):
+            self._last.add(shape)
 
     @property
-    def has_tokens(self) -> bool:
-        """Whether any output was several tokens."""
-        return any(shape[1] > 1 for shape in self._normalised)
+    def grids(self) -> set[tuple[int, int]]:
+        """Rows and columns of the feature maps that were seen."""
+        return {(shape[2], shape[3]) for shape in self._first if shape[2:].numel() > 1}
 
-    def is_spatial(self, shape: torch.Size) -> bool:
-        """Whether an output has several positions on the image, in known places or as tokens.
-
-        Args:
-            shape: Shape of an output.
-
-        Returns:
-            True if so; not for what attention makes of T tokens, such as (N, heads, T, T).
-        """
+    def is_map(self, module: nn.Module, shape: torch.Size) -> bool:
+        """Whether an output is (N,D,h,w), so that its places need not be shown; in networks without tokens all are."""
         if len(shape) != 4 or shape[0] != self._n:
-            return self._are_tokens(shape)
-        height, width = self._grid(shape)
-        counts = {one[1] for one in self._three} if self.has_tokens else set()
-        return height * width > 1 and not counts & {height, width}
-
-    def arranged(self, output: Tensor, name: str) -> Tensor:
-        """The output of a layer, or the gradient with respect to it, as (N,D,h,w).
-
-        Raises:
-            ValueError: If the places on the image cannot be found.
-        """
-        shape = output.shape
-        if len(shape) == 4 and shape not in self._channels_last:
-            return output
-        grid = self._grid_of_tokens(shape) if len(shape) == 3 else self._grid(shape)
-        if grid is None or (len(shape) == 4 and shape[1] == shape[3]):
-            raise ValueError(
-                f"`layer` {name!r} expected an output (N, D, h, w), or one whose places on the image follow from the "
-                f"patch embedding, got {tuple(shape)}. Give them, `Tokens({name!r}, grid=(h, w), prefix=1)` say, or "
-                "choose another layer."
-            )
-        return as_feature_maps(output, grid, shape[1:-1].numel() - grid[0] * grid[1])
-
-    def _are_tokens(self, shape: torch.Size) -> bool:
-        """Whether an output (N,T,D) is several tokens: as many or as wide as some that were normalised."""
-        if len(shape) != 3 or shape[0] != self._n or shape[1] == 1:
             return False
-        return any(shape[1] == one[1] or shape[2] == one[2] for one in self._normalised)
-
-    def _grid(self, shape: torch.Size) -> tuple[int, int]:
-        return (shape[1], shape[2]) if shape in self._channels_last else (shape[2], shape[3])
-
-    def _grid_of_tokens(self, shape: torch.Size) -> tuple[int, int] | None:
-        if not self._are_tokens(shape):
-            return None
-        grids = [(h, w) for h, w in map(self._grid, self._four) if h * w <= shape[1] and self._in_proportion(h, w)]
-        height, width = max(grids, key=lambda grid: grid[0] * grid[1], default=(0, 0))
-        # Where so many are left over, the tokens are others, such as queries.
-        return (height, width) if 2 * shape[1] <= 3 * height * width else None
-
-    def _in_proportion(self, height: int, width: int) -> bool:
-        """Whether a grid has the proportions of the image, up to one row or column."""
-        return abs(height * self._width - width * self._height) <= max(self._height, self._width)
+        if _gives_channels_first(module) or shape in self._last:
+            return _gives_channels_first(module)
+        plain = not self._has_tokens and all(one[1:3].numel() == 1 for one in self._last)
+        return plain or (shape in self._first and shape[1] != shape[3])
 
 
-def _normalises_last(module: nn.Module, shape: torch.Size) -> bool:
-    """Whether a module is a layer or RMS normalisation over the last dimension of its output.
+def _gives_channels_first(module: nn.Module) -> bool:
+    return isinstance(module, (nn.Conv2d, nn.BatchNorm2d))
+
+
+def _gives_channels_last(module: nn.Module, shape: torch.Size) -> bool:
+    """Whether a module is linear, or a layer or RMS normalisation over the last dimension of its output.
 
     Those of ConvNeXt that normalise the second dimension are of the same classes.
     """
     normalised = getattr(module, "normalized_shape", ())
-    return tuple(normalised) == (shape[-1],) if isinstance(normalised, (tuple, list)) else normalised == shape[-1]
+    last = tuple(normalised) == (shape[-1],) if isinstance(normalised, (tuple, list)) else normalised == shape[-1]
+    return isinstance(module, nn.Linear) or last

@@ -14,7 +14,6 @@ from lightning_xai.trace.capture import Capture
 from lightning_xai.trace.guided import guided
 from lightning_xai.trace.hooks import forward_hooks
 from lightning_xai.trace.interception import Interception
-from lightning_xai.trace.layers import name_of
 from lightning_xai.trace.modes import (
     alone_with,
     borrowed,
@@ -26,8 +25,7 @@ from lightning_xai.trace.modes import (
 )
 from lightning_xai.trace.recording import Recording, predict, recorded, require_python_forward
 from lightning_xai.trace.rectifiers import Rectifiers, graph_of
-from lightning_xai.trace.tokens import arranged_as_given
-from lightning_xai.types import OneLayer, Score, Tokens
+from lightning_xai.types import OneLayer, Score
 
 
 class Trace:
@@ -97,9 +95,7 @@ class Trace:
         return self._logits.requires_grad
 
     def activation(self, layer: OneLayer) -> Tensor:
-        """The output of a captured layer; where the layer was called several times, of its last call.
-
-        Of tokens the patches are given, each at its place on the image (`Tokens`).
+        """The output of a captured layer; of tokens the patches, each at its place on the image (`Places`, `Tokens`).
 
         Args:
             layer: As it was named in the capture.
@@ -108,7 +104,7 @@ class Trace:
             Activations (N,D,h,w).
 
         Raises:
-            ValueError: If the layer was not called, or the places of its output on the image are not known.
+            ValueError: If the layer was not called once, or the places of its output on the image are not known.
         """
         return self._arranged(layer, self._plain(self._source(layer)))
 
@@ -260,9 +256,7 @@ class Trace:
         return self._recording.activation(self._capture.layers[layer])
 
     def _arranged(self, layer: OneLayer, values: Tensor) -> Tensor:
-        if isinstance(layer, Tokens):
-            return arranged_as_given(values, layer)
-        return self._recording.shapes.arranged(values, name_of(self._model, self._capture.layers[layer]))
+        return self._recording.arranged(self._capture.layers[layer], values, layer)
 
     def _gradient(self, score: Score, targets: Tensor, source: Tensor, rectifiers: Rectifiers | None = None) -> Tensor:
         key = (score, id(targets), id(source), rectifiers)

@@ -307,11 +307,11 @@ def test_a_backbone_and_a_head_in_the_forward_of_the_lightning_module_are_heard(
 
 
 def test_the_first_batch_is_not_lost_and_costs_one_pass() -> None:
-    """Nobody can listen before the classifier is known."""
+    """Nobody can listen before the classifier is known; to find the layer, one image is passed."""
     probe, module, data = Probe({"gradcam": GradCAM()}), classifier(), loader(12)
     forwards = Forwards(module.model)
     trainer(callbacks=[probe]).validate(module, data, verbose=False)
-    assert forwards.sizes == [4, 4, 4, 4]
+    assert forwards.sizes == [4, 1, 4, 4, 4]
     assert torch.equal(torch.cat([trace.images for trace in probe.traces]), data.dataset.tensors[0])
 
 
@@ -359,7 +359,7 @@ def test_a_named_classifier_driven_through_its_parts_is_run_once_more(said: list
     )
     forwards = Forwards(module.model)
     trainer(callbacks=[probe]).validate(module, data, verbose=False)
-    assert forwards.sizes == [4] * 6
+    assert forwards.sizes == ([4] * 6 if layer else [4, 1, *[4] * 5])
     assert torch.equal(torch.cat([trace.images for trace in probe.traces]), data.dataset.tensors[0])
     assert len(said) == 2
     assert sum("Probe: the validation step was not heard calling the classifier" in one for one in said) == 1
@@ -402,8 +402,7 @@ def test_the_lightning_module_itself_can_be_named(layer: str | None) -> None:
     forwards = Forwards(module.model)
     trainer(callbacks=[probe]).validate(module, data, verbose=False)
     assert probe.found is module
-    assert forwards.sizes[-1:] == [4]
-    assert len(forwards.sizes) == (2 if layer else 3)
+    assert forwards.sizes == ([4, 4] if layer else [4, 1, 4, 4])
     assert torch.equal(torch.cat([trace.images for trace in probe.traces]), data.dataset.tensors[0])
 
 

@@ -543,7 +543,7 @@ class Flat(nn.Module):
 @pytest.mark.parametrize(
     ("step", "told", "options"),
     [
-        (lambda module, images: module.model(images), "`layer=None` expected a layer with an output", {}),
+        (lambda module, images: module.model(images), "`layer=None` expected a layer, called once", {}),
         (lambda module, images: module.model(images), "`layer=None` expected", {"num_sanity_val_steps": 0}),
         (lambda module, images: None, "Expected one module that takes images", {}),
     ],

@@ -349,7 +349,7 @@ def test_too_few_clean_models_for_a_rate_are_an_error():
 
 
 def test_a_check_of_32_images_costs_one_forward_and_four_sweeps_of_the_head():
-    """Under four forwards, since sweeps end at the layer; ``layer=None`` adds one pass of one image."""
+    """Under four forwards, since sweeps end at the layer; ``layer=None`` adds one of each, of one image."""
     model = trained()
     sizes, reached = [], []
     model.conv1.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
@@ -362,7 +362,7 @@ def test_a_check_of_32_images_costs_one_forward_and_four_sweeps_of_the_head():
     with mock.patch("torch.autograd.grad", counted):
         inspect_model(model, IMAGES)
     assert sizes == [1, 32]
-    assert reached == [(32, 12, 6, 6)] * 4
+    assert reached == [(1, 12, 6, 6), *[(32, 12, 6, 6)] * 4]
 
 
 def test_the_image_level_costs_three_sweeps_to_the_image_more():

@@ -87,11 +87,11 @@ def test_spatial_layers_come_in_the_order_in_which_they_finish():
     assert_same_state(before, state_of(model))
 
 
-def test_a_layer_that_is_used_again_counts_where_it_finishes_last():
-    """A ReLU around two convolutions."""
+def test_a_layer_that_is_used_again_is_no_spatial_layer():
+    """A ReLU after each of two convolutions has two maps."""
     relu = nn.ReLU()
     model = nn.Sequential(nn.Conv2d(3, 2, 3), relu, nn.Conv2d(2, 2, 3), relu, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    assert spatial_layers(model, random_images()) == ["0", "2", "1"]
+    assert spatial_layers(model, random_images()) == ["0", "2"]
 
 
 @pytest.mark.parametrize("method", [LRP(), GradCAM("conv2"), InputGradient()])

@@ -100,15 +100,17 @@ def test_a_head_that_begins_with_zeros_hides_nothing() -> None:
 
 
 def test_convolutional_networks_take_one_pass_of_one_image() -> None:
-    """Transformers take a second one."""
+    """Transformers take others of it, for each row and each column of patches once."""
     for model, images, expected in (
         (small_net(), random_images(), [1]),
-        (*CASES["timm ViT"].model_and_images(), [1, 1]),
+        (*CASES["timm ViT"].model_and_images(), [1, 4 + 4]),
     ):
         passes: list[int] = []
         model.register_forward_pre_hook(lambda module, args, to=passes: to.append(len(args[0])))
         last_spatial_layer(model, images)
         assert passes == expected
+        last_spatial_layer(model, images)
+        assert passes == [*expected, 1]
 
 
 def test_layers_are_found_while_anomalies_are_looked_for() -> None:
@@ -158,12 +160,14 @@ def test_patches_that_reach_no_logits_say_so() -> None:
                 tokens = self.norm(self.embed(images).flatten(2).transpose(1, 2))
             return self.head(F.pad(tokens, (0, 0, 1, 0))[:, 0])
 
-    with pytest.raises(ValueError, match=r"`layer=None` expected a layer of patches that the logits depend on, found"):
+    with pytest.raises(
+        ValueError, match=r"`layer=None` expected a layer, called once, with several places .*found none\."
+    ):
         last_spatial_layer(Deaf(), random_images())
 
 
-def test_a_layer_counts_with_its_last_call() -> None:
-    """One ReLU serves the features and the pooled ones."""
+def test_a_layer_that_is_called_more_than_once_is_not_chosen() -> None:
+    """One ReLU serves the features and the pooled ones, or both convolutions."""
 
     class Shared(nn.Module):
         def __init__(self) -> None:
@@ -173,15 +177,10 @@ def test_a_layer_counts_with_its_last_call() -> None:
         def forward(self, images):
             return self.head(self.relu(self.relu(self.conv(images)).mean((2, 3))))
 
-    model = Shared()
+    model, relu = Shared(), nn.ReLU()
     assert last_spatial_layer(model, random_images()) is model.conv
-
-
-def test_a_layer_comes_where_its_last_call_comes() -> None:
-    """One ReLU after both convolutions."""
-    relu = nn.ReLU()
     model = nn.Sequential(nn.Conv2d(3, 6, 3), relu, nn.Conv2d(6, 3, 3), relu, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    assert last_spatial_layer(model, random_images()) is relu
+    assert last_spatial_layer(model, random_images()) is model[2]
 
 
 def test_layers_of_other_models_in_the_step_are_none_of_the_classifiers() -> None:

@@ -135,57 +135,84 @@ class Patchify(nn.Module):
         return self.head(self.norm(patches).mean(1))
 
 
+@pytest.mark.parametrize("before", [None, nn.Conv2d(3, 3, 3, padding=1)])
 @pytest.mark.parametrize("layer", ["norm", None])
-def test_a_grid_that_was_not_seen_is_to_be_given(layer: str | None) -> None:
-    """And once given, the map is there."""
-    model, images = Patchify(), random_images()
-    with pytest.raises(ValueError, match=r"`layer` 'norm' expected.*16, 12\).*Give them, `Tokens\('norm', grid="):
-        explain(model, images, attributions=GradCAM(layer))
-    assert explain(model, images, attributions=GradCAM(Tokens("norm", grid=(4, 4)))).shape == (4, 8, 8)
+def test_a_grid_that_no_layer_has_is_found(layer: str | None, before: nn.Module | None) -> None:
+    """Four rows of four patches, also where the only feature maps have eight."""
+    torch.manual_seed(0)
+    model, images = Patchify(before), random_images()
+    found, given = (
+        explain(model, images, 1, attributions=GradCAM(one)) for one in (layer, Tokens("norm", grid=(4, 4)))
+    )
+    assert torch.equal(found, given)
 
 
 @pytest.mark.parametrize(
     ("before", "queries"),
     [
-        pytest.param(nn.Conv2d(3, 3, 3, padding=1), 0, id="a grid of more positions"),
-        pytest.param(nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Upsample(size=8)), 0, id="a grid of too few positions"),
-        pytest.param(nn.Sequential(nn.AdaptiveAvgPool2d((2, 8)), nn.Upsample(size=8)), 0, id="another shape"),
-        pytest.param(nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Upsample(size=8)), 9, id="too many other tokens"),
+        pytest.param(nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Upsample(size=8)), 0, id="four patches see the same"),
+        pytest.param(nn.Sequential(nn.AdaptiveAvgPool2d((2, 8)), nn.Upsample(size=8)), 0, id="two rows see the same"),
+        pytest.param(None, 9, id="too many other tokens"),
     ],
 )
-def test_a_grid_that_does_not_fit_is_not_taken(before: nn.Module, queries: int) -> None:
-    """Feature maps of 8 x 8, 2 x 2 or 2 x 8 positions are not where 16 patches of a square image lie."""
-    with pytest.raises(ValueError, match="Give them"):
-        explain(Patchify(before, queries), random_images(), attributions=GradCAM("norm"))
+@pytest.mark.parametrize("layer", ["norm", None])
+def test_places_that_are_not_clear_are_to_be_given(before: nn.Module | None, queries: int, layer: str | None) -> None:
+    """And once given, the map is there."""
+    torch.manual_seed(0)
+    model, images = Patchify(before, queries), random_images()
+    with pytest.raises(ValueError, match=r"`layer` 'norm' expected.* nothing fits. Give .*`Tokens\('norm', "):
+        explain(model, images, attributions=GradCAM(layer))
+    assert explain(model, images, attributions=GradCAM(Tokens("norm", (4, 4), queries))).shape == (4, 8, 8)
 
 
-def test_channels_in_rows_are_no_tokens() -> None:
-    """Feature maps (N,D,hw) after a flattening have no normalisation over their last dimension."""
+def test_channels_before_tokens_are_found() -> None:
+    """Feature maps (N,D,hw) after a flattening are where they were before."""
     model = nn.Sequential(
         nn.Conv2d(3, 20, 3, stride=2, padding=1), nn.Flatten(2), nn.AdaptiveAvgPool1d(1), nn.Flatten()
     )
-    images = random_images()
-    with pytest.raises(ValueError, match=r"`layer` '1' expected.*\(4, 20, 16\)"):
-        explain(model, images, attributions=GradCAM("1"))
-    found, expected = (explain(model, images, 1, attributions=GradCAM(layer)) for layer in (None, "0"))
-    assert torch.equal(found, expected)
+    images, layers = random_images(), (None, "1", Tokens("1", (4, 4), axes="NDT"), "0")
+    *found, expected = (explain(model, images, 1, attributions=GradCAM(layer)) for layer in layers)
+    for maps in found:
+        torch.testing.assert_close(maps, expected, rtol=0, atol=0)
 
 
-def test_equally_many_channels_rows_and_columns_are_refused_after_a_norm() -> None:
-    """(N,4,4,4) normalised over the last dimension or the second: the shape does not tell, Tokens do."""
+def test_equally_many_channels_rows_and_columns_are_told_apart() -> None:
+    """(N,4,4,4) normalised over the last dimension, which here is that of the columns."""
     model = nn.Sequential(nn.Conv2d(3, 4, 2, stride=2), nn.LayerNorm(4), nn.AvgPool2d(4), nn.Flatten())
     images = random_images()
-    with pytest.raises(ValueError, match=r"`layer` '1' expected.*\(4, 4, 4, 4\)"):
-        explain(model, images, attributions=GradCAM("1"))
-    trace = run(model, images, Capture({Tokens("1", (4, 4)): model[1]}))
-    assert torch.equal(trace.activation(Tokens("1", (4, 4))), model[1](model[0](images)).permute(0, 3, 1, 2))
+    found = run(model, images, Capture({"1": model[1]})).activation("1")
+    torch.testing.assert_close(found, model[1](model[0](images)), rtol=0, atol=0)
+    tokens = Tokens("1", (4, 4))
+    found = run(model, images, Capture({tokens: model[1]})).activation(tokens)
+    torch.testing.assert_close(found, model[1](model[0](images)).permute(0, 3, 1, 2), rtol=0, atol=0)
+
+
+def test_an_order_of_tokens_can_be_given() -> None:
+    """Column by column, tokens before images, one of them no patch."""
+    torch.manual_seed(0)
+
+    class Columns(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patches, self.tokens, self.head = nn.Conv2d(3, 5, 4, stride=4), nn.Identity(), nn.Linear(5, 2)
+
+        def forward(self, images: Tensor) -> Tensor:
+            tokens = self.patches(images).transpose(2, 3).flatten(2).permute(2, 0, 1)
+            return self.head(self.tokens(torch.cat([tokens[:1], tokens])).mean(0))
+
+    model, images = Columns(), torch.randn(2, 3, 8, 12)
+    tokens = Tokens("tokens", (2, 3), prefix=1, axes="TND", order=(0, 2, 4, 1, 3, 5))
+    trace = run(model, images, Capture({tokens: model.tokens, "patches": model.patches}))
+    torch.testing.assert_close(trace.activation(tokens), trace.activation("patches"))
 
 
 @pytest.mark.parametrize(
     ("tokens", "message"),
     [
-        (Tokens("blocks.0", (4, 4)), r"expected an output \(N, 0 \+ 4 \* 4, D\).*got \(2, 17, 48\)"),
-        (Tokens("patch_embed.proj", (8, 96)), r"or \(N, 8, 96, D\), got \(2, 48, 4, 4\)"),
+        (Tokens("blocks.0", (4, 4)), r"0 \+ 4 \* 4 tokens.*the axes NTD, got \(2, 17, 48\)"),
+        (Tokens("blocks.0", (4, 4), order=tuple(range(2, 18))), r"2 images.*got \(2, 17, 48\)"),
+        (Tokens("blocks.0", (1, 2), axes="TND"), r"of 2 images.*the axes TND, got \(2, 17, 48\)"),
+        (Tokens("patch_embed.proj", (8, 96)), r"as many rows and columns.*got \(2, 48, 4, 4\)"),
     ],
 )
 def test_tokens_that_do_not_fit_are_refused(tokens: Tokens, message: str) -> None:
@@ -202,6 +229,8 @@ def test_tokens_that_do_not_fit_are_refused(tokens: Tokens, message: str) -> Non
         (("norm", [4, 4]), ValueError, r"`grid` expected a tuple.*got \[4, 4\]"),
         (("norm", (4, 0)), ValueError, "`grid` expected"),
         (("norm", (4, 4), -1), ValueError, "`prefix` expected"),
+        (("norm", (4, 4), 0, "NHWC"), ValueError, '`axes` expected "NTD", "TND" or "NDT", got \'NHWC\''),
+        (("norm", (1, 3), 0, "NTD", (0, 1, 1)), ValueError, "`order` expected a tuple of 3 different tokens"),
     ],
 )
 def test_wrong_tokens_are_told_about_at_once(arguments: tuple, error: type[Exception], message: str) -> None:
