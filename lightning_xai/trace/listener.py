@@ -135,7 +135,7 @@ class _Hearing:
         """One call, of which listeners in this thread are told."""
         mine = [(listener, calling) for thread, listener, calling in self.listeners if thread == get_ident()]
         told = [one for one, _ in mine if isinstance(one, Watcher) and one.begin(model)]
-        output = self._called(model, [one for one in mine if isinstance(one[0], Listener)], args, kwargs)
+        output = self._called(model, [(one, how) for one, how in mine if isinstance(one, Listener)], args, kwargs)
         for one in told:
             one.note(model, args, kwargs, output)
         return output

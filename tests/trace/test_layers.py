@@ -28,7 +28,7 @@ def observe(call, module_call=True):
     """Watch one step, in which the wrapper itself is called or not."""
     wrapper = Wrapper(call)
     with torch.no_grad(), Observer(wrapper) as observer:
-        (wrapper if module_call else wrapper.forward)(random_images())
+        wrapper(random_images()) if module_call else call(wrapper, random_images())
     return wrapper, observer
 
 
