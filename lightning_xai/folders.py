@@ -106,8 +106,8 @@ class Explainer:
 
     def _explain(self, pictures: Mapping[str, Tensor], files: list[str]) -> None:
         """Explain images of one size, and write what was found, ``panel.json`` of each last."""
-        device = next(self.model.parameters(), torch.empty(0)).device
-        trace = trace_of(self.model, torch.stack(list(pictures.values())).to(device), self.attributions)
+        images = torch.stack(list(pictures.values())).to(next(self.model.parameters(), torch.empty(0)))
+        trace = trace_of(self.model, images, self.attributions)
         with plain_tensors():
             targets = predicted(trace.logits)
             maps = attribute(trace, targets, self.attributions)

@@ -72,7 +72,7 @@ def show(
     """
     methods = named_attributions(GradCAM() if attributions is None else attributions)
     wanted = preprocessing_of(model, transform)
-    images = _as_batch(image, wanted).to(next(model.parameters(), torch.empty(0)).device)
+    images = _as_batch(image, wanted).to(next(model.parameters(), torch.empty(0)))
     trace = trace_of(model, images, methods)
     with plain_tensors():
         n = max(trace.logits.shape[1], 2)

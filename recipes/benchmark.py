@@ -133,7 +133,9 @@ class Settings:
     rounds: int = option(5, "how often each row runs, beside once to warm up")
     batch_size: int = option(8, "images")
     image_size: int = option(224, "side of the images in pixels")
-    only: tuple[str, ...] = option((), "beginnings of methods, or libraries", metavar="NAME", nargs="+")
+    only: tuple[str, ...] = option(
+        (), "beginnings of methods, or libraries; with --validation names", metavar="NAME", nargs="+"
+    )
     threads: int | None = option(None, "CPU threads; what torch takes by itself if not given")
     device: str = option("cpu", "where to compute")
     network: str = option("resnet18", "whose maps are timed", choices=NETWORKS)

@@ -136,6 +136,11 @@ def test_a_model_of_hugging_face_names_its_classes_and_takes_its_processor() -> 
     assert pictures(figure)[0].shape == (32, 32, 3)
 
 
+def test_a_model_of_another_dtype_gets_images_of_its_own() -> None:
+    """Half the bits are enough for a picture."""
+    assert len(pictures(show(small_net(3).bfloat16(), halves(), transform=TO_SMALL))) == 2
+
+
 def test_a_notebook_shows_the_figure() -> None:
     """Although pyplot does not know it."""
     assert show(small_net(3), halves(), transform=TO_SMALL)._repr_png_()[:4] == b"\x89PNG"

@@ -72,7 +72,9 @@ def validations(
     """
     torch.manual_seed(0)
     loader, module = data.loader(), Validated(make())
-    chosen = {added: some for added, some in callbacks().items() if not only or added.startswith(tuple(only))}
+    chosen = {added: some for added, some in callbacks().items() if not only or added in only}
+    if not chosen:
+        raise SystemExit(f"--only expected some of {', '.join(callbacks())}, got {', '.join(only)}.")
     found: dict[str, list[tuple[float, float]]] = {added: [] for added in chosen}
     with TemporaryDirectory() as folder:
         seconds_of(partial(_epoch, module, loader, data, [], folder))  # warms up
