@@ -1,11 +1,12 @@
-r"""Every architecture: what each explanation does on one small model of every family of timm and torchvision.
+r"""Every architecture: what each explanation does on one small model of every family of three libraries.
 
-    python recipes/coverage.py                                # two hours of one core; goes on where it was interrupted
-    python recipes/coverage.py --only timm:resnet torchvision:vit_b_16 --out trial.json
-    python recipes/coverage.py --table                        # prints the table of what was found
+    python recipes/coverage.py                                # an hour of one core; goes on where it was interrupted
+    python recipes/coverage.py --only timm:resnet18 torchvision:vit_b_16 --out trial.json
+    python recipes/coverage.py --table                        # writes the table of what was found, beside the file
 
-Random weights, normalisations that are not neutral, with statistics of images drawn here; images as small as the model
-takes. Each model has a process of its own with a time limit. The outcome of a check is one of
+The models are those of `common.architectures`: timm, torchvision and transformers (extra ``coverage``), random weights,
+normalisations that are not neutral, with statistics of images drawn here; images as small as the model takes. Each
+model has a process of its own with a time limit. The outcome of a check is one of
 
     works      and the number is what it should be, or the library says by itself how far it is from that;
     refused    with the library's own sentence, which names the operation and the reason;
@@ -19,38 +20,44 @@ What is checked, and the number beside it:
                column; the share of them
     gradcam    Grad-CAM and HiResCAM are finite and not constant; their rank correlation
     gradient   the input gradient equals plain autograd's; the relative difference
-    guided     the guided gradient is finite, or the network has no rectifiers, which is said
+    guided     the guided gradient is finite and not zero; which rectifiers it clamps at
     lrp        LRP with z+ (with epsilon in transformers): the share of the logit that arrives; 0.9 to 1.1, or a warning
     lossless   the same with the rule `lossless`
+    folded     LRP of the same function with batch normalisation folded into convolutions; the relative difference
     deeplift   completeness: the sum of the map over the difference of the scores
-    integrated Integrated Gradients with 64 steps: the same
+    integrated Integrated Gradients equal plain autograd's at the same points; the relative difference
+    term       a step with the guided-gradient term: the relative difference of all parameters' gradients from those of
+               PyTorch's own double backward, in float64
+    integrity  nobody is accused; the verdict
 """
 
 from __future__ import annotations
 
 import common.threads  # noqa: F401
 
+import copy
 import json
 import math
-import platform
-import subprocess
-import sys
+import multiprocessing
 import time
 import traceback
 import warnings
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.data.generated import GeneratedImages
+from common.architectures import CLASSES, NAMES, create
+from common.measured import save_measurement
 from common.options import option, parsed
-from common.run import write_whole
-from lightning_xai import GradCAM, InputGradient, explain
+from lightning_xai import GradCAM, GuidedGradientLoss, InputGradient, explain
 from lightning_xai.attribution import (
     LRP,
     DeepLIFT,
@@ -62,51 +69,14 @@ from lightning_xai.attribution import (
     in_proportion,
     lossless,
 )
+from lightning_xai.attribution.paths import gauss_legendre
+from lightning_xai.integrity import inspect_model
 from lightning_xai.ranks import rank_correlation
+from lightning_xai.regularization import keep_saturated
 from lightning_xai.scores import centered, pre_softmax
-from lightning_xai.trace import Capture, last_spatial_layer, name_of, run
+from lightning_xai.trace import Capture, Rectifiers, guided, last_spatial_layer, logits_of, name_of, run
 
-SMALLEST_OF_TIMM = [
-    "beit_base_patch16_224", "halonet_h1", "test_byobnet", "cait_xxs24_224", "coat_tiny", "convit_tiny",
-    "convmixer_768_32", "test_convnext", "cpubone_nano", "crossvit_tiny_240", "csatv2", "cs3darknet_focus_s",
-    "cspnext_tiny", "davit_tiny", "deepseek_vit_412m", "deit_tiny_patch16_224", "densenet121", "dla46x_c",
-    "dpn48b", "edgenext_xx_small", "efficientformer_l1", "efficientformerv2_s0", "test_efficientnet",
-    "efficientvim_m1", "efficientvit_b0", "efficientvit_m0", "vit_tiny_patch16_dinov3_qkvb", "fasternet_t0",
-    "fastvit_t8", "focalnet_tiny_srf", "gcvit_xxtiny", "gemma4_vit_167m_enc", "ghostnet_050", "hardcorenas_b",
-    "hgnetv2_b0", "hiera_tiny_224", "sam2_hiera_tiny", "hrnet_w18_small", "iformer_t", "inception_next_atto",
-    "inception_resnet_v2", "inception_v3", "inception_v4", "lcnetv2_small", "levit_128s", "lowformer_b0",
-    "test_mambaout", "test_coatnet", "poolformerv2_s12", "gmlp_ti16_224", "lcnet_035", "mobilenetv5_base",
-    "mobilevit_xxs", "mvitv2_tiny", "naflexvit_base_patch16_parfac_gap", "nasnetalarge", "nest_tiny",
-    "nextvit_small", "test_nfnet", "pit_ti_224", "pnasnet5large", "pvt_v2_b0", "qwen3_vit_88m", "rdnet_tiny",
-    "regnetx_002", "repghostnet_050", "repvit_m1", "res2next50", "resnest14d", "test_resnet", "resnetv2_18",
-    "rexnet_100", "selecsls42", "legacy_seresnet18", "sequencer2d_s", "shvit_s1", "skresnet18", "starnet_s050",
-    "swiftformer_xs", "swin_tiny_patch4_window7_224", "swinv2_tiny_window16_256", "swinv2_cr_tiny_224",
-    "tiny_vit_5m_224", "tnt_s_legacy_patch16_224", "tresnet_m", "twins_svt_small", "vgg11", "visformer_tiny",
-    "test_vit", "vit_tiny_r_s16_p8_224", "test_vit_relpos", "samvit_base_patch16_224", "vitamin_small_224",
-    "volo_d1_224", "ese_vovnet19b_slim_dw", "legacy_xception", "xception41p", "xcit_nano_12_p8_224",
-]  # fmt: skip
-"""The model with the fewest parameters of each module of timm 1.0.31, as `timm.list_modules()` names them."""
-MORE_OF_TIMM = [
-    "repvgg_a0", "mobileone_s0", "mixnet_s", "ecaresnet26t", "regnetv_040", "mobilenetv2_100",
-    "mobilenetv3_small_100", "efficientnet_b0", "convnextv2_atto", "nf_resnet26", "resnet18",
-]  # fmt: skip
-"""Forms that the smallest of their family lack."""
-OF_TORCHVISION = [
-    "alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_s", "googlenet",
-    "inception_v3", "maxvit_t", "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small", "regnet_y_400mf",
-    "resnet18", "resnext50_32x4d", "shufflenet_v2_x0_5", "squeezenet1_1", "swin_t", "swin_v2_t", "vgg11_bn",
-    "vit_b_16", "wide_resnet50_2",
-]  # fmt: skip
-"""One model of each family of torchvision."""
-NAMES = [
-    *(f"timm:{name}" for name in (*SMALLEST_OF_TIMM, *MORE_OF_TIMM)),
-    *(f"torchvision:{name}" for name in OF_TORCHVISION),
-]
-CLASSES = 10
-SIZES: list[tuple[int, dict[str, Any]]] = [
-    *((64, {"img_size": 64}), (64, {}), (96, {}), (128, {"img_size": 128}), (128, {}), (224, {}), (256, {}), (299, {})),
-]
-"""Sizes of images that are tried, and what the model is told of them."""
+RESULTS = Path(__file__).parent / "results"
 Outcome = dict[str, Any]
 
 
@@ -116,67 +86,25 @@ class Options:
 
     only: tuple[str, ...] = option((), "models such as timm:resnet18; default: all")
     checks: tuple[str, ...] = option((), "names of checks; default: all")
-    out: Path = option(Path(__file__).parent / "results" / "coverage.json", "file of the outcomes, which are kept")
-    seconds: int = option(300, "time limit of a model")
+    out: Path = option(RESULTS / "coverage.json", "file of the outcomes, which are kept")
+    seconds: int = option(180, "time limit of a model")
     again: bool = option(False, "whether to check again what is in the file already")
-    table: bool = option(False, "print the table and check nothing")
-    alone: bool = option(False, "in this process, and print the outcome (what the sweep starts)")
+    table: bool = option(False, "write the table and check nothing")
 
 
-def create(name: str) -> tuple[nn.Module, Tensor]:
-    """A model and eight images of the smallest size that it takes."""
-    library, kind = name.split(":")
-    trouble: Exception | None = None
-    for size, options in SIZES:
-        try:
-            torch.manual_seed(0)
-            model = _of_timm(kind, options) if library == "timm" else _of_torchvision(kind, options)
-            images = drawn(size)
-            with torch.no_grad():
-                model.eval()(images[:2])
-            return calibrated(model, images), images
-        except Exception as error:  # of another size, perhaps
-            trouble = trouble or error
-    raise RuntimeError(f"no size of images is right for {name}: {trouble}")
+class Logits(nn.Module):
+    """A classifier that gives logits and nothing else, as the training term wants it."""
 
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
 
-def _of_timm(kind: str, options: dict[str, Any]) -> nn.Module:
-    import timm
-
-    return timm.create_model(kind, num_classes=CLASSES, **options)
-
-
-def _of_torchvision(kind: str, options: dict[str, Any]) -> nn.Module:
-    import torchvision
-
-    options = {"image_size" if one == "img_size" else one: value for one, value in options.items()}
-    options |= {"aux_logits": False, "init_weights": True} if kind in ("googlenet", "inception_v3") else {}
-    options |= {"input_size": (224, 224)} if kind == "maxvit_t" else {}
-    return getattr(torchvision.models, kind)(num_classes=CLASSES, **options)
-
-
-def drawn(size: int) -> Tensor:
-    """Eight drawn images, standardised, with some noise."""
-    data = GeneratedImages(8, size=size)
-    images = (data.images / 255 - 0.5) / 0.25
-    return images + 0.2 * torch.randn(images.shape, generator=torch.Generator().manual_seed(1))
-
-
-def calibrated(model: nn.Module, images: Tensor) -> nn.Module:
-    """Normalisations that are not neutral and know these images; a last layer that does not begin with zeros."""
-    norms = [one for one in model.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm)]
-    for norm in norms:
-        if norm.affine:
-            nn.init.uniform_(norm.weight, 0.5, 1.5)
-            nn.init.normal_(norm.bias, 0, 0.2)
-        norm.momentum = None
-        norm.train()
-    for layer in [one for one in model.modules() if isinstance(one, nn.Linear)][-1:]:
-        nn.init.normal_(layer.weight, 0, layer.in_features**-0.5)
-    if norms:
-        with torch.no_grad():
-            model(images)
-    return model.eval()
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N,K)."""
+        logits = logits_of(self.model(images))
+        if logits is None:
+            raise TypeError("no logits")
+        return logits
 
 
 def layer(model: nn.Module, images: Tensor) -> Outcome:
@@ -212,23 +140,46 @@ def gradcam(model: nn.Module, images: Tensor) -> Outcome:
 def gradient(model: nn.Module, images: Tensor) -> Outcome:
     """The input gradient against plain autograd."""
     found = explain(model, images, 1, attributions=InputGradient(score=pre_softmax))
-    given = images.clone().requires_grad_()
-    (expected,) = torch.autograd.grad(model(given)[:, 1].sum(), given)
-    error = (found - expected.sum(1)).norm() / expected.sum(1).norm()
-    return judged(error < 1e-3, error.item())
+    return _close(found, _plain_gradient(model, images).sum(1))
 
 
-def guided(model: nn.Module, images: Tensor) -> Outcome:
+def _plain_gradient(model: nn.Module, images: Tensor) -> Tensor:
+    leaf = images.clone().requires_grad_()
+    return torch.autograd.grad(Logits(model)(leaf)[:, 1].sum(), leaf)[0]
+
+
+def _close(found: Tensor, expected: Tensor, tolerance: float = 1e-3) -> Outcome:
+    error = ((found - expected).norm() / expected.norm()).item()
+    return judged(error < tolerance, error)
+
+
+def guided_map(model: nn.Module, images: Tensor) -> Outcome:
     """The guided gradient."""
-    maps = explain(model, images, attributions=GuidedGradient())
-    return judged(bool(maps.isfinite().all()) and bool(maps.abs().sum() > 0), None)
+    rectifiers = _rectifiers(model, images)
+    maps = explain(model, images, attributions=GuidedGradient(rectifiers=rectifiers))
+    return judged(maps.isfinite().all() and maps.abs().sum() > 0, rectifiers)
+
+
+def _rectifiers(model: nn.Module, images: Tensor) -> Rectifiers:
+    """Those of the papers where the network has them."""
+    with torch.enable_grad():
+        logits = Logits(model)(images[:1].clone().requires_grad_())
+    try:
+        with guided(logits, "relu"):
+            return "relu"
+    except ValueError:
+        return "all"
 
 
 def lrp(model: nn.Module, images: Tensor) -> Outcome:
     """LRP with the rules that the docstring of `Rules` advises."""
+    return _conserved(model, images, _advised(model))
+
+
+def _advised(model: nn.Module) -> Rules:
     kinds = [type(one).__name__ for one in model.modules()]
     transformer = any("Att" in kind for kind in kinds) and not any("BatchNorm" in kind for kind in kinds)
-    return _conserved(model, images, Rules(linear=Epsilon(), signed_sums=in_proportion) if transformer else Rules())
+    return Rules(linear=Epsilon(), signed_sums=in_proportion) if transformer else Rules()
 
 
 def without_loss(model: nn.Module, images: Tensor) -> Outcome:
@@ -240,29 +191,114 @@ def _conserved(model: nn.Module, images: Tensor, rules: Rules) -> Outcome:
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         maps = explain(model, images, attributions=LRP(rules))
-    logits = model(images).detach().amax(1)
+    logits = Logits(model)(images).detach().amax(1)
     kept = (maps.flatten(1).sum(1) / logits).median().item()
     said = any("LRP expected the relevance" in str(one.message) for one in told)
     return judged(math.isfinite(kept) and (0.85 < kept < 1.15 or said), kept) | ({"said": True} if said else {})
 
 
+def folded(model: nn.Module, images: Tensor) -> Outcome:
+    """LRP of a model and of the same function with batch normalisation in the weights of convolutions."""
+    same = copy.deepcopy(model)
+    if not _fold(same, images):
+        return judged(True, "nothing to fold")
+    one, other = (explain(net, images, 1, attributions=LRP(_advised(net))) for net in (model, same))
+    return _close(other, one, 1e-2)
+
+
+def _fold(model: nn.Module, images: Tensor) -> int:
+    """Put what normalises the output of a convolution into it; how many were."""
+    came_from: dict[int, tuple[nn.Module, Tensor]] = {}
+    pairs: list[tuple[Any, Any]] = []
+    calls: Counter[nn.Module] = Counter()
+
+    def leave(module: nn.Module, args: Any, output: Tensor) -> None:
+        calls[module] += 1
+        came_from[id(output)] = module, output
+
+    def enter(module: nn.Module, args: Any) -> None:
+        pairs.append((came_from.get(id(args[0]), (None,))[0], module))
+
+    hooks = [
+        one.register_forward_hook(leave) if isinstance(one, nn.Conv2d) else one.register_forward_pre_hook(enter)
+        for one in model.modules()
+        if type(one) is nn.Conv2d or isinstance(one, nn.BatchNorm2d)
+    ]
+    with torch.no_grad():
+        model(images[:1])
+    for hook in hooks:
+        hook.remove()
+    pairs = [(conv, norm) for conv, norm in pairs if conv is not None and norm.affine and calls[conv] == 1]
+    for conv, norm in pairs:
+        conv.weight, conv.bias = torch.nn.utils.fusion.fuse_conv_bn_weights(
+            conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+        )
+        nn.init.ones_(norm.weight), nn.init.zeros_(norm.bias)
+        norm.running_mean.zero_(), norm.running_var.fill_(1 - norm.eps)
+    return len(pairs)
+
+
 def deeplift(model: nn.Module, images: Tensor) -> Outcome:
     """DeepLIFT's completeness."""
-    return _complete(model, images, DeepLIFT(baseline=torch.tensor(0.1)), 1e-2)
+    maps = explain(model, images, 1, attributions=DeepLIFT(baseline=torch.tensor(0.1)))
+    targets, net = torch.ones(len(images), dtype=torch.long), Logits(model)
+    with torch.no_grad():
+        rise = centered(net(images), targets) - centered(net(torch.full_like(images, 0.1)), targets)
+    share = (maps.flatten(1).sum(1) / rise).median().item()
+    return judged(abs(share - 1) < 1e-2, share)
 
 
 def integrated(model: nn.Module, images: Tensor) -> Outcome:
-    """Completeness of Integrated Gradients, whose error is that of a sum of 64 steps."""
-    return _complete(model, images, IntegratedGradients(score=centered, baseline=torch.tensor(0.1), n_steps=64), 0.3)
+    """Integrated Gradients of three steps."""
+    method = IntegratedGradients(score=pre_softmax, baseline=torch.tensor(0.1), n_steps=3)
+    found = explain(model, images, 1, attributions=method)
+    points = [(0.1 + at * (images - 0.1), weight) for at, weight in zip(*gauss_legendre(3), strict=True)]
+    mean = sum((weight * _plain_gradient(model, one.float()) for one, weight in points), torch.zeros(()))
+    return _close(found, (mean * (images - 0.1)).sum(1).float())
 
 
-def _complete(model: nn.Module, images: Tensor, method: Any, error: float) -> Outcome:
-    maps = explain(model, images, 1, attributions=method)
-    targets = torch.ones(len(images), dtype=torch.long)
+def term(model: nn.Module, images: Tensor) -> Outcome:
+    """A step with the term against PyTorch's own double backward, in float64 and training mode."""
+    images, labels = images.double(), torch.arange(len(images)) % CLASSES
+    models = [Logits(copy.deepcopy(model)).double().train() for _ in range(2)]
+    rectifiers = _rectifiers(models[0], images)
+    loss = GuidedGradientLoss(weight=1.0, rectifiers=rectifiers, image_weights=keep_saturated)
+    torch.manual_seed(0)
+    loss(models[0], images, labels, F.cross_entropy, 0).loss.backward()
+    torch.manual_seed(0)
+    _plain_term(models[1], images, labels, rectifiers).backward()
+    found, expected = (
+        torch.cat([one.grad.flatten() for one in net.parameters() if one.grad is not None]) for net in models
+    )
+    return _close(found, expected, 1e-6)
+
+
+def _plain_term(model: nn.Module, images: Tensor, labels: Tensor, rectifiers: Rectifiers) -> Tensor:
+    leaf = images.clone().requires_grad_()
+    with (
+        torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
+        mock.patch.object(F, "hardsigmoid", _hardsigmoid),
+    ):
+        loss = F.cross_entropy(model(leaf.clone()), labels)
+    with guided(loss, rectifiers):
+        (taught,) = torch.autograd.grad(-loss, leaf, retain_graph=True)
+    (gradient,) = torch.autograd.grad(-loss, leaf, create_graph=True)
+    return loss - F.cosine_similarity(gradient.flatten(1), taught.flatten(1)).mean()
+
+
+def _hardsigmoid(x: Tensor, inplace: bool = False) -> Tensor:
+    """PyTorch's own cannot be differentiated twice."""
+    return torch.where(x <= -3, 0.0, torch.where(x >= 3, 1.0, x / 6 + 0.5))
+
+
+def integrity(model: nn.Module, images: Tensor) -> Outcome:
+    """The verdict without a reference; random classes are made to take turns, for one alone shows nothing."""
+    model = copy.deepcopy(model)
     with torch.no_grad():
-        rise = centered(model(images), targets) - centered(model(torch.full_like(images, 0.1)), targets)
-    share = (maps.flatten(1).sum(1) / rise).median().item()
-    return judged(abs(share - 1) < error, share)
+        for head in [one for one in model.modules() if isinstance(one, nn.Linear) and one.bias is not None][-1:]:
+            head.bias -= Logits(model)(images).mean(0) if head.out_features == CLASSES else 0
+    verdict = inspect_model(model, images).verdict
+    return judged(not verdict.alarms, str(verdict))
 
 
 CHECKS: dict[str, Callable[[nn.Module, Tensor], Outcome]] = {
@@ -270,17 +306,25 @@ CHECKS: dict[str, Callable[[nn.Module, Tensor], Outcome]] = {
     "places": places,
     "gradcam": gradcam,
     "gradient": gradient,
-    "guided": guided,
+    "guided": guided_map,
     "lrp": lrp,
     "lossless": without_loss,
+    "folded": folded,
     "deeplift": deeplift,
     "integrated": integrated,
+    "term": term,
+    "integrity": integrity,
 }
+N_IMAGES = {"term": 3, "integrity": 8}
+"""Where two are not enough."""
 
 
 def judged(fine: Any, number: Any) -> Outcome:
     """An outcome with its number."""
-    return {"outcome": "works" if fine else "wrong", "number": number}
+    return {
+        "outcome": "works" if fine else "wrong",
+        "number": float(f"{number:.3g}") if isinstance(number, float) else number,
+    }
 
 
 def checked(check: Callable[[nn.Module, Tensor], Outcome], model: nn.Module, images: Tensor) -> Outcome:
@@ -293,80 +337,94 @@ def checked(check: Callable[[nn.Module, Tensor], Outcome], model: nn.Module, ima
         return {"outcome": "refused" if refused else "wrong", "reason": f"{type(error).__name__}: {error}"[:400]}
 
 
-def alone(name: str, checks: Sequence[str]) -> dict[str, Any]:
-    """All that is found for one model, in this process."""
+def alone(name: str, checks: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """What is found for one model, in this process: names with facts and outcomes."""
     torch.set_num_threads(1)
-    began = time.monotonic()
+    warnings.simplefilter("ignore")
     model, images = create(name)
-    images = images[:2]
-    outcomes = {one: checked(CHECKS[one], model, images) for one in checks}
-    parameters = sum(one.numel() for one in model.parameters())
-    facts = {"size": images.shape[-1], "parameters": parameters, "seconds": round(time.monotonic() - began, 1)}
-    return {**facts, "checks": outcomes}
+    yield "size", images.shape[-1]
+    yield "parameters", sum(one.numel() for one in model.parameters())
+    for one in checks:
+        yield one, checked(CHECKS[one], model, images[: N_IMAGES.get(one, 2)])
 
 
-def in_a_process(name: str, checks: Sequence[str], seconds: int) -> dict[str, Any]:
-    """The same in a process of its own."""
-    command = [sys.executable, "-W", "ignore", __file__, "--alone", "--only", name, "--checks", *checks]
+def _tell(ours: Connection, name: str, checks: Sequence[str]) -> None:
     try:
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=True)
-        return dict(json.loads(ended.stdout.splitlines()[-1]))
-    except subprocess.TimeoutExpired:
-        return {"checks": {one: {"outcome": "time"} for one in checks}}
-    except (subprocess.CalledProcessError, IndexError, ValueError) as error:
-        reason = (getattr(error, "stderr", "") or str(error)).strip().splitlines()[-1][:400]
-        return {"checks": {one: {"outcome": "wrong", "reason": reason} for one in checks}}
+        for told in alone(name, checks):
+            ours.send(told)
+    except RuntimeError as error:
+        ours.send(("reason", str(error)[:400]))
 
 
-def sweep(options: Options) -> dict[str, Any]:
+def in_a_process(name: str, checks: Sequence[str], seconds: float) -> dict[str, Any]:
+    """The same in a process of its own, which ends in time; what it had found by then is kept."""
+    processes = multiprocessing.get_context("forkserver")  # which imports the libraries once
+    processes.set_forkserver_preload(["coverage", "timm", "torchvision", "transformers"])
+    theirs, ours = processes.Pipe(duplex=False)
+    process = processes.Process(target=_tell, args=(ours, name, checks))
+    process.start()
+    ours.close()
+    began, found, missed = time.monotonic(), {}, {"outcome": "time"}
+    try:
+        while theirs.poll(max(0.0, began + seconds - time.monotonic())):
+            found.update([theirs.recv()])
+    except EOFError:
+        missed = {"outcome": "wrong", "reason": found.pop("reason", "the process died")}
+    process.kill()
+    process.join()
+    told = {one: found.pop(one, missed) for one in checks}
+    return {**found, "seconds": round(time.monotonic() - began, 1), "checks": told}
+
+
+def sweep(options: Options) -> dict[str, dict[str, Any]]:
     """Check what is not in the file yet, and write it after each model."""
-    found: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {"models": {}}
+    rows = json.loads(options.out.read_text())["rows"] if options.out.exists() else []
+    found = {row["model"]: row for row in rows}
     checks = options.checks or tuple(CHECKS)
-    for name in options.only or NAMES:
-        earlier = found["models"].get(name, {"checks": {}})
+    for name in () if options.table else options.only or NAMES:
+        earlier = found.get(name, {"model": name, "checks": {}})
         missing = [one for one in checks if options.again or one not in earlier["checks"]]
-        if not missing or options.table:
-            continue
-        fresh = in_a_process(name, missing, options.seconds)
-        found["models"][name] = {**earlier, **fresh, "checks": {**earlier["checks"], **fresh["checks"]}}
-        found |= {"command": "python recipes/coverage.py", "commit": commit(), "machine": platform.platform()}
-        found |= {"torch": torch.__version__, "python": platform.python_version()}
-        write_whole(options.out, json.dumps(found, indent=1))
-        print(name, {one: told["outcome"] for one, told in fresh["checks"].items()}, flush=True)
+        if missing:
+            fresh = in_a_process(name, missing, options.seconds)
+            found[name] = {**earlier, **fresh, "checks": {**earlier["checks"], **fresh["checks"]}}
+            save_measurement(options.out, list(found.values()))
+            print(
+                name, fresh.get("seconds"), {one: told["outcome"] for one, told in fresh["checks"].items()}, flush=True
+            )
     return found
-
-
-def commit() -> str:
-    """The commit of the library that is measured."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 
 
 def cell(outcome: Outcome) -> str:
     """An outcome in a word, or its number."""
     number = outcome.get("number")
-    shown = f"{number:.2f}" if isinstance(number, float) else str(number or "works")
-    return f"{shown}{' (said)' if outcome.get('said') else ''}" if outcome["outcome"] == "works" else outcome["outcome"]
+    said = " (said)" if outcome.get("said") else ""
+    return f"{number}{said}" if outcome["outcome"] == "works" else f"**{outcome['outcome']}**"
 
 
-def table(found: dict[str, Any]) -> str:
-    """Rows of models, columns of checks, and what was refused or wrong below."""
-    rows, reasons = ["| model | " + " | ".join(CHECKS) + " |", "|---" * (len(CHECKS) + 1) + "|"], []
-    for name, one in found["models"].items():
-        rows.append(f"| {name} | " + " | ".join(cell(one["checks"].get(c, {"outcome": "-"})) for c in CHECKS) + " |")
-        reasons += [f"{name}, {c}: {told['reason']}" for c, told in one["checks"].items() if "reason" in told]
-    told = {c: [one["checks"][c]["outcome"] for one in found["models"].values() if c in one["checks"]] for c in CHECKS}
-    counts = [f"{check}: {dict(Counter(outcomes))}" for check, outcomes in told.items()]
-    return "\n".join([*rows, "", *counts, "", *reasons])
+def table(found: dict[str, dict[str, Any]]) -> str:
+    """Counts, a row for each model, and the reasons of what was refused or wrong."""
+    lines = [f"Every family of timm, torchvision and transformers ({len(found)} models)", ""]
+    lines[0] = f"# {lines[0]}"
+    lines += ["Written by `python recipes/coverage.py --table`; what the columns are, the recipe's docstring says.", ""]
+    lines += ["| | " + " | ".join(CHECKS) + " |", "|---" * (len(CHECKS) + 1) + "|"]
+    for outcome in ("works", "refused", "wrong", "time"):
+        counts = [sum(row["checks"].get(one, {}).get("outcome") == outcome for row in found.values()) for one in CHECKS]
+        lines.append(f"| {outcome} | " + " | ".join(map(str, counts)) + " |")
+    lines += ["", "| model | " + " | ".join(CHECKS) + " |", "|---" * (len(CHECKS) + 1) + "|"]
+    reasons: dict[str, list[str]] = defaultdict(list)
+    for name, row in found.items():
+        cells = [cell(row["checks"].get(one, {"outcome": "-"})) for one in CHECKS]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        for one, told in row["checks"].items():
+            if "reason" in told:
+                reasons[f"{one}: {told['reason']}"].append(name)
+    return "\n".join([*lines, "", *(f"- {reason} ({', '.join(names)})" for reason, names in reasons.items()), ""])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Check, or print what was found."""
+    """Check, and write the table of what was found."""
     options = parsed(Options, __doc__, argv)
-    if options.alone:
-        print(json.dumps(alone(options.only[0], options.checks)))
-        return
-    print(table(sweep(options)))
+    options.out.with_suffix(".md").write_text(table(sweep(options)), encoding="utf-8")
 
 
 if __name__ == "__main__":
