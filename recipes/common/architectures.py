@@ -15,7 +15,7 @@ SMALLEST_OF_TIMM = [
     "cspnext_tiny", "davit_tiny", "deepseek_vit_412m", "deit_tiny_patch16_224", "densenet121", "dla46x_c",
     "dpn48b", "edgenext_xx_small", "efficientformer_l1", "efficientformerv2_s0", "test_efficientnet",
     "efficientvim_m1", "efficientvit_b0", "efficientvit_m0", "vit_tiny_patch16_dinov3_qkvb", "fasternet_t0",
-    "fastvit_t8", "focalnet_tiny_srf", "gcvit_xxtiny", "gemma4_vit_167m_enc", "ghostnet_050", "hardcorenas_b",
+    "fastvit_t8", "focalnet_tiny_srf", "gcvit_xxtiny", "gemma4_vit_570m", "ghostnet_050", "hardcorenas_b",
     "hgnetv2_b0", "hiera_tiny_224", "sam2_hiera_tiny", "hrnet_w18_small", "iformer_t", "inception_next_atto",
     "inception_resnet_v2", "inception_v3", "inception_v4", "lcnetv2_small", "levit_128s", "lowformer_b0",
     "test_mambaout", "test_coatnet", "poolformerv2_s12", "gmlp_ti16_224", "lcnet_035", "mobilenetv5_base",
@@ -99,10 +99,15 @@ SIZES: list[tuple[int, dict[str, Any]]] = [
     *((64, {"img_size": 64}), (64, {}), (96, {}), (128, {"img_size": 128}), (128, {}), (224, {}), (256, {}), (299, {})),
 ]
 """Sizes of images that are tried, and what the model is told of them."""
-_TWO_BLOCKS = {
-    *("beit_base_patch16_224", "deepseek_vit_412m", "gemma4_vit_167m_enc", "naflexvit_base_patch16_parfac_gap"),
-    *("qwen3_vit_88m", "samvit_base_patch16_224"),
+_SMALLER: dict[str, dict[str, Any]] = {
+    "beit_base_patch16_224": {"depth": 2},
+    "deepseek_vit_412m": {"depth": 2, "embed_dim": 64, "num_heads": 2, "patch_size": 16},
+    "gemma4_vit_570m": {"depth": 2, "embed_dim": 64, "num_heads": 2},
+    "naflexvit_base_patch16_parfac_gap": {"depth": 2},
+    "qwen3_vit_88m": {"depth": 2, "embed_dim": 64, "num_heads": 2},
+    "samvit_base_patch16_224": {"depth": 2},
 }
+"""What makes the largest small."""
 
 
 def create(name: str) -> tuple[nn.Module, Tensor]:
@@ -135,8 +140,7 @@ def create(name: str) -> tuple[nn.Module, Tensor]:
 def _of_timm(kind: str, options: dict[str, Any]) -> nn.Module:
     import timm
 
-    options |= {"depth": 2} if kind in _TWO_BLOCKS else {}
-    return timm.create_model(kind, num_classes=CLASSES, **options)
+    return timm.create_model(kind, num_classes=CLASSES, **options, **_SMALLER.get(kind, {}))
 
 
 def _of_torchvision(kind: str, options: dict[str, Any]) -> nn.Module:
