@@ -35,10 +35,13 @@ from __future__ import annotations
 
 import common.threads  # noqa: F401
 
+import contextlib
 import copy
 import json
 import math
 import multiprocessing
+import resource
+import signal
 import time
 import traceback
 import warnings
@@ -87,7 +90,7 @@ class Options:
     only: tuple[str, ...] = option((), "models such as timm:resnet18; default: all")
     checks: tuple[str, ...] = option((), "names of checks; default: all")
     out: Path = option(RESULTS / "coverage.json", "file of the outcomes, which are kept")
-    seconds: int = option(180, "time limit of a model")
+    seconds: int = option(120, "limit of the processor time of a model")
     again: bool = option(False, "whether to check again what is in the file already")
     table: bool = option(False, "write the table and check nothing")
 
@@ -348,32 +351,33 @@ def alone(name: str, checks: Sequence[str]) -> Iterator[tuple[str, Any]]:
         yield one, checked(CHECKS[one], model, images[: N_IMAGES.get(one, 2)])
 
 
-def _tell(ours: Connection, name: str, checks: Sequence[str]) -> None:
+def _tell(ours: Connection, name: str, checks: Sequence[str], seconds: int) -> None:
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
     try:
         for told in alone(name, checks):
             ours.send(told)
+            ours.send(("seconds", round(time.process_time(), 1)))
     except RuntimeError as error:
         ours.send(("reason", str(error)[:400]))
 
 
-def in_a_process(name: str, checks: Sequence[str], seconds: float) -> dict[str, Any]:
-    """The same in a process of its own, which ends in time; what it had found by then is kept."""
+def in_a_process(name: str, checks: Sequence[str], seconds: int) -> dict[str, Any]:
+    """The same in a process of its own, with a limit of its processor time; what it had found by then is kept."""
     processes = multiprocessing.get_context("forkserver")  # which imports the libraries once
     processes.set_forkserver_preload(["coverage", "timm", "torchvision", "transformers"])
     theirs, ours = processes.Pipe(duplex=False)
-    process = processes.Process(target=_tell, args=(ours, name, checks))
+    process = processes.Process(target=_tell, args=(ours, name, checks, seconds))
     process.start()
     ours.close()
-    began, found, missed = time.monotonic(), {}, {"outcome": "time"}
-    try:
-        while theirs.poll(max(0.0, began + seconds - time.monotonic())):
+    found: dict[str, Any] = {}
+    with contextlib.suppress(EOFError):
+        while True:
             found.update([theirs.recv()])
-    except EOFError:
-        missed = {"outcome": "wrong", "reason": found.pop("reason", "the process died")}
-    process.kill()
     process.join()
-    told = {one: found.pop(one, missed) for one in checks}
-    return {**found, "seconds": round(time.monotonic() - began, 1), "checks": told}
+    out_of_time = process.exitcode == -signal.SIGXCPU
+    died = {"outcome": "wrong", "reason": found.pop("reason", f"the process ended with {process.exitcode}")}
+    told = {one: found.pop(one, {"outcome": "time"} if out_of_time else died) for one in checks}
+    return {**found, "checks": told}
 
 
 def sweep(options: Options) -> dict[str, dict[str, Any]]:
