@@ -31,9 +31,12 @@ from lightning_xai import (
     explain,
 )
 from lightning_xai.attribution import (
+    AblationCAM,
     CenteredGaussian,
     Edges,
+    EigenCAM,
     FakeCAM,
+    FinerCAM,
     NormalizedCLRP,
     Random,
     RSIGradCAM,
@@ -62,6 +65,9 @@ EVERY = {
     "xgradcam": XGradCAM("conv2"),
     "smooth gradcam plus plus": SmoothGradCAMPlusPlus("conv2", n_samples=3),
     "scorecam": ScoreCAM("conv2"),
+    "ablation cam": AblationCAM("conv2"),
+    "eigen cam": EigenCAM("conv2"),
+    "finer cam": FinerCAM("conv2"),
     "rsi gradcam": RSIGradCAM("conv2", n_steps=3, **COLORS),
     "guided gradcam": GuidedGradCAM("conv2"),
     "input x gradient": InputXGradient(),
@@ -169,7 +175,7 @@ def test_all_methods_of_one_pass_share_it():
     """Counted at the first convolution; a method with layer=None adds a look at one image."""
     model, images, seen = small_net(), random_images(5), []
     model.conv1.register_forward_hook(lambda module, args, output: seen.append(len(output)))
-    several = ("auto", "smooth", "score", "rsi", "integrated", "foreign", "lrp", "clrp", "deeplift")
+    several = ("auto", "smooth", "score", "ablation", "rsi", "integrated", "foreign", "lrp", "clrp", "deeplift")
     named = {name: method for name, method in EVERY.items() if not any(one in name for one in several)}
     del named["cam"]  # it looks for the last spatial layer, too
     assert len(named) > 12

@@ -1,5 +1,6 @@
 """Attribution methods: pure tensor functions, and small frozen dataclasses that apply them to a trace."""
 
+from lightning_xai.attribution.ablation_cam import AblationCAM
 from lightning_xai.attribution.base import Attribution, unit_maximum, upsample
 from lightning_xai.attribution.cam import CAM, GradCAM, GradCAMPlus, weighted_sum
 from lightning_xai.attribution.cam_plus_plus import (
@@ -10,7 +11,9 @@ from lightning_xai.attribution.cam_plus_plus import (
 )
 from lightning_xai.attribution.controls import CenteredGaussian, Edges, FakeCAM, Random, Shuffled
 from lightning_xai.attribution.deeplift import DeepLIFT
+from lightning_xai.attribution.eigen_cam import EigenCAM
 from lightning_xai.attribution.elementwise_cam import HiResCAM, LayerCAM, XGradCAM
+from lightning_xai.attribution.finer_cam import FinerCAM
 from lightning_xai.attribution.from_callable import FromCallable
 from lightning_xai.attribution.gradient import GuidedGradient, InputGradient, InputXGradient, channel_max, channel_sum
 from lightning_xai.attribution.guided_cam import GuidedGradCAM
@@ -45,13 +48,16 @@ __all__ = [
     "CLRP",
     "LRP",
     "SGLRP",
+    "AblationCAM",
     "AlphaBeta",
     "Attribution",
     "CenteredGaussian",
     "DeepLIFT",
     "Edges",
+    "EigenCAM",
     "Epsilon",
     "FakeCAM",
+    "FinerCAM",
     "Flat",
     "FromCallable",
     "Gamma",

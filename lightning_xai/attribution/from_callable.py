@@ -37,6 +37,14 @@ class FromCallable(Attribution):
         >>> model[1].weight.data = torch.tensor([[1.0, -2.0], [0.0, 0.0]])
         >>> explain(model, torch.ones(1, 1, 1, 2), 0, attributions=FromCallable(saliency))
         tensor([[[1., 2.]]])
+
+        So do methods of captum; ``recipes/benchmarks/peers.py`` has more, and those of pytorch-grad-cam:
+
+        >>> from captum.attr import Occlusion
+        >>> def occlusion(model, images, targets):
+        ...     return Occlusion(model).attribute(images, (1, 1, 1), target=targets)
+        >>> explain(model, torch.ones(1, 1, 1, 2), 0, attributions=FromCallable(occlusion))
+        tensor([[[ 1., -2.]]])
     """
 
     function: Callable[[nn.Module, Tensor, Tensor], Tensor]

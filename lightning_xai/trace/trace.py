@@ -207,6 +207,25 @@ class Trace:
         """The logits (M,K) of other images, without a graph; arguments and errors as of `rerun`."""
         return predict(self._model, images, self.calling(len(images), rows))
 
+    def logits_without(self, layer: OneLayer, channels: Tensor, *, rows: Tensor) -> Tensor:
+        """The logits of images of this trace, each with one channel of a captured layer at zero.
+
+        Args:
+            layer: The layer, as it was named in the capture.
+            channels: The channel that each of them lacks, (M,).
+            rows: Which image each of them is, (M,).
+
+        Returns:
+            Logits (M,K); one forward pass.
+        """
+        source = self._source(layer)
+        numbers = torch.arange(source[0].numel(), device=source.device).view_as(source[0]).expand_as(source)
+        places = self._arranged(layer, numbers)[0].flatten(1)[channels]
+        kept = source.new_ones(len(rows), source[0].numel()).scatter_(1, places, 0).view(-1, *source.shape[1:])
+        with forward_hooks([self._capture.layers[layer]], lambda module, args, kwargs, output: output * kept):
+            images = self.images[rows]
+            return self.rerun(images, rows=rows).logits if self.create_graph else self.predict(images, rows=rows)
+
     def calling(self, n: int, rows: Tensor | None = None) -> Calling:
         """How the model is to be called with n other images made from these; ``rows`` and errors as of `rerun`."""
         calling, own = self._recording.calling, len(self._images)

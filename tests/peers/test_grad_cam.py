@@ -7,7 +7,18 @@ from peers.networks import TARGETS, assert_equal_maps, both, each_network, image
 
 from benchmarks.peers import grad_cam_package
 from lightning_xai import explain
-from lightning_xai.attribution import GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, ScoreCAM, XGradCAM, upsample
+from lightning_xai.attribution import (
+    AblationCAM,
+    FinerCAM,
+    FromCallable,
+    GradCAM,
+    GradCAMPlusPlus,
+    HiResCAM,
+    LayerCAM,
+    ScoreCAM,
+    XGradCAM,
+    upsample,
+)
 from lightning_xai.attribution.cam import weighted_sum
 from lightning_xai.scores import pre_softmax
 from lightning_xai.trace import Capture, run
@@ -22,6 +33,27 @@ def captured(model, layer):
     """Activations of a layer, gradients of the logits with respect to them, the images and targets."""
     trace, targets = run(model, images(), Capture({layer: model.get_submodule(layer)})), torch.tensor(TARGETS)
     return trace.activation(layer), trace.gradient(pre_softmax, targets, of=layer)
+
+
+def test_ablation_cam_is_equal():
+    """Their weights are divided by the score, which their normalisation takes away again."""
+    model, layer = resnet(), "layer1"
+    ours, theirs = both(model, AblationCAM(layer, pre_softmax), grad_cam_package, method="AblationCAM", layer=layer)
+    assert_equal_maps(min_max(ours), theirs, 1e-3)
+
+
+def test_finer_cam_is_equal_where_one_class_is_compared():
+    """With several, theirs are weighted by probabilities."""
+
+    def theirs(model, images, targets):
+        import pytorch_grad_cam
+
+        method = pytorch_grad_cam.FinerCAM(model, [model.get_submodule("layer4")])
+        return torch.from_numpy(method(images.detach(), comparison_categories=[1]))
+
+    methods = {"ours": FinerCAM("layer4", n_classes=1), "theirs": FromCallable(theirs)}
+    maps = explain(resnet(), images(), attributions=methods)
+    assert_equal_maps(min_max(maps["ours"]), maps["theirs"], 1e-3)
 
 
 @each_network

@@ -20,7 +20,7 @@ from lightning_xai import (
     SmoothGrad,
     explain,
 )
-from lightning_xai.attribution import RSIGradCAM, SmoothGradCAMPlusPlus
+from lightning_xai.attribution import AblationCAM, RSIGradCAM, SmoothGradCAMPlusPlus
 from lightning_xai.integrity import inspect_model
 from lightning_xai.trace import IMAGES, Calling, Capture, Listener, Observer, logits_of, predict, run
 
@@ -163,6 +163,7 @@ WITH_ROWS = {
     "auto": GradCAM(),
     "gradient": InputGradient(),
     "score": ScoreCAM("net.conv2", batch_size=3),
+    "ablation": AblationCAM("net.conv2", batch_size=3),
     "paths": IntegratedGradients(baseline=BASELINE, n_steps=3, batch_size=5),
     "smooth": SmoothGrad(n_samples=3, batch_size=5),
     "rsi": RSIGradCAM("net.conv2", n_steps=3, baseline=BASELINE, batch_size=5),
