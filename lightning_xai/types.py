@@ -23,6 +23,9 @@ TargetRule: TypeAlias = Callable[[Tensor, Tensor | None], Tensor]
 Targets: TypeAlias = int | Sequence[int] | TargetRule | Tensor | None
 """What a user may say about the classes to explain; None means the predicted class."""
 
+Rectifiers: TypeAlias = Literal["relu", "all"]
+"""What counts as a rectifier: ``"relu"``, those of the papers, or ``"all"`` unbounded one-sided activations."""
+
 
 @dataclass(frozen=True)
 class Tokens:

@@ -213,7 +213,8 @@ def prepared(settings: Settings) -> tuple[Settings, ImageData, nn.Module, Method
         images, labels = torch.zeros(2, 3, data.image_size, data.image_size), torch.zeros(2, dtype=torch.long)
         term = settings.term.loss(settings.term.lambda_)
         term(copy.deepcopy(network).eval(), images, labels, F.cross_entropy, 0)
-    methods = attributions_of(settings.attributions, settings.model.layer, network, data.image_size)
+    rectifiers = settings.term.rectifiers
+    methods = attributions_of(settings.attributions, settings.model.layer, network, data.image_size, rectifiers)
     return settings, data, network, methods
 
 

@@ -26,7 +26,7 @@ from lightning_xai.metrics import Batch, Boxes, ExplanationMetric, Setting
 from lightning_xai.scores import centered, log_softmax, resolve_targets
 from lightning_xai.standard import Standard
 from lightning_xai.trace import Capture, Trace, logits_of, plain_tensors, run, same_places
-from lightning_xai.types import LogitsOf, Score, Targets
+from lightning_xai.types import LogitsOf, Rectifiers, Score, Targets
 
 _DEAR = 1 / 3
 """Share of the time of a validation from which on it is logged."""
@@ -310,8 +310,8 @@ class _Asked:
         calling = self.trace.calling(len(images), rows)
         return attribute(run(model, images, self._capture_of(model), calling), targets, methods)
 
-    def image_gradients(self, *, guided_rule: bool) -> Tensor:
-        return self.trace.image_gradient(centered, self.targets, rectifiers="relu" if guided_rule else None)
+    def image_gradients(self, rectifiers: Rectifiers | None = None) -> Tensor:
+        return self.trace.image_gradient(centered, self.targets, rectifiers=rectifiers)
 
     def _capture_of(self, copied: nn.Module) -> Capture:
         """What a copy of the classifier must keep: the layers of the same names, their tokens at the same places."""

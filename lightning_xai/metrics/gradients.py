@@ -8,7 +8,7 @@ other shapes are refused.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch import Tensor
 from lightning_xai.metrics.averages import ImageAverage
 from lightning_xai.metrics.base import Need, Scope
 from lightning_xai.metrics.sample import Sample
+from lightning_xai.types import Rectifiers
 
 
 def gradient_alignment(gradients: Tensor, guided_gradients: Tensor) -> Tensor:
@@ -96,8 +97,13 @@ class GradientAlignment(GradientMetric):
     and depend little on the class, so that alignment alone shows smoother gradients and not better explanations: read
     it together with the faithfulness of the maps.
 
-    ``update(gradients, guided_gradients)`` takes both (N,C,H,W), of the same score. Options and attributes are those of
-    `GradientMetric`.
+    ``update(gradients, guided_gradients)`` takes both (N,C,H,W), of the same score. Other options and attributes are
+    those of `GradientMetric`.
+
+    Args:
+        rectifiers: Where `Faithfulness` clamps guided gradients: ``"relu"``, or ``"all"`` for networks with GELU, SiLU
+            and their like, as the training term was told.
+        kwargs: Options of `GradientMetric`.
 
     Example:
         >>> metric = GradientAlignment()
@@ -111,9 +117,13 @@ class GradientAlignment(GradientMetric):
     plot_lower_bound = -1.0
     plot_upper_bound = 1.0
 
+    def __init__(self, *, rectifiers: Rectifiers = "relu", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.rectifiers = rectifiers
+
     def measure(self, sample: Sample) -> None:
         """Update with both gradients."""
-        self.update(sample.gradients, sample.guided_gradients)
+        self.update(sample.gradients, sample.guided_gradients(self.rectifiers))
 
     def update(self, gradients: Tensor, guided_gradients: Tensor) -> None:
         """Add gradients and guided gradients (N,C,H,W) of one batch of images."""

@@ -14,7 +14,7 @@ from lightning_xai.baselines import Baseline, black
 from lightning_xai.metrics.boxes import Boxes
 from lightning_xai.metrics.masking import asked_masked_scores, masked_images
 from lightning_xai.scores import log_softmax
-from lightning_xai.types import Score
+from lightning_xai.types import Rectifiers, Score
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -84,8 +84,8 @@ class Classifier(Protocol):
             noise_source: Images (M,C,H,W) whose content seeds noise in the place of these.
         """
 
-    def image_gradients(self, *, guided_rule: bool) -> Tensor:
-        """Gradients (N,C,H,W) of the centred logits at the images of the pass."""
+    def image_gradients(self, rectifiers: Rectifiers | None = None) -> Tensor:
+        """Gradients (N,C,H,W) of the centred logits at the images of the pass, guided at rectifiers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -277,12 +277,11 @@ class Sample:
     @property
     def gradients(self) -> Tensor:
         """Gradients (N,C,H,W) of the centred logits of the classes at the images."""
-        return self.batch.classifier.image_gradients(guided_rule=False)[self.batch.rows]
+        return self.batch.classifier.image_gradients()[self.batch.rows]
 
-    @property
-    def guided_gradients(self) -> Tensor:
+    def guided_gradients(self, rectifiers: Rectifiers) -> Tensor:
         """The same by guided backpropagation."""
-        return self.batch.classifier.image_gradients(guided_rule=True)[self.batch.rows]
+        return self.batch.classifier.image_gradients(rectifiers)[self.batch.rows]
 
     def behind(self, baseline: Baseline | None = None) -> Tensor:
         """What stands behind the images where they are masked; None for the callback's own baseline."""

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 from torch import Tensor
 
-Rectifiers: TypeAlias = Literal["relu", "all"]
-"""What counts as a rectifier: ``"relu"``, those of the papers, or ``"all"`` unbounded one-sided activations."""
+from lightning_xai.types import Rectifiers
 
 MIN_RECTIFIED_SHARE = 0.5
 """Below this share of rectifiers among the nonlinearities a guided gradient is nearly the plain one and is refused."""

@@ -1,6 +1,7 @@
 """Faithfulness runs every family of metrics: each number is that of the pure functions, on the same images."""
 
 import re
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,10 @@ import pytest
 import torch
 from callbacks.trainers import MEAN, STD, Forwards, classifier, loader, trainer
 from support import random_images, small_net
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import MaxMetric, SumMetric
 
-from lightning_xai import Faithfulness, GradCAM, GradCAMPlus, InputGradient, explain, metrics
+from lightning_xai import Faithfulness, GradCAM, GradCAMPlus, InputGradient, explain, metrics, trace
 from lightning_xai.baselines import black, blurred
 from lightning_xai.metrics import (
     ADCC,
@@ -36,10 +37,12 @@ from lightning_xai.metrics import (
     PointingGame,
     RelativePerformance,
     Sample,
+    gradient_alignment,
     infidelity,
     parameter_randomization,
     perturbation_curves,
 )
+from lightning_xai.scores import centered
 
 METHODS = {"cam": GradCAM("conv2"), "plus": GradCAMPlus("conv2")}
 BOX = torch.tensor([[1, 1, 5, 5]])
@@ -76,6 +79,24 @@ def test_every_family_logs_finite_numbers_under_its_names() -> None:
     assert not any(key.startswith(("cam/Gradient", "cam/plus_vs")) for key in values)
     assert values["RelativePerformance/n_used"] == 7
     assert {key for key, value in values.items() if value != value} == set()
+
+
+def test_alignment_in_a_network_of_smooth_rectifiers_takes_them_where_it_is_told() -> None:
+    """The cosine is that of the two gradients; without a word they are refused, and the word is named."""
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 6, 3), nn.SiLU(), nn.Conv2d(6, 6, 3), nn.SiLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    model, data = nn.Sequential(*layers, nn.Linear(6, 3)).eval(), loader(4)
+    for rectifiers, raised in (("all", nullcontext()), ("relu", pytest.raises(ValueError, match='`rectifiers="all"`'))):
+        metrics = [GradientAlignment(rectifiers=rectifiers)]
+        running = trainer(callbacks=[Faithfulness({"cam": GradCAM("2")}, metrics, mean=MEAN, std=STD, controls={})])
+        with raised:
+            running.validate(classifier(model=model), data, verbose=False)
+            pass_ = trace.run(model, data.dataset.tensors[0], trace.Capture(image_gradient=True))
+            targets = pass_.logits.argmax(1)
+            plain, guided = (pass_.image_gradient(centered, targets, rectifiers=rule) for rule in (None, "all"))
+            expected = gradient_alignment(plain, guided).mean().item()
+            found = running.callback_metrics["val/xai/model/GradientAlignment"].item()
+            assert found == pytest.approx(expected, abs=1e-5)
 
 
 def test_curves_are_those_of_the_functions_and_share_their_ends() -> None:

@@ -189,6 +189,13 @@ def test_guided_gradients_are_left_out_without_rectifiers(tmp_path, capsys):
     assert {row["attribution"] for row in results["rows"]} == {"", "gradcam", *controls}
 
 
+def test_a_network_without_relu_is_trained_with_the_term_and_explained_by_guided_gradients(tmp_path):
+    """Where smooth rectifiers count."""
+    options = ["--model", "efficientnet_b0", "--lambda", 0.1, "--rectifiers", "all", "--max-steps", 1, "--no-compare"]
+    results = recipe(tmp_path / "run", "--image-size", 32, *options, "--attributions", "guided_gradient")
+    assert "guided_gradient" in {row["attribution"] for row in results["rows"]}
+
+
 def test_a_folder_that_holds_a_run_is_refused_and_untouched(finished):
     """Nothing is written over."""
     folder, _ = finished

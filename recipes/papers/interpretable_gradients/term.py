@@ -40,6 +40,7 @@ class TermOptions:
     schedule: str = option("constant", "how the weight comes in", choices=SCHEDULES)
     error: str = option("cosine", "how gradients are compared", choices=ERRORS)
     teacher: str = option("negative_loss", "whose guided gradient teaches", choices=TEACHERS)
+    rectifiers: str = option("relu", "where the guided rule clamps; all: GELU, SiLU, ...", choices=["relu", "all"])
     batch_norm: str = option("training", "under the term", choices=["training", "evaluation"])
     every_n_steps: int = option(1, "compute the term in every n-th step only")
     fraction: float = option(1.0, "compute the term of this share of each batch")
@@ -55,6 +56,7 @@ class TermOptions:
             ERRORS[self.error](),
             adaptive,
             teacher=TEACHERS[self.teacher],
+            rectifiers=self.rectifiers,  # type: ignore[arg-type]
             batch_norm=self.batch_norm,  # type: ignore[arg-type]
             every_n_steps=self.every_n_steps,
             fraction=self.fraction,
@@ -72,13 +74,16 @@ ATTRIBUTIONS: dict[str, Callable[[str | None], xai.Attribution]] = {
 }
 
 
-def attributions_of(names: Sequence[str], layer: str | None, model: nn.Module, image_size: int) -> Methods:
+def attributions_of(
+    names: Sequence[str], layer: str | None, model: nn.Module, image_size: int, rectifiers: str = "relu"
+) -> Methods:
     """The methods asked for, tried once; guided gradients are left out, and said so, without rectifiers."""
     image = torch.zeros(1, 3, image_size, image_size)
     methods = {name: ATTRIBUTIONS[name](layer) for name in names}
     if "guided_gradient" in methods:
+        methods["guided_gradient"] = xai.GuidedGradient(rectifiers=rectifiers)  # type: ignore[arg-type]
         try:
-            xai.explain(model, image, attributions=xai.GuidedGradient())
+            xai.explain(model, image, attributions=methods["guided_gradient"])
         except ValueError as error:
             say(f"guided_gradient is left out: {error}")
             del methods["guided_gradient"]
