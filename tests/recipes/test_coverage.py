@@ -7,10 +7,18 @@ import pytest
 import timm
 import torch
 
+from common.architectures import NAMES, OF_TRANSFORMERS, SMALLEST_OF_TIMM
+
+
+def found(name, checks):
+    """Outcomes of one model, in this process."""
+    told = dict(coverage.alone(name, checks))
+    return {one: told[one] for one in checks}
+
 
 def test_every_family_of_timm_has_a_model():
     """One of each module."""
-    families = {timm.models.model_entrypoint(name).__module__.split(".")[-1] for name in coverage.SMALLEST_OF_TIMM}
+    families = {timm.models.model_entrypoint(name).__module__.split(".")[-1] for name in SMALLEST_OF_TIMM}
     assert families == {name for name in timm.list_modules() if hasattr(timm.models, name)}  # others register theirs
 
 
@@ -18,17 +26,35 @@ def test_a_model_is_checked_once_and_what_was_refused_is_said(tmp_path, monkeypa
     """In this process, to be quick."""
     calls = []
     monkeypatch.setattr(
-        coverage, "in_a_process", lambda name, checks, _: calls.append(name) or coverage.alone(name, checks)
+        coverage, "in_a_process", lambda name, checks, _: calls.append(name) or {"checks": found(name, checks)}
     )
     words = ["--only", "timm:test_vit", "--checks", "lrp", "deeplift", "--out", str(tmp_path / "coverage.json")]
     coverage.main(words)
     coverage.main(words)
     assert calls == ["timm:test_vit"]
-    checks = json.loads((tmp_path / "coverage.json").read_text())["models"]["timm:test_vit"]["checks"]
+    (row,) = json.loads((tmp_path / "coverage.json").read_text())["rows"]
+    assert row["model"] == "timm:test_vit"
+    checks = row["checks"]
     assert checks["lrp"]["outcome"] == "works"
     assert checks["lrp"]["said"]
     assert checks["deeplift"]["outcome"] == "refused"
     assert "layer_norm" in checks["deeplift"]["reason"]
+    assert "| timm:test_vit | - |" in (tmp_path / "coverage.md").read_text()
+
+
+def test_a_model_that_takes_too_long_is_stopped_and_what_it_found_is_kept():
+    """By the time of the processor, in a process of its own."""
+    told = coverage.in_a_process("timm:test_vit", ["layer", "term"], 1)
+    assert told["checks"]["term"]["outcome"] == "time"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_classifier_of_transformers_is_checked():
+    """As its library gives it: logits in an object."""
+    pytest.importorskip("transformers")
+    assert len(OF_TRANSFORMERS) >= 25
+    checks = found("transformers:ViT", ["layer", "gradcam", "gradient", "guided", "lrp", "integrated", "term"])
+    assert {one["outcome"] for one in checks.values()} == {"works"}
 
 
 def test_an_error_that_is_not_ours_is_wrong():
@@ -53,7 +79,7 @@ REFUSED = {"timm:test_convnext", "timm:inception_next_atto", "timm:test_nfnet"}
 @pytest.mark.parametrize("name", FAST)
 def test_relevance_arrives_or_its_loss_is_said(name):
     """A dozen families, chosen for their differences."""
-    checks = coverage.alone(name, ["lrp", "lossless", "deeplift"])["checks"]
+    checks = found(name, ["lrp", "lossless", "deeplift"])
     assert checks["lrp"]["outcome"] == "works"
     assert checks["lossless"]["number"] == pytest.approx(1, abs=0.1)
     assert checks["deeplift"]["outcome"] in ({"works", "refused"} if name in REFUSED else {"works"})
@@ -61,8 +87,8 @@ def test_relevance_arrives_or_its_loss_is_said(name):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", coverage.NAMES)
+@pytest.mark.parametrize("name", NAMES)
 def test_nothing_is_silently_wrong(name):
-    """All families, in processes of their own."""
-    outcomes = coverage.in_a_process(name, list(coverage.CHECKS), 600)["checks"]
+    """All families."""
+    outcomes = found(name, list(coverage.CHECKS))
     assert {one["outcome"] for one in outcomes.values()} <= {"works", "refused"}, outcomes
