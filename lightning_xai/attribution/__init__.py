@@ -1,4 +1,11 @@
-"""Attribution methods: pure tensor functions, and small frozen dataclasses that apply them to a trace."""
+"""Attribution methods: pure tensor functions, and small frozen dataclasses that apply them to a trace.
+
+Attention rollout and its gradient-weighted form (Abnar and Zuidema 2020; Chefer et al. 2021) are not among them. They
+multiply the attention matrices of all layers, which are no module's output, and which fused kernels never make: a trace
+would have to keep what operations compute, and be asked for gradients of all of it at once. They also take for granted
+that every layer sees the same tokens and that the head reads one of them, which windows, pooled tokens and means of
+patches do not give, and no shape tells. `LRP` follows relevance through attention in all of these.
+"""
 
 from lightning_xai.attribution.ablation_cam import AblationCAM
 from lightning_xai.attribution.base import Attribution, unit_maximum, upsample

@@ -125,6 +125,14 @@ def _handlers() -> dict[Callable[..., Any], Handler]:
         _nonlinear: nonlinear,
         _multiplied: functions.PRODUCTS,
         _pooled: functions.MAXIMA,
+        _coupled: [
+            *functions.LAYER_NORMALIZATIONS,
+            *functions.GROUP_NORMALIZATIONS,
+            *functions.RMS_NORMALIZATIONS,
+            *functions.SOFTMAXES,
+            *functions.ATTENTIONS,
+            *functions.MULTI_HEAD_ATTENTIONS,
+        ],
     }
     return {function: handler for handler, functions in table.items() for function in functions}
 
@@ -158,6 +166,13 @@ def _multiplied(call: Call) -> tuple[Any, None]:
 def _pooled(call: Call) -> tuple[Any, None]:
     pooled = call.mapped(lambda one: _Divided.apply(one, _difference(one.detach()))).run()
     return _Weighed.apply(pooled), None
+
+
+def _coupled(call: Call) -> tuple[Any, None]:
+    raise call.refusal(
+        "couples its inputs: the rescale rule's slope from the baseline belongs to a function of one number. "
+        "`IntegratedGradients` is complete for any function."
+    )
 
 
 def _on_copy(call: Call) -> Call:

@@ -339,6 +339,7 @@ def test_models_without_double_backward_are_refused():
     ):
         with pytest.raises(RuntimeError, match=message):
             terms_of(model, GuidedGradientLoss())
+    terms_of(torch.compile(plain_net(), backend="eager")._orig_mod, GuidedGradientLoss()).loss.backward()
 
 
 def test_synchronised_batch_normalisation_is_taken_by_its_running_statistics():
