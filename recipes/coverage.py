@@ -72,7 +72,6 @@ from lightning_xai.attribution import (
     in_proportion,
     lossless,
 )
-from lightning_xai.attribution.paths import gauss_legendre
 from lightning_xai.integrity import inspect_model
 from lightning_xai.ranks import rank_correlation
 from lightning_xai.regularization import keep_saturated
@@ -255,7 +254,7 @@ def integrated(model: nn.Module, images: Tensor) -> Outcome:
     """Integrated Gradients of three steps."""
     method = IntegratedGradients(score=pre_softmax, baseline=torch.tensor(0.1), n_steps=3)
     found = explain(model, images, 1, attributions=method)
-    points = [(0.1 + at * (images - 0.1), weight) for at, weight in zip(*gauss_legendre(3), strict=True)]
+    points = [(0.1 + at * (images - 0.1), weight) for at, weight in zip(*method.rule(3), strict=True)]
     mean = sum((weight * _plain_gradient(model, one.float()) for one, weight in points), torch.zeros(()))
     return _close(found, (mean * (images - 0.1)).sum(1).float())
 
@@ -417,7 +416,7 @@ def table(found: dict[str, dict[str, Any]]) -> str:
     lines += ["", "| model | " + " | ".join(CHECKS) + " |", "|---" * (len(CHECKS) + 1) + "|"]
     reasons: dict[str, list[str]] = defaultdict(list)
     for name, row in found.items():
-        cells = [cell(row["checks"].get(one, {"outcome": "-"})) for one in CHECKS]
+        cells = [cell(row["checks"][one]) if one in row["checks"] else "-" for one in CHECKS]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
         for one, told in row["checks"].items():
             if "reason" in told:
