@@ -39,13 +39,13 @@ def test_their_methods_run_in_our_callbacks_beside_ours(tmp_path):
         Faithfulness(METHODS, [AverageDrop()], controls={}, mean=MEAN, std=STD),
         SaliencyMaps(METHODS, n_images=2, mean=MEAN, std=STD),
     ]
-    before = state_of(model)
+    before = state_of(model.model)
     running = trainer(callbacks=callbacks, logger=CSVLogger(tmp_path))
-    running.validate(model, loader(), verbose=False)
+    running.validate(model, loader(generator=torch.Generator()), verbose=False)
     values = {name: running.callback_metrics[f"val/xai/{name}/AverageDrop"] for name in METHODS}
     torch.testing.assert_close(values["theirs"], values["ours"], rtol=1e-3, atol=1e-3)
     assert values["occlusion"].isfinite()
-    assert_same_state(before, state_of(model))
+    assert_same_state(before, state_of(model.model))
     assert list(tmp_path.rglob("*.png"))
 
 
