@@ -14,7 +14,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -149,6 +148,3 @@ def killed_once_there_is(path: Path, program: ModuleType, *arguments: Any) -> No
         process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-
-
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

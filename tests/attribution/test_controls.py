@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from support import assert_same_state, needs_cuda, random_images, small_net, state_of
+from support import assert_same_state, random_images, small_net, state_of
 from torch import Tensor
 
 from lightning_xai import explain
@@ -95,17 +95,6 @@ def test_control_runs_in_inference_mode(control: Attribution) -> None:
     with torch.inference_mode():
         found = maps_of(control, images.clone())
     assert torch.equal(found, maps_of(control, images))
-
-
-@pytest.mark.gpu
-@needs_cuda
-@each_control
-def test_maps_are_the_same_on_every_device(control: Attribution) -> None:
-    """On the images' device; noise bit for bit."""
-    images = random_images(2)
-    found = maps_of(control, images.cuda())
-    assert found.is_cuda
-    torch.testing.assert_close(found.cpu(), maps_of(control, images))
 
 
 class TestRandom:

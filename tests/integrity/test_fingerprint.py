@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from integrity.toys import RectifiedToy, Toy, data, one_against_rest, trained
 from safetensors.torch import save_file
-from support import Unhappy, assert_same_state, needs_cuda, state_of
+from support import Unhappy, assert_same_state, state_of
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -113,15 +113,6 @@ def test_a_reference_tells_where_the_check_without_one_cannot(model):
     assert (
         fingerprint.compare(PositionShift("relu2")(model), IMAGES, layer="model.relu2").verdict is Verdict.LOGIT_SHIFT
     )
-
-
-@pytest.mark.gpu
-@needs_cuda
-def test_another_device_passes_and_shifts_are_found_there():
-    """Where convolutions may round to ten bits."""
-    fingerprint = Fingerprint.of(trained(), IMAGES)
-    assert fingerprint.compare(trained().cuda(), IMAGES).verdict is Verdict.UNCHANGED
-    assert fingerprint.compare(PositionShift("relu2")(trained()).cuda(), IMAGES).verdict is Verdict.LOGIT_SHIFT
 
 
 def test_a_trigger_that_no_probe_carries_is_found_in_the_code_only():
