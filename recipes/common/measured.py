@@ -51,8 +51,9 @@ def origin(device: torch.device | None = None) -> dict[str, str | None]:
         ["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, check=False
     )
     script, *options = sys.argv
+    said = [Path(one).name if Path(one).is_absolute() else one for one in options]  # no folder of this machine
     return {
-        "command": shlex.join(["python", f"recipes/{Path(script).name}", *options]),
+        "command": shlex.join(["python", f"recipes/{Path(script).name}", *said]),
         "commit": found.stdout.strip() or None,
         "machine": machine(device),
     }

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from common.measured import origin
 from common.options import RunOptions
 from common.run import Run, versions
 from common.tables import interval
@@ -37,6 +38,12 @@ def test_versions_name_what_numbers_depend_on():
     """The command, the commit, the machine with its torch, other libraries and Python."""
     libraries = {"torchvision", "timm", "pytorch_lightning", "torchmetrics", "python"}
     assert set(versions()) == {"command", "commit", "machine", *libraries}
+
+
+def test_a_command_names_no_folder_of_the_machine(monkeypatch):
+    """It is published; what stands in quotes stays one word."""
+    monkeypatch.setattr("sys.argv", ["/a/recipes/x.py", "--data", "/home/me/DIR", "--beside", "--model a"])
+    assert origin()["command"] == "python recipes/x.py --data DIR --beside '--model a'"
 
 
 def test_what_the_tables_say_is_kept_for_the_texts(tmp_path):
