@@ -79,7 +79,7 @@ def checked(models: Iterator[Honest]) -> list[dict[str, Any]]:
 def all_checks(run: Run, settings: Settings) -> list[Check]:
     """Those of every group that is wanted or was finished before."""
     few = 1 if settings.run.fast_dev_run else None
-    groups = {"small": lambda: small(settings.data, 20 if few else 120)}
+    groups = {"small": lambda: small(settings.data, 20 if few else 80)}
     if settings.data is not None:
         groups |= {name: partial(make, settings.data) for name, make in GROUPS.items()}
     for name, models in groups.items():
@@ -93,9 +93,9 @@ def all_trainings(run: Run, settings: Settings) -> list[dict[str, Any]]:
     if settings.only not in (None, "trainings"):
         return []
     few = settings.run.fast_dev_run
-    train, val = source(settings.data, "train", 640 if few else 2048), source(settings.data, "test", 400)
+    train, val = source(settings.data, "train", 640 if few else 1280), source(settings.data, "test", 400)
     todo = [(2, 0)] if few else list(product(CLASSES, range(settings.trainings)))
-    epochs = 1 if few else 4
+    epochs = 1 if few else 3
     return run.parts("trainings", todo, lambda one: guarded(train, val, *one, epochs))
 
 

@@ -26,9 +26,9 @@ from lightning_xai.trace import tapped
 from papers.logit_shift.red_team import Edited
 
 CLASSES = (2, 3, 10, 100)
-PROBED = {2: 170, 3: 160, 10: 160, 100: 160}  # linear probes by number of classes, each with another form of head
-TRAINED = 24  # small networks for each number of classes, checked at two layers each
-TUNED = 3
+PROBED = {2: 130, 3: 80, 10: 80, 100: 80}  # linear probes by number of classes, each with another form of head
+TRAINED = 8  # small networks for each number of classes, checked at two layers each
+TUNED = 1
 HALF = (0.5, 0.5, 0.5)
 
 Images = tuple[Tensor, Tensor]
@@ -140,7 +140,7 @@ def tinted(images: Images, generator: torch.Generator) -> Images:
     return images[0] + tints[tint, :, None, None], images[1] * 10 + tint
 
 
-def small(data: Path | None, steps: int = 120) -> Iterator[Honest]:
+def small(data: Path | None, steps: int = 80) -> Iterator[Honest]:
     """Networks trained here from scratch."""
     every, shown = source(data, "train", 4096 if steps > 50 else 640), source(data, "test", 400)
     for classes, seed in itertools.product(CLASSES, range(TRAINED)):
