@@ -23,9 +23,11 @@ class Attribution(ABC):
 
     Attributes:
         needs_image_gradient: Whether the pass must build its graph from the image on.
+        needs_reruns: Whether maps take further passes of the model.
     """
 
     needs_image_gradient = False  # no annotation: LightningCLI evaluates it in modules that may not know ClassVar
+    needs_reruns = False
 
     @property
     def interception(self) -> Interception | None:
@@ -97,6 +99,11 @@ class AroundAttribution(Attribution):
     def needs_image_gradient(self) -> bool:  # type: ignore[override]  # a plain attribute where it is the class's
         """Whether the other one does."""
         return self.attribution.needs_image_gradient
+
+    @property
+    def needs_reruns(self) -> bool:  # type: ignore[override]
+        """Whether the other one does."""
+        return self.attribution.needs_reruns
 
     @property
     def interception(self) -> Interception | None:

@@ -151,6 +151,8 @@ class SmoothGradCAMPlusPlus(ScoredAttribution, LayerMaps):
         torch.Size([2, 8, 8])
     """
 
+    needs_reruns = True
+
     n_samples: int = 25
     noise_level: float = 0.15
     scale: float = 1.0

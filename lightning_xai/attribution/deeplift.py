@@ -70,6 +70,8 @@ class DeepLIFT(ScoredAttribution):
         tensor([[[ 1., -4.]]])
     """
 
+    needs_reruns = True
+
     baseline: Baseline | Tensor | None = None
     mean: Standard | None = None
     std: Sequence[float] | None = None

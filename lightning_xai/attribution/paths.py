@@ -106,6 +106,8 @@ class SmoothGrad(ScoredAttribution):
                  [ 0.0000,  0.0000]]])
     """
 
+    needs_reruns = True
+
     reduce: Callable[[Tensor], Tensor] = channel_sum
     n_samples: int = 25
     noise_level: float = 0.15
@@ -160,6 +162,8 @@ class IntegratedGradients(ScoredAttribution):
         >>> explain(model, torch.tensor([[[[0.0, 2.0]]]]), 1, attributions=method)
         tensor([[[ 2.0000, -8.0000]]])
     """
+
+    needs_reruns = True
 
     score: Score = post_softmax
     n_steps: int = 50

@@ -105,6 +105,8 @@ class RSIGradCAM(ScoredAttribution, LayerMaps):
         torch.Size([2, 8, 8])
     """
 
+    needs_reruns = True
+
     score: Score = post_softmax
     n_steps: int = 50
     gradients: Callable[[Tensor], Tensor] = positive_gradients

@@ -99,6 +99,8 @@ class ScoreCAM(ScoredAttribution, LayerMaps):
         torch.Size([2, 8, 8])
     """
 
+    needs_reruns = True
+
     weights: Callable[[Tensor, Tensor], Tensor] = softmax_weights
     baseline: Baseline | Tensor | None = None
     mean: Standard | None = None

@@ -284,6 +284,10 @@ class ExplainingCallback(ListeningCallback):
         """The layers that the methods ask for."""
         return [layer for method in self.attributions.values() for layer in method.layers()]
 
+    def explanations(self) -> dict[str, Attribution]:
+        """The methods whose maps are believed: not the controls."""
+        return self.attributions
+
     def capture(self) -> Capture:
         """All that the methods need."""
         return self.full_capture()

@@ -139,6 +139,10 @@ class Faithfulness(ExplainingCallback):
         """The names of the attributions and controls."""
         return set(self.attributions)
 
+    def explanations(self) -> dict[str, Attribution]:
+        """The attributions without the controls."""
+        return {name: method for name, method in self.attributions.items() if name not in self.controls}
+
     def wants(self, trainer: pl.Trainer, dataloader_idx: int) -> bool:
         """Whether this rank's share of the images is not yet complete."""
         return self._due and self._tallies[dataloader_idx].left != 0

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch import Tensor, nn
 
+from lightning_xai.attribution import Attribution, GradCAM, InputGradient
+from lightning_xai.callbacks.base import ExplainingCallback
 from lightning_xai.callbacks.integrity_finding import DRAWN, Finding, origin_of_shift
-from lightning_xai.integrity import Fingerprint, Inspection, Threshold, for_model, inspect_model
+from lightning_xai.integrity import AT_LAYER, Fingerprint, Inspection, Threshold, for_model, inspect_model
+from lightning_xai.scores import pre_softmax
 from lightning_xai.trace import Calling
 from lightning_xai.types import OneLayer
 
@@ -40,7 +44,15 @@ class IntegrityCheck:
     _fingerprint: Fingerprint | None = field(default=None, init=False)
     _origin: tuple[Inspection | None, Tensor] | None = field(default=None, init=False)
 
-    def look(self, model: nn.Module, probes: Tensor, layer: OneLayer, step: int, calling: Calling) -> Finding:
+    def look(
+        self,
+        model: nn.Module,
+        probes: Tensor,
+        layer: OneLayer,
+        step: int,
+        calling: Calling,
+        attributions: Mapping[str, Attribution] | None = None,
+    ) -> Finding:
         """Check the classifier as it is now.
 
         Args:
@@ -49,6 +61,7 @@ class IntegrityCheck:
             layer: The explained layer.
             step: Number of optimizer steps that the model has made.
             calling: What else it is given, where its logits are, and the context it runs in.
+            attributions: Methods whose maps are looked at too, with their layers, and the image where they need it.
 
         Returns:
             The finding.
@@ -60,7 +73,8 @@ class IntegrityCheck:
             model,
             for_model(model, probes),
             layer=layer,
-            image_level=self.image_level,
+            image_level=self.image_level or any(one.needs_image_gradient for one in (attributions or {}).values()),
+            attributions=attributions,
             threshold=self.threshold,
             calling=calling,
         )
@@ -97,3 +111,44 @@ class IntegrityCheck:
             return Fingerprint.load(self.reference)  # type: ignore[arg-type]  # a path: there is a reference
         named = layer in dict(self.reference.named_modules())
         return Fingerprint.of(self.reference, probes, layer=layer if named else None, calling=calling)
+
+
+def methods_of(callbacks: Iterable[object], model: nn.Module, name: str | None) -> dict[str, Attribution]:
+    """The methods with which a run explains a classifier, as far as raw and centred maps of them can be compared.
+
+    Those that explain no score are left out. Where maps take further passes of the model, which would make a check
+    dear, Grad-CAM at their layers stands in, or the input gradient.
+
+    Args:
+        callbacks: Those of the Trainer.
+        model: The classifier.
+        name: Its name, by which a callback looks for it that has not found it yet.
+
+    Returns:
+        Methods by name.
+    """
+    found: dict[str, Attribution] = {}
+    for callback in callbacks:
+        if isinstance(callback, ExplainingCallback) and _explains(callback, model, name):
+            for key, method in callback.explanations().items():
+                other = key in AT_LAYER or found.get(key, method) is not method
+                found[f"{key} ({type(callback).__name__})" if other else key] = method
+    return {key: _without_reruns(method) for key, method in found.items() if _has_score(method)}
+
+
+def _explains(callback: ExplainingCallback, model: nn.Module, name: str | None) -> bool:
+    return callback.finder.model is model if callback.finder.known else callback.classifier == name
+
+
+def _has_score(method: Attribution) -> bool:
+    try:
+        method.with_score(pre_softmax)
+    except ValueError:
+        return False
+    return True
+
+
+def _without_reruns(method: Attribution) -> Attribution:
+    if not method.needs_reruns:
+        return method
+    return GradCAM(method.layers()) if method.layers() else InputGradient()

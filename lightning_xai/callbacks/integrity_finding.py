@@ -114,6 +114,25 @@ def changed_since(saved: dict[str, Any], model: nn.Module, finding: Finding) -> 
     )
 
 
+def remark_on(inspection: Inspection) -> str | None:
+    """What is to be said where maps look different and nothing is accused.
+
+    Args:
+        inspection: What the classifier shows alone.
+
+    Returns:
+        The message, with the score to explain with; None where maps do not look different, or that is an alarm.
+    """
+    if inspection.verdict is not Verdict.MAPS_DIFFER or not inspection.differing:
+        return None
+    steered = inspection.stands_apart == "centred score"
+    advice = "`score=log_odds`" if steered else "a zero-sum score, as methods do by default"
+    return (
+        "raw logit and centred score explain the classifier differently, as they do many honest ones: "
+        f"explain with {advice}.\n{inspection}"
+    )
+
+
 def origin_of_shift(
     model: nn.Module, images: Tensor, finding: Finding, calling: Calling
 ) -> tuple[Inspection | None, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,16 +11,17 @@ import pytorch_lightning as pl
 from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
+from lightning_xai.attribution import Attribution
 from lightning_xai.callbacks.base import ListeningCallback
 from lightning_xai.callbacks.batches import Unpack, first_two
 from lightning_xai.callbacks.data import stage_of, standards_in
-from lightning_xai.callbacks.integrity_check import IntegrityCheck
-from lightning_xai.callbacks.integrity_finding import Finding, changed_since, picture
+from lightning_xai.callbacks.integrity_check import IntegrityCheck, methods_of
+from lightning_xai.callbacks.integrity_finding import Finding, changed_since, picture, remark_on
 from lightning_xai.callbacks.integrity_run import IntegrityRun, Outcome, Phase, attempt, call_action, is_untrained
 from lightning_xai.callbacks.loggers import log_figures, log_panel
 from lightning_xai.callbacks.probes import Probes
 from lightning_xai.callbacks.processes import own_passes
-from lightning_xai.integrity import UNDECIDED, Digest, Fingerprint, OneClassError, Threshold, Verdict, for_model
+from lightning_xai.integrity import Digest, Fingerprint, OneClassError, Threshold, Verdict, for_model
 from lightning_xai.log_keys import LogKey
 from lightning_xai.metrics import Boxes
 from lightning_xai.standard import Standard, standard_of
@@ -32,29 +33,32 @@ class ModelIntegrity(ListeningCallback):
     """Notices a classifier whose raw-logit maps follow a number that was added to all its logits.
 
     Such a shift (Lerma and Lucas, 2023, https://arxiv.org/abs/2307.03305) changes no prediction, no loss and no
-    training, so that nothing else in a run shows it. The weights that training starts from are checked before the first
-    step, then those of every n-th validation, and those that go into a checkpoint. Checks use one small batch of
-    probes, as the classifier got them in the first validation batches, the sanity check's among them; without any, in
-    the first training batch. They are kept through a run.
+    training, so that nothing else in a run shows it. The weights that training starts from are checked, then those of
+    every n-th validation, and those that go into a checkpoint, by one small batch of probes: the first validation
+    images, the sanity check's among them; without any, the first training images.
 
-    Logged as ``val/xai/<name>/<figure>`` (``test/...``): the figures of `inspect_model`,
-    ``suspicion``, ``flagged`` (0 or 1), and ``reference_<figure>``. A model is flagged when a logit shift is seen,
-    alone or against the reference; being another model than the reference is no reason. Then a picture shows the maps
-    of the raw logit and of the centred score, and from which layer and position the shift comes. The last verdict is
-    part of each checkpoint, with digests of the classifier: a run that resumes from it, or tests it, tells whether the
-    classifier is still the one that was judged.
+    Logged as ``val/xai/<name>/<figure>`` (``test/...``): the figures of `inspect_model`, ``suspicion``, ``flagged`` (0
+    or 1), and ``reference_<figure>``. A model is flagged when a logit shift is seen, alone or against the reference, or
+    a false gradient. Then a picture shows the maps of the raw logit and of the centred score, and from which layer and
+    position the shift comes. The last verdict is part of each checkpoint, with digests of the classifier: a run that
+    resumes from it, or tests it, tells whether the classifier is still the one that was judged.
+
+    Maps are made as the run's `SaliencyMaps` and `Faithfulness` make them, with their methods and at their layers.
+    Where they differ and no shift is seen, that is told once, and no warning: many honest networks are so.
 
     What hinders a check (a reference for other classes, a damaged file, probes of one class) is a warning, and training
     goes on, unless ``action`` is ``"raise"``. Rank zero checks for all. A check costs less than two
-    forward passes of the probes at a late layer, with a reference three; ``image_level`` adds three backward passes.
-    The first flag of a run looks for the origin of the shift, once: four sweeps of 8 probes for each layer.
+    forward passes of the probes at a late layer, with a reference three, and what the methods cost, with three scores;
+    the image adds four backward passes. The first flag of a run looks for the origin of the shift, once: four sweeps of
+    8 probes for each layer.
 
     Args:
         layer: Where maps are made: dotted name, module, tokens, or None for the last layer with a spatial output.
         images: Probes (N,C,H,W) as the classifier gets them, some 32 of different classes; None to take them.
         n_images: Number of probes to take.
         every_n_validations: Check at every so many validations of a fit.
-        image_level: Whether to look at the gradient of the image too.
+        image_level: Whether to look at the gradient of the image too; a method that shows it sees to it.
+        attributions: Methods whose maps are looked at too; None for those of the run's callbacks.
         reference: A trusted model, its `Fingerprint`, or the file of one, whose probes are to be the ``images``.
         threshold: From which suspicion on to flag; None for the default.
         action: What a flagged model leads to, at each check: ``"warn"`` (once a run), ``"raise"`` (an error on all
@@ -84,6 +88,7 @@ class ModelIntegrity(ListeningCallback):
         n_images: int = 32,
         every_n_validations: int = 1,
         image_level: bool = False,
+        attributions: Mapping[str, Attribution] | None = None,
         reference: nn.Module | Fingerprint | str | Path | None = None,
         threshold: Threshold | None = None,
         action: Literal["warn", "raise"] | Callable[[Finding], object] = "warn",
@@ -102,14 +107,10 @@ class ModelIntegrity(ListeningCallback):
             raise TypeError(f"`images` expected probes (N, C, H, W) of a floating dtype, got {kind_of(images)}.")
         if action not in ("warn", "raise") and not callable(action):
             raise TypeError(f"`action` expected 'warn', 'raise' or a function of the finding, got {action!r}.")
-        self.layer = layer
-        self.images = images
-        self.n_images = n_images
+        self.layer, self.images, self.n_images = layer, images, n_images
         self.every_n_validations = every_n_validations
-        self.image_level = image_level
-        self.reference = reference
-        self.threshold = threshold
-        self.action = action
+        self.image_level, self.attributions = image_level, attributions
+        self.reference, self.threshold, self.action = reference, threshold, action
         self._given = None if mean is None and std is None else standard_of(mean, std)
         self.name = name
         self.finding: Finding | None = None
@@ -136,7 +137,7 @@ class ModelIntegrity(ListeningCallback):
         return [self.layer]
 
     def state_dict(self) -> dict[str, Any]:
-        """The last verdict, with digests of the classifier where the checkpoint was written during a run."""
+        """The last verdict, with digests of the classifier where it was written during a run."""
         return dict(self._record)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -159,7 +160,7 @@ class ModelIntegrity(ListeningCallback):
         return trainer.is_global_zero and dataloader_idx == 0 and not self._run.probes.complete
 
     def _attend(self, trainer: pl.Trainer, work: Callable[[], None]) -> None:
-        """What hinders the finding of a classifier or of probes is told like what hinders a check, and ends no run."""
+        """What hinders the finding of a classifier or of probes is told like what hinders a check."""
         try:
             work()
         except Exception as error:
@@ -177,7 +178,7 @@ class ModelIntegrity(ListeningCallback):
         self._run.probes.take(trace.images, calling=trace.calling(len(trace.images)))
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Decide whether this validation is one of those that are checked."""
+        """Decide whether this validation is checked."""
         every = self.every_n_validations if trainer.state.fn == "fit" else 1
         self._run.validation_begins(rehearsal=trainer.sanity_checking, every=every)
 
@@ -276,7 +277,10 @@ class ModelIntegrity(ListeningCallback):
         if self._failure is not None:
             raise self._failure
         probes, calling = self._probes(trainer)
-        return self._run.check.look(self.model, probes, self.finder.layer(self.layer), trainer.global_step, calling)
+        callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
+        own, layer = self.attributions, self.finder.layer(self.layer)
+        methods = methods_of(callbacks, self.model, self.classifier) if own is None else own
+        return self._run.check.look(self.model, probes, layer, trainer.global_step, calling, methods)
 
     def _probes(self, trainer: pl.Trainer) -> tuple[Tensor, Calling]:
         """The probes, and how the classifier is called with them, now."""
@@ -312,11 +316,9 @@ class ModelIntegrity(ListeningCallback):
         return finding
 
     def _explain(self, trainer: pl.Trainer, finding: Finding) -> None:
-        """Say once what is no alarm, and no all-clear either."""
-        if finding.verdict is Verdict.MAPS_DIFFER and finding.inspection.differing and not is_untrained(trainer):
-            # what the softmax says cannot be imitated by a shift, other reasons can
-            say = rank_zero_info if UNDECIDED in finding.inspection.reasons else rank_zero_warn
-            self.say_once(say, f"explain with a zero-sum score.\n{finding.inspection}")
+        """Say once what is no alarm, and no all-clear either: many honest networks are so."""
+        if (told := remark_on(finding.inspection)) and not is_untrained(trainer):
+            self.say_once(rank_zero_info, told)
         if self._run.checked_at is None and finding.comparison and finding.comparison.verdict is Verdict.CHANGED:
             self.say_once(rank_zero_info, "the classifier is not its reference: another one, or trained further.")
 

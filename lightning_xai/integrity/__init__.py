@@ -31,16 +31,16 @@ from lightning_xai.integrity.evidence import for_model
 from lightning_xai.integrity.figures import FIGURES, figure_named
 from lightning_xai.integrity.final_layer import with_edited_rows
 from lightning_xai.integrity.fingerprint import Fingerprint, compare_models
-from lightning_xai.integrity.heads import UNDECIDED
 from lightning_xai.integrity.inspection import Inspection
 from lightning_xai.integrity.locating import locate_shift
+from lightning_xai.integrity.maps import AT_LAYER
 from lightning_xai.integrity.measures import common_mode_share, mean_row_share
 from lightning_xai.integrity.repair import CenteredLogits, center_logits
 from lightning_xai.integrity.verdict import Threshold, Verdict, calibrated_threshold
 
 __all__ = [
+    "AT_LAYER",
     "FIGURES",
-    "UNDECIDED",
     "CenteredLogits",
     "Digest",
     "Fingerprint",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ from lightning_xai.trace import (
     require_logits,
     run,
 )
-from lightning_xai.types import OneLayer, Targets
+from lightning_xai.types import OneLayer, Score, Targets
 
 
 def inspect_model(
@@ -60,12 +61,13 @@ def inspect_model(
     * false gradient: the raw logit's gradient is not that of the mean logit and the centred score together, as the
       gradients of any function are: a hook or an autograd function tells explanations apart.
 
-    A shift is seen at the layer it is computed from and at those before: inspect every layer at which maps are made,
-    and the image for maps made there. The table in `lightning_xai.integrity` says which edits are not seen.
+    A shift is seen at the layer it is computed from and at those before: pass the methods with which maps are made, so
+    that their layers are looked at too, and ask for the image for maps made there. The table in
+    `lightning_xai.integrity` says which edits are not seen.
 
-    One pass with four sweeps from the logits to the layer, and what the methods cost; with ``image_level`` three sweeps
-    to the image more; without a layer one pass of one image more. The model runs in evaluation mode and is as before
-    afterwards.
+    One pass with four sweeps from the logits to the layer, as many to each further one, and what the methods cost; with
+    ``image_level`` four to the image more; without a layer one pass of one image more. The model runs in evaluation
+    mode and is as before afterwards.
 
     Args:
         model: The classifier, images (N,C,H,W) -> logits (N,K), K >= 2, for a softmax.
@@ -99,7 +101,10 @@ def inspect_model(
     _check_images(images)
     methods = _methods(attributions, image_level)
     module = last_spatial_layer(model, images, calling) if layer is None else find_layer(model, layer)
-    capture = Capture({layer: module}) | capture_for(model, methods.values(), module)
+    automatic = module
+    if layer is not None and any(one is None for method in methods.values() for one in method.layers()):
+        automatic = last_spatial_layer(model, images, calling)
+    capture = Capture({layer: module}) | capture_for(model, methods.values(), automatic)
     with last_affine_call(model) as call:
         trace = run(model, images, capture, calling)
     mean_row = None
@@ -167,14 +172,13 @@ def inspect_trace(
         raw, rest, odds = (
             signed_maps(trace, layer, classes, score, methods) for score in (pre_softmax, centered, log_odds)
         )
-        raw_gradient, rest_gradient = _gradients(trace, classes, layer)
-        common = raw_gradient - rest_gradient
-        shares = common_mode_share(common, rest_gradient)
-        pooled_shares = common_mode_share(common.mean((2, 3)), rest_gradient.mean((2, 3)))
-        position, concentration = _largest(common)
-        mean = at_least_float32(trace.gradient(mean_logit, classes, of=layer))
-        tiny = torch.finfo(mean.dtype).tiny
-        if looks_untrained([median(shares), median(pooled_shares)], mean_row, trace.logits.shape[1]):
+        here = _place(trace, classes, layer)
+        others = _other_layers(trace, layer, methods)
+        elsewhere = {other: _place(trace, classes, one) for other, one in others.items()}
+        if image_level:
+            elsewhere["image"] = _place(trace, classes, None, image=True)
+        position, concentration = _largest(here.common)
+        if looks_untrained([median(here.shares), median(here.pooled)], mean_row, trace.logits.shape[1]):
             reasons = (*reasons, UNTRAINED)
         functions = tuple(f"autograd function {one}" for one in autograd_functions(trace.nodes))
         return Inspection(
@@ -182,10 +186,10 @@ def inspect_trace(
             disagreement={method: 1 - agreement(raw[method], rest[method]) for method in raw},
             raw_against_log_odds={method: 1 - agreement(raw[method], odds[method]) for method in raw},
             centered_against_log_odds={method: 1 - agreement(rest[method], odds[method]) for method in raw},
-            shares=shares,
-            pooled_shares=pooled_shares,
-            image_shares=_at_image(trace, classes) if image_level else None,
-            nonlinearity=_norms(common - mean) / (_norms(raw_gradient) + _norms(rest_gradient)).clamp(min=tiny),
+            shares=here.shares,
+            pooled_shares=here.pooled,
+            elsewhere={other: one.largest for other, one in elsewhere.items()},
+            nonlinearity=torch.stack([one.nonlinearity for one in (here, *elsewhere.values())]).amax(0),
             tolerance=2 * torch.finfo(trace.activation(layer).dtype).eps ** 0.5,
             mean_row=mean_row,
             position=position,
@@ -204,20 +208,43 @@ def _methods(attributions: Mapping[str, Attribution] | None, image_level: bool) 
     return dict(attributions or {}) | ({"input gradient": InputGradient()} if image_level else {})
 
 
-def _gradients(trace: Trace, targets: Tensor, layer: OneLayer) -> tuple[Tensor, Tensor]:
-    """Of the raw logit and the centred score; the sweeps were made for the maps already."""
-    raw, rest = (at_least_float32(trace.gradient(score, targets, of=layer)) for score in (pre_softmax, centered))
-    return raw, rest
+class _Place(NamedTuple):
+    """What all classes share of the gradients at a layer, or at the image."""
+
+    common: Tensor
+    shares: Tensor
+    pooled: Tensor
+    nonlinearity: Tensor
+
+    @property
+    def largest(self) -> Tensor:
+        """Of both shares, (N,)."""
+        return torch.maximum(self.shares, self.pooled)
+
+
+def _place(trace: Trace, targets: Tensor, of: OneLayer, *, image: bool = False) -> _Place:
+    """The sweeps of raw logit and centred score were made for the maps already."""
+
+    def gradient(score: Score) -> Tensor:
+        return trace.image_gradient(score, targets) if image else trace.gradient(score, targets, of=of)
+
+    raw, rest, mean = (at_least_float32(gradient(score)) for score in (pre_softmax, centered, mean_logit))
+    common = raw - rest
+    shares = common_mode_share(common, rest)
+    pooled = shares if image else common_mode_share(common.mean((2, 3)), rest.mean((2, 3)))
+    sizes = (_norms(raw) + _norms(rest)).clamp(min=torch.finfo(raw.dtype).tiny)
+    return _Place(common, shares, pooled, _norms(common - mean) / sizes)
+
+
+def _other_layers(trace: Trace, layer: OneLayer, methods: Mapping[str, Attribution]) -> dict[str, OneLayer]:
+    """The layers of the methods by name, without the one that is looked at anyway."""
+    wanted = [one for method in methods.values() for one in method.layers() if one != layer]
+    modules = {one: trace.module(one) for one in wanted}
+    return {name_of(trace.model, module): one for one, module in modules.items() if module is not trace.module(layer)}
 
 
 def _norms(values: Tensor) -> Tensor:
     return values.flatten(1).norm(dim=1)
-
-
-def _at_image(trace: Trace, targets: Tensor) -> Tensor:
-    """Shares at the image, (N,)."""
-    raw, rest = (at_least_float32(trace.image_gradient(score, targets)) for score in (pre_softmax, centered))
-    return common_mode_share(raw - rest, rest)
 
 
 def _largest(gradients: Tensor) -> tuple[tuple[int, int], float]:

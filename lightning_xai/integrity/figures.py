@@ -16,7 +16,6 @@ FIGURES = {
         "Share", "", False, "How much of the gradient at the explained layer all classes have in common: 0 none, 1 all."
     ),
     "pooled_share": Number("Pooled share", "", False, "The same of the gradient averaged over positions."),
-    "image_share": Number("Image share", "", False, "The same at the image."),
     "mean_row": Number("Mean row", "", False, "Part of the final layer's weights that is the same for all classes."),
     "logit_residual": Number("Change of the logits", "", False, "Beyond what is added to all of them alike."),
     "logit_shift": Number("Change that all logits share", "", False, "What a softmax does not see."),
@@ -28,6 +27,7 @@ FIGURES = {
 _ENDS = {
     "_disagreement": (False, "One minus the rank correlation of the raw logit's map and the centred score's."),
     "_zero-sum": (True, "Rank correlation with the reference's map of the centred score."),
+    "_share": (False, "The same at another layer where maps are made, or at the image."),
     "_raw": (True, "Rank correlation with the reference's map of the raw logit."),
 }
 

@@ -30,7 +30,8 @@ class Inspection:
         centered_against_log_odds: The same of the centred score's and the log-odds' maps.
         shares: Share of the gradient at the layer that is common to all classes, (N,) in [0, 1].
         pooled_shares: The same of the gradients averaged over positions, with which Grad-CAM weighs, (N,).
-        image_shares: The same at the image, (N,), if asked for.
+        elsewhere: The larger of both at the further layers where methods make maps, and the same at the ``image`` if
+            asked for, (N,) by name.
         nonlinearity: How far the raw logit's gradient is from the mean logit's and the centred score's together,
             relative to these, (N,): rounding alone, but for a backward pass that is not that of a function.
         tolerance: What rounding can do to it.
@@ -60,7 +61,7 @@ class Inspection:
     centered_against_log_odds: dict[str, Tensor]
     shares: Tensor
     pooled_shares: Tensor
-    image_shares: Tensor | None
+    elsewhere: dict[str, Tensor]
     nonlinearity: Tensor
     tolerance: float
     mean_row: float | None
@@ -85,8 +86,7 @@ class Inspection:
         """The numbers of the check: what a tenth of the images exceeds, the worst image, and the mean row."""
         spread = {f"{name} disagreement": values for name, values in self.disagreement.items()}
         spread |= {"share": self.shares, "pooled share": self.pooled_shares, "nonlinearity": self.nonlinearity}
-        if self.image_shares is not None:
-            spread["image share"] = self.image_shares
+        spread |= {f"{name} share": values for name, values in self.elsewhere.items()}
         numbers = {name: tail(values) for name, values in spread.items()}
         numbers |= {"worst disagreement": float(self.worst.max()), "differing": len(self.differing) / len(self.worst)}
         return numbers if self.mean_row is None else numbers | {"mean row": self.mean_row}
@@ -94,7 +94,7 @@ class Inspection:
     @property
     def suspicion(self) -> float:
         """How much of the gradient is common to all classes, on images whose maps look different: its upper tail."""
-        shares = [self.shares, self.pooled_shares, *([] if self.image_shares is None else [self.image_shares])]
+        shares = [self.shares, self.pooled_shares, *self.elsewhere.values()]
         largest = torch.stack([one.cpu().double() for one in shares]).amax(0)
         return tail(torch.where(self.worst > VISIBLE, largest, 0.0))
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import copy
+import warnings
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lightning_xai.integrity.final_layer import centered_logits, with_edited_rows
-from lightning_xai.scores import at_least_float32, centered, pre_softmax, predicted
-from lightning_xai.trace import Capture, run
+from lightning_xai.integrity.inspection import VISIBLE
+from lightning_xai.integrity.measures import agreement
+from lightning_xai.scores import at_least_float32, centered, log_odds, pre_softmax, predicted
+from lightning_xai.trace import Capture, Trace, run
+from lightning_xai.types import Score
 
 
 class CenteredLogits(nn.Module):
@@ -47,13 +52,14 @@ def center_logits(model: nn.Module, images: Tensor | None = None) -> nn.Module:
     is wrapped too: where a ReLU follows the rows, where a shift is added in the graph, or on some of these images.
 
     What only a trigger pulls that none of these images shows stays in a folded model: wrap those that are not trusted.
-    Maps of the centred score itself can be steered through classes without probability; whether it is the one that
-    stands apart `inspect_model` says.
+    Where it is the centred score that was altered, through classes without probability, centring would make raw maps
+    false: if its maps look different from the raw logit's and are the farther ones from the log-odds', on images that
+    were given, a warning says so. The softmax cannot tell: explain such a model with `log_odds` instead.
 
     Args:
         model: The classifier, images (N,C,H,W) -> logits (N,K); it is left as it is.
-        images: A few images (N,C,H,W) to verify the folding with; None always wraps. Takes two passes and eight with
-            gradients, twelve where it is wrapped.
+        images: A few images (N,C,H,W) to verify the folding with; None always wraps, and verifies nothing. Takes two
+            passes and eight with gradients, twelve where it is wrapped.
 
     Returns:
         A new model that shares nothing with the old one.
@@ -72,7 +78,15 @@ def center_logits(model: nn.Module, images: Tensor | None = None) -> nn.Module:
     wrapped = CenteredLogits(copy.deepcopy(model))
     if images is None:
         return wrapped
-    looked_at = [(one, _sizes(model, one)) for one in (images, *_perturbed(images))]
+    looked_at = [(one, _before(model, one)) for one in (images, *_perturbed(images))]
+    if steered := looked_at[0][1].steered:
+        warnings.warn(
+            f"Maps of the centred score look different from the raw logit's on {steered} of {len(images)} images, and "
+            "are the farther ones from the log-odds': something acts on classes without probability, or the logits are "
+            "log-probabilities. In the centred model the raw logit's maps become those of the centred score. If nobody "
+            "vouches for the model, explain it as it is, with `score=log_odds`.",
+            stacklevel=2,
+        )
     folded = with_edited_rows(model, images, lambda rows: rows - rows.mean(0))
     if folded is not None and all(_is_centered(folded, *one) for one in looked_at):
         return folded
@@ -92,22 +106,38 @@ def _perturbed(images: Tensor) -> list[Tensor]:
     return [images + 0.3 * spread * noise, (images + images.flip(0)) / 2, torch.zeros_like(images)]
 
 
-def _sizes(model: nn.Module, images: Tensor) -> tuple[float, float]:
-    """The largest logit, and the largest raw gradient at the image: a shift costs precision in proportion to both."""
-    trace = run(model, images, Capture(image_gradient=True))
+class _Before(NamedTuple):
+    """Of a model as it is given: the largest logit, the largest raw gradient, and images with an odd centred score.
+
+    A shift costs precision in proportion to the first two.
+    """
+
+    logit: float
+    gradient: float
+    steered: int
+
+
+def _gradients(trace: Trace, *scores: Score) -> list[Tensor]:
+    targets = predicted(trace.logits)
     with trace.computing():
-        raw = at_least_float32(trace.image_gradient(pre_softmax, predicted(trace.logits)))
-    return float(trace.logits.abs().max()), float(raw.flatten(1).norm(dim=1).max())
+        return [at_least_float32(trace.image_gradient(score, targets)) for score in scores]
 
 
-def _is_centered(model: nn.Module, images: Tensor, sizes: tuple[float, float]) -> bool:
+def _before(model: nn.Module, images: Tensor) -> _Before:
+    trace = run(model, images, Capture(image_gradient=True))
+    raw, rest, odds = _gradients(trace, pre_softmax, centered, log_odds)
+    maps = [one.sum(1) for one in (raw, rest, odds)]
+    apart, of_raw, of_rest = (1 - agreement(maps[i], maps[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
+    steered = (apart > VISIBLE) & (of_rest > of_raw)
+    return _Before(float(trace.logits.abs().max()), float(raw.flatten(1).norm(dim=1).max()), int(steered.sum()))
+
+
+def _is_centered(model: nn.Module, images: Tensor, before: _Before) -> bool:
     """Whether logits sum to zero, and the raw logit moves with the image as the centred score does."""
     trace = run(model, images, Capture(image_gradient=True))
     eps, logits = torch.finfo(trace.logits.dtype).eps, at_least_float32(trace.logits)
-    if logits.mean(1).abs().max() > 16 * eps * max(float(logits.abs().max()), sizes[0]):
+    if logits.mean(1).abs().max() > 16 * eps * max(float(logits.abs().max()), before.logit):
         return False
-    targets = predicted(trace.logits)
-    with trace.computing():
-        raw, rest = (at_least_float32(trace.image_gradient(score, targets)) for score in (pre_softmax, centered))
+    raw, rest = _gradients(trace, pre_softmax, centered)
     apart, size = (one.flatten(1).norm(dim=1) for one in (raw - rest, rest))
-    return bool((apart <= eps**0.5 * size.max() + 64 * eps * sizes[1]).all())
+    return bool((apart <= eps**0.5 * size.max() + 64 * eps * before.gradient).all())

@@ -94,6 +94,14 @@ class Trace:
         """Whether gradients can be asked of it: not where the logits were detached on their way."""
         return self._logits.requires_grad
 
+    def module(self, layer: OneLayer) -> nn.Module:
+        """The module that a captured layer stands for."""
+        if layer not in self._capture.layers:
+            raise RuntimeError(
+                f"`layer` expected one of the captured layers, got {layer!r}. Name it in the attribution's `layers()`."
+            )
+        return self._capture.layers[layer]
+
     def activation(self, layer: OneLayer) -> Tensor:
         """The output of a captured layer; of tokens the patches, each at its place on the image (`Places`, `Tokens`).
 
@@ -268,14 +276,10 @@ class Trace:
                 return function(model, images, targets.clone())
 
     def _source(self, layer: OneLayer) -> Tensor:
-        if layer not in self._capture.layers:
-            raise RuntimeError(
-                f"`layer` expected one of the captured layers, got {layer!r}. Name it in the attribution's `layers()`."
-            )
-        return self._recording.activation(self._capture.layers[layer])
+        return self._recording.activation(self.module(layer))
 
     def _arranged(self, layer: OneLayer, values: Tensor) -> Tensor:
-        return self._recording.arranged(self._capture.layers[layer], values, layer)
+        return self._recording.arranged(self.module(layer), values, layer)
 
     def _gradient(self, score: Score, targets: Tensor, source: Tensor, rectifiers: Rectifiers | None = None) -> Tensor:
         key = (score, id(targets), id(source), rectifiers)

@@ -8,7 +8,7 @@ from unittest import mock
 
 import pytest
 import torch
-from integrity.toys import RectifiedToy, Toy, data, trained
+from integrity.toys import RectifiedToy, Toy, data, inner_lie, trained
 from support import Unhappy, assert_same_state, state_of
 from torch import nn
 
@@ -70,7 +70,8 @@ def test_share_of_a_pooled_linear_head_is_that_of_its_rows():
     expected = torch.full((12,), 1 / 65, dtype=torch.float64)
     torch.testing.assert_close(inspection.shares, expected)
     torch.testing.assert_close(inspection.pooled_shares, expected)
-    torch.testing.assert_close(inspection.image_shares, expected)  # all pixels are positive, the ReLU passes them on
+    at_image = inspection.elsewhere["image"]
+    torch.testing.assert_close(at_image, expected)  # all pixels are positive, the ReLU passes them on
     assert inspection.mean_row == pytest.approx(1 / 65)
     assert inspection.suspicion == 0  # the maps look the same
 
@@ -304,6 +305,15 @@ def test_a_backward_hook_that_acts_on_one_class_alone_is_a_false_gradient():
     assert inspection.hooks == ("backward pre hook of 'head'",)
 
 
+def test_a_lie_at_a_layer_of_a_given_method_is_a_false_gradient():
+    """The layer behind it, which is checked without methods, shows nothing; the image does."""
+    assert inspect_model(inner_lie(), IMAGES, layer="relu2").verdict is Verdict.CLEAN
+    methods = {"inner": GradCAM("relu1")}
+    assert inspect_model(inner_lie(), IMAGES, layer="relu2", attributions=methods).verdict is Verdict.FALSE_GRADIENT
+    assert inspect_model(inner_lie(), IMAGES, layer="relu2", image_level=True).verdict is Verdict.FALSE_GRADIENT
+    assert inspect_model(trained(), IMAGES, layer="relu2", attributions=methods).verdict is Verdict.CLEAN
+
+
 def test_maps_of_given_methods_are_compared():
     """At a layer of their own: the shift is seen there and not behind."""
     altered = PositionShift("relu1", strength=100.0)(trained())
@@ -311,7 +321,9 @@ def test_maps_of_given_methods_are_compared():
     inspection = inspect_model(altered, IMAGES, layer="model.relu2", attributions=methods)
     assert inspection.disagreement["Grad-CAM"].max() < ALIKE
     assert inspection.disagreement["inner"].median() > VISIBLE
-    assert inspection.verdict is Verdict.MAPS_DIFFER  # the shares are those at the layer
+    assert inspection.figures["share"] < 0.1
+    assert inspection.figures["model.relu1 share"] > 0.95
+    assert inspection.verdict is Verdict.LOGIT_SHIFT
     with pytest.raises(ValueError, match="methods that explain a score, got Random"):
         inspect_model(altered, IMAGES, layer="model.relu2", attributions={"random": Random()})
 
@@ -365,11 +377,11 @@ def test_a_check_of_32_images_costs_one_forward_and_four_sweeps_of_the_head():
     assert reached == [(1, 12, 6, 6), *[(32, 12, 6, 6)] * 4]
 
 
-def test_the_image_level_costs_three_sweeps_to_the_image_more():
+def test_the_image_level_costs_four_sweeps_to_the_image_more():
     """And no further forward."""
     with mock.patch("torch.autograd.grad", side_effect=torch.autograd.grad) as sweeps:
         inspect_model(trained(), IMAGES, layer="relu2", image_level=True)
-    assert [call.args[1].shape[1] for call in sweeps.call_args_list] == [12, 3, 12, 3, 12, 3, 12]
+    assert [call.args[1].shape[1] for call in sweeps.call_args_list] == [12, 3, 12, 3, 12, 3, 12, 3]
 
 
 def test_a_trace_that_is_there_already_is_inspected_without_a_pass():

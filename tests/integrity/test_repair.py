@@ -2,15 +2,17 @@
 
 import pytest
 import torch
-from integrity.toys import RectifiedToy, Toy, data, trained
+from integrity.toys import RectifiedToy, Toy, data, of_three_classes, trained
 from support import Unhappy, assert_same_state, state_of
 from torch import nn
 from torch.nn.utils import parametrizations
 
 from lightning_xai import GradCAM, InputGradient, explain
 from lightning_xai.integrity import CenteredLogits, Verdict, center_logits, inspect_model
+from lightning_xai.ranks import rank_correlation
 from lightning_xai.scores import centered, pre_softmax
 from papers.logit_shift.attacks import PositionShift, RowEdit
+from papers.logit_shift.red_team import Edited, off_unlikely
 
 IMAGES = data(16)[0].double()
 
@@ -38,9 +40,11 @@ MODELS = {
     "log-softmax": log_probabilities,
     "computed weights": weight_normed,
 }
+may_be_told = pytest.mark.filterwarnings("ignore:Maps of the centred score")  # of log-probabilities, rightly
 FOLDED = ["linear head", "edited rows", "convolutional head"]
 
 
+@may_be_told
 @pytest.mark.parametrize("name", MODELS)
 def test_softmax_is_unchanged_and_logits_sum_to_zero(name):
     """To 1e-12 in float64, whichever way."""
@@ -51,6 +55,7 @@ def test_softmax_is_unchanged_and_logits_sum_to_zero(name):
     torch.testing.assert_close(after.sum(1), torch.zeros_like(after[:, 0]), rtol=0, atol=1e-10)
 
 
+@may_be_told
 @pytest.mark.parametrize("name", MODELS)
 def test_rows_are_folded_only_where_that_is_exact(name):
     """Elsewhere the model is wrapped; folded ones keep their class and their keys."""
@@ -122,6 +127,7 @@ def test_a_shift_that_lives_in_gradients_alone_is_not_folded_over():
     torch.testing.assert_close(raw, rest)
 
 
+@may_be_told
 def test_a_backward_pass_that_lies_is_not_repaired_in_silence():
     """It answers to the largest entry of the gradient, which no wrapper takes away."""
 
@@ -140,6 +146,21 @@ def test_a_backward_pass_that_lies_is_not_repaired_in_silence():
         center_logits(model, IMAGES)
 
 
+def test_a_centred_score_that_was_steered_is_not_made_the_raw_logits_in_silence():
+    """Its maps would replace raw ones that are right: the warning names the score that is deaf to the attack."""
+    honest, images = of_three_classes()
+    model = Edited(honest, "relu2", off_unlikely(30.0, at=(2, 2)))
+    center_logits(honest, images)  # in silence: warnings are errors here
+    with pytest.warns(UserWarning, match=r"centred score look different.*score=log_odds"):
+        repaired = center_logits(model, images)
+    maps = [
+        explain(one, images, attributions=GradCAM(f"{prefix}relu2", relu=False), score=pre_softmax)
+        for one, prefix in ((honest, ""), (model, "model."), (repaired, "model.model."))
+    ]
+    assert rank_correlation(maps[0], maps[1]).min() > 0.99
+    assert rank_correlation(maps[0], maps[2]).min() < 0.9
+
+
 def test_without_images_the_model_is_wrapped():
     """Nothing could be verified."""
     assert isinstance(center_logits(trained()), CenteredLogits)
@@ -155,6 +176,7 @@ def test_half_precision_does_not_hide_a_relu(dtype):
     assert folded.head.weight.dtype == dtype
 
 
+@may_be_told
 @pytest.mark.parametrize("name", MODELS)
 def test_model_is_left_as_it_is(name):
     """Also when the repaired model is trained."""

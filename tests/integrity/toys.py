@@ -2,6 +2,7 @@
 
 import copy
 import functools
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -72,6 +73,45 @@ def trained(kind: type[Toy] = Toy, loss=F.cross_entropy, steps: int = 150) -> To
     return copy.deepcopy(_trained(kind, loss, steps))
 
 
+def of_three_classes() -> tuple[Toy, Tensor]:
+    """The toy, less certain and without any probability for its last class, and 12 images of the others."""
+    model, (images, labels) = trained(), data(16)
+    model.head.weight.data, model.head.bias.data = model.head.weight.data / 2, model.head.bias.data / 2
+    model.head.bias.data[3] -= 40
+    return model, images[labels != 3]
+
+
 def one_against_rest(logits: Tensor, labels: Tensor) -> Tensor:
     """The loss of a head for sigmoids, with more weight on what is absent, as with many classes."""
     return F.binary_cross_entropy_with_logits(logits - 2, F.one_hot(labels, CLASSES).float())
+
+
+class InnerLie(Toy):
+    """The toy with a backward pass that lies behind its first layer, wherever one class is explained."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The toy's logits."""
+        one_hot: list[Tensor] = []
+        hidden = self.relu1(self.bn1(self.conv1(images)))
+        logits = self.head(self.relu2(self.conv2(F.max_pool2d(_Mirrored.apply(hidden, one_hot), 2))).mean((2, 3)))
+        if logits.requires_grad:
+            logits.register_hook(lambda gradient: one_hot.append(((gradient != 0).sum(1) == 1)[:, None, None, None]))
+        return logits
+
+
+class _Mirrored(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, one_hot: list[Tensor]) -> Tensor:
+        ctx.one_hot = one_hot
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return torch.where(ctx.one_hot[-1], gradient.flip(3), gradient), None
+
+
+def inner_lie() -> InnerLie:
+    """That toy with trained weights."""
+    model = InnerLie()
+    model.load_state_dict(trained().state_dict())
+    return model.eval()
