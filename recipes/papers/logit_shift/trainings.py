@@ -12,7 +12,8 @@ from pytorch_lightning.callbacks import LambdaCallback, ModelCheckpoint
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_xai import ModelIntegrity
+from common.data.cifar import MEAN, STD
+from lightning_xai import GradCAM, InputGradient, ModelIntegrity, SaliencyMaps
 from papers.logit_shift.honest import TRAININGS, Images, SmallNet, task
 
 
@@ -55,6 +56,7 @@ def guarded(train: Images, val: Images, classes: int, seed: int, epochs: int) ->
     """
     training, findings = list(TRAININGS)[seed % len(TRAININGS)], []
     integrity = ModelIntegrity(action="raise")
+    shown = SaliencyMaps({"cam": GradCAM(), "gradient": InputGradient()}, mean=MEAN, std=STD)  # whose maps are checked
     keep = LambdaCallback(on_validation_end=lambda trainer, module: findings.append(integrity.finding))
     pl.seed_everything(seed, verbose=False)
     first, second = (TensorDataset(*task(images, classes, seed)) for images in (train, val))
@@ -64,7 +66,7 @@ def guarded(train: Images, val: Images, classes: int, seed: int, epochs: int) ->
             max_epochs=epochs,
             accelerator="cpu",
             logger=False,
-            callbacks=[integrity, keep, ModelCheckpoint(Path(folder))],
+            callbacks=[integrity, shown, keep, ModelCheckpoint(Path(folder))],
             default_root_dir=folder,
             enable_progress_bar=False,
             enable_model_summary=False,
