@@ -54,7 +54,8 @@ def log_odds(logits: Tensor, targets: Tensor) -> Tensor:
 
     The log-odds of the softmax, ``log p_c - log(1 - p_c)``: the weighted contrast of Wang and Wang ("Why Not Other
     Classes?", NeurIPS 2022), with the softmax over the other classes for weights. A zero-sum score that does not
-    saturate, and deaf to classes without probability, through which `centered` can be steered. Its gradient is that of
+    saturate, and deaf to classes without probability, through which `centered` can be steered, where another class but
+    the target has any. Its gradient is that of
     `log_softmax` divided by ``1 - p_c``: methods that are positively homogeneous in the gradient give the same maps up
     to scale. With two classes it is twice `centered`.
 

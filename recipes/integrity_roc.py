@@ -3,7 +3,7 @@
     python recipes/integrity_roc.py                     # networks trained here on generated images
     python recipes/integrity_roc.py --data DIR          # linear probes, tuned and given weights, ImageNet's too
     python recipes/integrity_roc.py --data DIR --only probes    # one group; more later, with --resume
-    python recipes/integrity_roc.py --data DIR --out recipes/results    # the numbers that texts quote
+    python recipes/integrity_roc.py --data DIR --only scores    # centred score or log-odds, as the default?
 
 Data: nothing, or a folder with ``weights/cifar10_resnet20.safetensors``, ``cifar10_resnet44``,
 ``imagenet_squeezenet1_1`` and ``imagenet_mobilenetv1_075_fp16``, ``cifar10_train.npz``, ``cifar10_test.npz`` (JPEG
@@ -17,8 +17,8 @@ shift or a false gradient), by number of classes with 95 % intervals (Clopper an
 independent; networks share data and some their features), and how often an edit that moved a map is. What is neither
 clean nor accused is told as "maps differ".
 
-Besides: honest trainings under ``ModelIntegrity(action="raise")``, and with ``--data`` what speaks for the centred
-score and for the log-odds as the default (``--only scores``).
+Besides: honest trainings under ``ModelIntegrity(action="raise")``. On its own (``--only scores``, with ``--data``):
+what speaks for the centred score and for the log-odds as the default.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ from itertools import islice, product
 from pathlib import Path
 from typing import Any, Literal
 
-from common.measured import save_measurement
 from common.options import RunOptions, option, parsed
 from common.run import Run
 from lightning_xai.integrity import OneClassError
@@ -45,7 +44,7 @@ from papers.logit_shift.trainings import guarded
 
 ATTACKED = 10
 """One honest model in so many is attacked, too."""
-SCORED = {"real": 200, "photos": 60}
+SCORED = {"real": 200, "photos": 40}
 """Images with which the scores are compared."""
 GROUPS: dict[str, Callable[..., Iterator[Honest]]] = {"probes": probes, "tuned": tuned, "real": real, "photos": photos}
 
@@ -60,7 +59,6 @@ class Settings:
         None, "one group of models"
     )
     trainings: int = option(10, "guarded trainings for each number of classes")
-    out: Path | None = option(None, "folder for the numbers that texts quote, such as recipes/results")
 
     def __post_init__(self) -> None:
         if self.data is None and self.only in (*GROUPS, "scores"):
@@ -78,6 +76,8 @@ def checked(models: Iterator[Honest]) -> list[dict[str, Any]]:
 
 def all_checks(run: Run, settings: Settings) -> list[Check]:
     """Those of every group that is wanted or was finished before."""
+    if settings.only in ("trainings", "scores"):
+        return []
     few = 1 if settings.run.fast_dev_run else None
     groups = {"small": lambda: small(settings.data, 20 if few else 80)}
     if settings.data is not None:
@@ -101,7 +101,7 @@ def all_trainings(run: Run, settings: Settings) -> list[dict[str, Any]]:
 
 def all_scores(run: Run, settings: Settings) -> list[dict[str, Any]]:
     """Of the four given networks."""
-    if settings.data is None or settings.only not in (None, "scores") or settings.run.fast_dev_run:
+    if settings.only != "scores":
         return []
     found: list[dict[str, Any]] = []
     for group, n in SCORED.items():
@@ -113,13 +113,10 @@ def all_scores(run: Run, settings: Settings) -> list[dict[str, Any]]:
 def main(arguments: Sequence[str] | None = None) -> Results:
     """Run the experiment."""
     settings = parsed(Settings, __doc__, arguments)
-    run = Run(settings.run, settings, free=("only", "out"))
+    run = Run(settings.run, settings, free=("only",))
     found, trainings, scores = all_checks(run, settings), all_trainings(run, settings), all_scores(run, settings)
     honest, edits = (honest_rows(found), edit_rows(found)) if found else ([], [])
     guards = training_rows(trainings)
-    if settings.out is not None:
-        save_measurement(settings.out / "integrity_roc.json", [*honest, *edits, *guards])
-        save_measurement(settings.out / "score_default.json", scores)
     titles = {
         "Honest models": honest,
         "Edits: what is found of those that moved a raw map of any probe under 0.9": edits,
@@ -127,11 +124,12 @@ def main(arguments: Sequence[str] | None = None) -> Results:
         "The centred score and the log-odds as the default": scores,
     }
     n_honest = sum(not one.edit for one in found)
-    through = sum(one["error"] is None for one in trainings)
     summary = (
         f"{n_honest} checks of honest models, {len(found) - n_honest} of edited ones; "
-        f"{through} of {len(trainings)} honest trainings were let through."
+        f"{sum(one['error'] is None for one in trainings)} of {len(trainings)} honest trainings were let through."
     )
+    if settings.only == "scores":
+        summary = "Four given networks on images of CIFAR-10 and of ImageNet; the attack acts on unlikely classes."
     tables = [table(title, rows) for title, rows in titles.items() if rows]
     values = {"checks": [*map(asdict, found)], "trainings": trainings, "scores": scores}
     return run.finish("Honest and edited logits", summary, tables, values=values)

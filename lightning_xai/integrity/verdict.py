@@ -54,8 +54,8 @@ class HasSuspicion(Protocol):
 class Threshold:
     """From which suspicion on a check without a reference reports.
 
-    On images whose raw and centred maps look different, unaltered networks were found to share up to 0.92 of the
-    gradient: heads for sigmoids and for distances most, others up to 0.6 (``recipes/integrity_roc.py``). The
+    On images whose raw and centred maps look different, unaltered networks were found to share up to 0.91 of the
+    gradient: heads for sigmoids and for distances most, others up to 0.65 (``recipes/integrity_roc.py``). The
     default lies above. `calibrated_threshold` takes it from models of one's own.
 
     Attributes:

@@ -38,7 +38,7 @@ def test_rows_keep_definition_and_measurement_apart():
     assert list(by_classes.values())[1:] == [1, 0, {"mean": 0.0, "low": 0.0, "high": 97.5}, 0, 1, 0.0]
     all_of_one = {"mean": 100.0, "low": 2.5, "high": 100.0}
     assert [list(one.values()) for one in edit_rows([honest, edited])] == [
-        ["rows", 1, 1, 0, 0, 0, all_of_one, 1.0, all_of_one]
+        ["rows", 1, 1, 0, 0, 0, all_of_one, 0, 1.0, all_of_one]
     ]
 
 

@@ -155,6 +155,7 @@ def _edit_row(name: str, these: list[Check], honest: list[Check]) -> dict[str, A
         "moved towards the centred map": sum(not one.was_clean for one in passed),
         "moved, maps differ": len(moved) - len(passed) - accused,
         "moved, accused, %": proportion(accused, len(moved)),
+        "the centred score stands apart": sum(one.stands_apart == "centred score" for one in these),
         "AUC of the suspicion": round(binary_auroc(scores, labels).item(), 3),
         "told with a reference, %": proportion(told, len(these)),
     }

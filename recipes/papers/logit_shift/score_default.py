@@ -18,7 +18,7 @@ from papers.logit_shift.maps import AT_IMAGE, AT_LAYER
 from papers.logit_shift.red_team import Edited, off_unlikely
 
 SCORES: dict[str, Score] = {"centred": xai.scores.centered, "log-odds": xai.scores.log_odds}
-METHODS = AT_LAYER | AT_IMAGE
+METHODS = {name: (AT_LAYER | AT_IMAGE)[name] for name in ("Grad-CAM", "HiResCAM", "LayerCAM", "input gradient")}
 
 
 def score_rows(honest: Honest) -> list[dict[str, Any]]:
@@ -50,9 +50,9 @@ def score_rows(honest: Honest) -> list[dict[str, Any]]:
                     "method": method,
                     "score": score,
                     "n": len(images),
-                    "average drop, %": _rounded(interval(drops[-1])),
-                    "average gain, %": _rounded(interval(average_gain(before, left))),
-                    "correlation under the attack, %": _rounded(interval(100 * kept)),
+                    "average drop, %": _rounded(interval(drops[-1].tolist())),
+                    "average gain, %": _rounded(interval(average_gain(before, left).tolist())),
+                    "correlation under the attack, %": _rounded(interval((100 * kept).tolist())),
                     "more drop than centred": None,
                 }
             )
