@@ -19,6 +19,10 @@ clean nor accused is told as "maps differ".
 
 Besides: honest trainings under ``ModelIntegrity(action="raise")``. On its own (``--only scores``, with ``--data``):
 what speaks for the centred score and for the log-odds as the default.
+
+Expected with ``--data``: none of 824 checks of honest models accused (0 to 0.45 %; of 274 with two classes 0 to 1.3 %),
+40 of 40 trainings let through; strong shifts and lying backward passes accused on all of 81 models, shifts of a third
+of the gradient and less told as maps that differ. Ten minutes of one quiet CPU core.
 """
 
 from __future__ import annotations

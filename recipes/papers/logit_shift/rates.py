@@ -182,4 +182,4 @@ def training_rows(trainings: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def table(title: str, rows: Sequence[dict[str, Any]], caption: str = "") -> Table:
     """Rows with the same names as a table."""
-    return Table(title, ["", *list(rows[0])[1:]], [list(row.values()) for row in rows], caption)
+    return Table(title, ["", *list(rows[0])[1:]], [list(row.values()) for row in rows], caption, 2)
