@@ -364,7 +364,8 @@ def _tell(ours: Connection, name: str, checks: Sequence[str], seconds: int) -> N
 def in_a_process(name: str, checks: Sequence[str], seconds: int) -> dict[str, Any]:
     """The same in a process of its own, with a limit of its processor time; what it had found by then is kept."""
     processes = multiprocessing.get_context("forkserver")  # which imports the libraries once
-    processes.set_forkserver_preload(["coverage", "timm", "torchvision", "transformers"])
+    library = ["lightning_xai", "lightning_xai.integrity", "lightning_xai.regularization"]
+    processes.set_forkserver_preload([*library, "timm", "torchvision", "transformers"])
     theirs, ours = processes.Pipe(duplex=False)
     process = processes.Process(target=_tell, args=(ours, name, checks, seconds))
     process.start()
