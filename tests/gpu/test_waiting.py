@@ -23,6 +23,7 @@ pytestmark = there
 
 WHY = {
     "CAM": 1,  # whether the head is what class activation maps need
+    "AblationCAM": 1,
     "ScoreCAM": 1,  # which channels vary: the others cost no pass
     "LRP": 40,  # whether inputs have two signs, which costs twice as much, and whether relevance was lost
     "CLRP": 40,
@@ -126,11 +127,11 @@ def test_a_trainer_waits_no_more_often_for_what_the_term_logs() -> None:
 
 
 def test_a_validation_batch_waits_for_what_it_is_asked_about() -> None:
-    """Labels in range, images with finite logits, with finite masked ones, and log-probabilities, two for a metric."""
+    """Labels in range, logits no probabilities, finite, finite when masked; log-probabilities, two for a metric."""
     found = []
     method, metrics = GradCAM(), [AverageDrop(), AverageGain()]
     for callbacks in ([], [Faithfulness(method, metrics, controls={}, mean=MEAN, std=STD)]):
         counted = Between(2, 10)
         on_device(callbacks=[*callbacks, counted]).validate(classifier(), data(), verbose=False)
         found.append(counted.found)
-    assert len(found[1]) - len(found[0]) <= 8 * 7, found[1][:7]
+    assert len(found[1]) - len(found[0]) <= 8 * 8, found[1][:8]
