@@ -165,7 +165,7 @@ def guided_map(model: nn.Module, images: Tensor) -> Outcome:
 def _rectifiers(model: nn.Module, images: Tensor) -> Rectifiers:
     """Those of the papers where the network has them."""
     with torch.enable_grad():
-        logits = Logits(model)(images[:1].clone().requires_grad_())
+        logits = Logits(model)(images.clone().requires_grad_())
     try:
         with guided(logits, "relu"):
             return "relu"
@@ -251,12 +251,13 @@ def deeplift(model: nn.Module, images: Tensor) -> Outcome:
 
 
 def integrated(model: nn.Module, images: Tensor) -> Outcome:
-    """Integrated Gradients of three steps."""
-    method = IntegratedGradients(score=pre_softmax, baseline=torch.tensor(0.1), n_steps=3)
+    """Integrated Gradients of three steps, in float64: rounding would move points across the kinks of rectifiers."""
+    model, images = copy.deepcopy(model).double(), images.double()
+    method = IntegratedGradients(score=pre_softmax, baseline=torch.tensor(0.1, dtype=torch.float64), n_steps=3)
     found = explain(model, images, 1, attributions=method)
     points = [(0.1 + at * (images - 0.1), weight) for at, weight in zip(*method.rule(3), strict=True)]
-    mean = sum((weight * _plain_gradient(model, one.float()) for one, weight in points), torch.zeros(()))
-    return _close(found, (mean * (images - 0.1)).sum(1).float())
+    mean = sum((weight * _plain_gradient(model, one) for one, weight in points), torch.zeros(()))
+    return _close(found, (mean * (images - 0.1)).sum(1), 1e-6)
 
 
 def term(model: nn.Module, images: Tensor) -> Outcome:

@@ -55,7 +55,7 @@ OF_TRANSFORMERS: dict[str, dict[str, Any]] = {
     "CLIP": {"vision_config": _VIT | _FEEDING},
     "ConvNext": {**_STAGES, "hidden_sizes": [8, 12, 16, 24]},
     "ConvNextV2": {**_STAGES, "hidden_sizes": [8, 12, 16, 24]},
-    "Cvt": {"depth": [1, 1, 2]},
+    "Cvt": {"depth": [1, 2, 3]},
     "Data2VecVision": _VIT | _FEEDING,
     "DeiT": _VIT | _FEEDING,
     "Dinov2": _VIT,
