@@ -152,10 +152,15 @@ def _of_torchvision(kind: str, options: dict[str, Any]) -> nn.Module:
     return getattr(torchvision.models, kind)(num_classes=CLASSES, **options)
 
 
-def _of_transformers(kind: str, options: dict[str, Any]) -> nn.Module:
+def class_of_transformers(kind: str) -> Any:
+    """The class of a name of `OF_TRANSFORMERS`."""
     import transformers
 
-    made = getattr(transformers, kind if "For" in kind else f"{kind}ForImageClassification")
+    return getattr(transformers, kind if "ForImage" in kind else f"{kind}ForImageClassification")
+
+
+def _of_transformers(kind: str, options: dict[str, Any]) -> nn.Module:
+    made = class_of_transformers(kind)
     return made(made.config_class(num_labels=CLASSES, **OF_TRANSFORMERS[kind]))
 
 
