@@ -8,7 +8,7 @@ from typing import overload
 
 from torch import Tensor, nn
 
-from lightning_xai.attribution import Attribution
+from lightning_xai.attribution import Attribution, ScoredAttribution
 from lightning_xai.scores import resolve_targets
 from lightning_xai.trace import (
     Calling,
@@ -16,11 +16,12 @@ from lightning_xai.trace import (
     Trace,
     current_autocast,
     find_layer,
-    is_image_batch,
-    kind_of,
     last_spatial_layer,
+    not_finite,
     plain_tensors,
+    require_images,
     require_logits,
+    require_model,
     run,
 )
 from lightning_xai.types import Score, Targets
@@ -109,8 +110,7 @@ def explain(
     """
     methods = named_attributions({"map": attributions} if isinstance(attributions, Attribution) else attributions)
     if score is not None:
-        if not callable(score):
-            raise TypeError(f"`score` expected a function of logits and targets such as `pre_softmax`, got {score!r}.")
+        _require_score(score)
         methods = {name: method.with_score(score) for name, method in methods.items()}
     trace = trace_of(model, images, methods, calling=calling, create_graph=create_graph)
     with plain_tensors():
@@ -134,7 +134,10 @@ def trace_of(
     Returns:
         The trace; its logits are finite.
     """
-    _check(model, images)
+    require_model(model, calling)
+    require_images(images)
+    if not isinstance(create_graph, bool):
+        raise TypeError(f"`create_graph` expected True or False, got {type(create_graph).__name__}.")
     calling = replace(Calling() if calling is None else calling, context=current_autocast(images.device))
     automatic = None
     if any(layer is None for method in attributions.values() for layer in method.layers()):
@@ -143,7 +146,7 @@ def trace_of(
     capture = replace(capture, create_graph=create_graph)
     trace = run(model, images, capture, calling)
     if not trace.logits.isfinite().all():
-        wrong = _not_finite(trace.logits)
+        wrong = not_finite(trace.logits)
         raise ValueError(f"`model` expected to give finite logits, got NaN or infinity for images {wrong}.")
     require_logits(trace)
     return trace
@@ -195,7 +198,14 @@ def named_attributions(attributions: Mapping[str, Attribution] | Attribution) ->
     for name, method in attributions.items():
         if not isinstance(method, Attribution):
             raise TypeError(f"`attributions[{name!r}]` expected an Attribution, got {method!r}.{_remedy(method)}")
+        if isinstance(method, ScoredAttribution):
+            _require_score(method.score)
     return dict(attributions)
+
+
+def _require_score(score: object) -> None:
+    if not callable(score):
+        raise TypeError(f"`score` expected a function of logits and targets such as `pre_softmax`, got {score!r}.")
 
 
 def _remedy(value: object) -> str:
@@ -228,21 +238,3 @@ def capture_for(model: nn.Module, attributions: Iterable[Attribution], automatic
     }
     interceptions = [method.interception for method in methods if method.interception is not None]
     return Capture(modules, any(method.needs_image_gradient for method in methods), next(iter(interceptions), None))
-
-
-def _check(model: nn.Module, images: Tensor) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"`model` expected a torch.nn.Module, got {type(model).__name__}.")
-    if not isinstance(images, Tensor):
-        raise TypeError(f"`images` expected a tensor, got {type(images).__name__}.")
-    if not is_image_batch(images) or 0 in images.shape:
-        raise ValueError(
-            "`images` expected a batch (N, C, H, W) of a floating dtype with at least one image, "
-            f"got {kind_of(images)}."
-        )
-    if not images.isfinite().all():
-        raise ValueError(f"`images` expected finite values, got NaN or infinity in images {_not_finite(images)}.")
-
-
-def _not_finite(values: Tensor) -> list[int]:
-    return (~values.detach().isfinite().flatten(1).all(1)).nonzero()[:10, 0].tolist()

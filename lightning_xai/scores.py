@@ -178,6 +178,9 @@ def resolve_targets(targets: Targets, logits: Tensor, labels: Tensor | None = No
     """
     n, k = logits.shape
     found = _as_tensor(targets, logits.detach(), labels)
+    if not isinstance(found, Tensor) or found.is_meta or found.is_floating_point():
+        kind = type(found).__name__ if not isinstance(found, Tensor) else f"{found.dtype} on {found.device}"
+        raise TypeError(f"`targets` expected a function that gives integers (N,), got {kind}.")
     if found.shape != (n,):
         raise ValueError(f"`targets` expected one class for each of the {n} images, got shape {tuple(found.shape)}.")
     classes = max(k, 2)
@@ -195,8 +198,8 @@ def _as_tensor(targets: Targets, logits: Tensor, labels: Tensor | None) -> Tenso
     if targets is None:
         return predicted(logits)
     if isinstance(targets, int):
-        return torch.full((len(logits),), targets)
-    if isinstance(targets, Sequence) and all(isinstance(one, int) for one in targets):
+        return torch.full((len(logits),), targets if targets.bit_length() < 63 else -1)
+    if isinstance(targets, Sequence) and targets and all(isinstance(one, int) for one in targets):
         targets = torch.tensor(targets)
     if not isinstance(targets, Tensor) or targets.is_floating_point():
         raise TypeError(

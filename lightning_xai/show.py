@@ -19,7 +19,7 @@ from lightning_xai.explain import attribute, named_attributions, trace_of
 from lightning_xai.images import read_image, upright
 from lightning_xai.networks import Preprocessing, class_names_of, preprocessing_of
 from lightning_xai.scores import log_sigmoid, log_softmax, resolve_targets
-from lightning_xai.trace import plain_tensors
+from lightning_xai.trace import plain_tensors, require_model
 from lightning_xai.types import Score, Targets
 from lightning_xai.visualization import Panel, overlay
 
@@ -70,6 +70,7 @@ def show(
         >>> [text.get_text() for text in figure.texts][-3:]
         ['image', 'GradCAM: 0', 'GradCAM: 3']
     """
+    require_model(model)
     methods = named_attributions(GradCAM() if attributions is None else attributions)
     wanted = preprocessing_of(model, transform)
     images = _as_batch(image, wanted).to(next(model.parameters(), torch.empty(0)))

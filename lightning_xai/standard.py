@@ -106,6 +106,8 @@ def _part(source: Any, name: str) -> Any:
 
 def _numbers(values: Any) -> Numbers | None:
     """Numbers of a sequence, array or tensor; None of anything else, such as the method ``mean`` of an array."""
+    if getattr(values, "is_meta", False) or getattr(values, "is_sparse", False):
+        return None
     values = values.tolist() if hasattr(values, "tolist") else values
     usual = isinstance(values, Sequence) and all(isinstance(one, (int, float)) for one in values)
     return tuple(map(float, values)) if usual else None

@@ -65,7 +65,7 @@ class Tokens:
             raise TypeError(f"`layer` expected a dotted name or a module, got {type(self.layer).__name__}.")
         if not isinstance(self.grid, tuple) or len(self.grid) != 2 or min(self.grid) < 1:
             raise ValueError(f"`grid` expected a tuple of two positive integers (h, w), got {self.grid!r}.")
-        if self.prefix < 0:
+        if not isinstance(self.prefix, int) or self.prefix < 0:
             raise ValueError(f"`prefix` expected a number of tokens, at least 0, got {self.prefix!r}.")
         if self.axes not in ("NTD", "TND", "NDT"):
             raise ValueError(f'`axes` expected "NTD", "TND" or "NDT", got {self.axes!r}.')

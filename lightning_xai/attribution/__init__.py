@@ -8,7 +8,7 @@ patches do not give, and no shape tells. `LRP` follows relevance through attenti
 """
 
 from lightning_xai.attribution.ablation_cam import AblationCAM
-from lightning_xai.attribution.base import Attribution, unit_maximum, upsample
+from lightning_xai.attribution.base import Attribution, ScoredAttribution, unit_maximum, upsample
 from lightning_xai.attribution.cam import CAM, GradCAM, GradCAMPlus, weighted_sum
 from lightning_xai.attribution.cam_plus_plus import (
     GradCAMPlusPlus,
@@ -84,6 +84,7 @@ __all__ = [
     "Rules",
     "ScoreCAM",
     "ScoreGradient",
+    "ScoredAttribution",
     "Shuffled",
     "SmoothGrad",
     "SmoothGradCAMPlusPlus",

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from lightning_xai.attribution.base import ScoredAttribution
 from lightning_xai.attribution.gradient import channel_sum
-from lightning_xai.attribution.sampling import mean_gradient, require_batch_size, require_count, require_noise_level
+from lightning_xai.attribution.sampling import mean_gradient, require_batch_size, require_noise_level
 from lightning_xai.baselines import Baseline, black
+from lightning_xai.counts import require_count
 from lightning_xai.noise import noisy_copies, placed_like
 from lightning_xai.scores import at_least_float32, post_softmax
 from lightning_xai.standard import Standard, standard_of

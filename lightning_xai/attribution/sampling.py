@@ -8,6 +8,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from lightning_xai.counts import require_count, require_number
 from lightning_xai.noise import placed_like
 from lightning_xai.scores import at_least_float32
 from lightning_xai.trace import Trace
@@ -47,19 +48,13 @@ def mean_gradient(
     return total
 
 
-def require_count(name: str, value: int) -> None:
-    """Check a number of steps or samples."""
-    if value < 1:
-        raise ValueError(f"`{name}` expected 1 or more, got {value}.")
-
-
 def require_batch_size(batch_size: int | None) -> None:
     """Check how many images are to run at once."""
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"`batch_size` expected 1 or more, or None for as many as there are images, got {batch_size}.")
+    require_count("batch_size", batch_size, none="as many as there are images")
 
 
 def require_noise_level(noise_level: float) -> None:
     """Check a standard deviation of noise."""
+    require_number("noise_level", noise_level)
     if not noise_level >= 0:
         raise ValueError(f"`noise_level` expected a share of the image's range, 0 or more, got {noise_level}.")

@@ -20,6 +20,7 @@ from lightning_xai.callbacks.batches import Unpack, first_two
 from lightning_xai.callbacks.data import images_of_rank, is_due, loaders_of, stage_of
 from lightning_xai.callbacks.loggers import declare_metrics
 from lightning_xai.callbacks.tally import Tally
+from lightning_xai.counts import require_count
 from lightning_xai.explain import attribute, named_attributions
 from lightning_xai.log_keys import LogKey
 from lightning_xai.metrics import Batch, Boxes, ExplanationMetric, Setting
@@ -99,16 +100,16 @@ class Faithfulness(ExplainingCallback):
     ) -> None:
         attributions = named_attributions(attributions)
         controls = default_controls(attributions) if controls is None else controls
+        if not isinstance(controls, Mapping):
+            raise TypeError(f"`controls` expected a dict of methods, empty for none, got {type(controls).__name__}.")
         twice = set(attributions) & set(controls)
         if twice:
             raise ValueError(f"`controls` expected other names than `attributions`, got {sorted(twice)} in both.")
         options: dict[str, Any] = {"classifier": classifier, "unpack": unpack, "logits_of": logits_of}
         super().__init__({**attributions, **controls}, mean=mean, std=std, **options)
-        for name, count in {"n_images": n_images, "control_images": control_images}.items():
-            if count is not None and count < 1:
-                raise ValueError(f"`{name}` expected 1 or more, or None for all, got {count}.")
-        if every_n_epochs < 1:
-            raise ValueError(f"`every_n_epochs` expected 1 or more, got {every_n_epochs}.")
+        require_count("n_images", n_images, none="all")
+        require_count("control_images", control_images, none="all")
+        require_count("every_n_epochs", every_n_epochs)
         self.metrics = _named_metrics(metrics)
         self.controls = tuple(controls)
         self.baseline, self.log_probability = baseline, log_probability

@@ -21,6 +21,7 @@ from lightning_xai.callbacks.integrity_run import IntegrityRun, Outcome, Phase, 
 from lightning_xai.callbacks.loggers import log_figures, log_panel
 from lightning_xai.callbacks.probes import Probes
 from lightning_xai.callbacks.processes import own_passes
+from lightning_xai.counts import require_count
 from lightning_xai.integrity import Digest, Fingerprint, OneClassError, Threshold, Verdict, for_model
 from lightning_xai.log_keys import LogKey
 from lightning_xai.metrics import Boxes
@@ -101,8 +102,7 @@ class ModelIntegrity(ListeningCallback):
     ) -> None:
         super().__init__(classifier=classifier, unpack=unpack, logits_of=logits_of)
         for argument, value in {"n_images": n_images, "every_n_validations": every_n_validations}.items():
-            if value < 1:
-                raise ValueError(f"`{argument}` expected 1 or more, got {value}.")
+            require_count(argument, value)
         if images is not None and not is_image_batch(images):
             raise TypeError(f"`images` expected probes (N, C, H, W) of a floating dtype, got {kind_of(images)}.")
         if action not in ("warn", "raise") and not callable(action):

@@ -19,6 +19,7 @@ from lightning_xai.callbacks.batches import Unpack, first_two
 from lightning_xai.callbacks.data import class_names_of, is_due, loaders_of, stage_of
 from lightning_xai.callbacks.loggers import log_panel
 from lightning_xai.callbacks.probes import Probes
+from lightning_xai.counts import require_count
 from lightning_xai.explain import attribute
 from lightning_xai.log_keys import LogKey
 from lightning_xai.metrics import Boxes, average_drop, masked_scores
@@ -98,8 +99,9 @@ class SaliencyMaps(ExplainingCallback):
         options: dict[str, Any] = {"classifier": classifier, "unpack": unpack, "logits_of": logits_of}
         super().__init__(attributions, mean=mean, std=std, **options)
         for argument, value in {"n_images": n_images, "every_n_epochs": every_n_epochs}.items():
-            if value < 1:
-                raise ValueError(f"`{argument}` expected 1 or more, got {value}.")
+            require_count(argument, value)
+        if channels is not None and not isinstance(channels, Sequence):
+            raise TypeError(f"`channels` expected the numbers of channels, got {type(channels).__name__}.")
         if channels is not None and len(channels) not in (1, 3):
             raise ValueError(f"`channels` expected one channel or three, got {list(channels)}.")
         self.n_images = n_images

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lightning_xai.attribution import Attribution, InputGradient
 from lightning_xai.explain import capture_for
 from lightning_xai.integrity.code import autograd_functions, hooks_of
+from lightning_xai.integrity.evidence import methods_of
 from lightning_xai.integrity.final_layer import gives_logits
 from lightning_xai.integrity.heads import UNDECIDED, UNTRAINED, check_logits, innocent_reasons, looks_untrained
 from lightning_xai.integrity.inspection import Inspection
@@ -23,12 +24,12 @@ from lightning_xai.trace import (
     Capture,
     Trace,
     find_layer,
-    is_image_batch,
-    kind_of,
     last_affine_call,
     last_spatial_layer,
     name_of,
+    require_images,
     require_logits,
+    require_model,
     run,
 )
 from lightning_xai.types import OneLayer, Score, Targets
@@ -98,7 +99,11 @@ def inspect_model(
         >>> print(inspect_model(model, images).verdict)
         logit shift
     """
-    _check_images(images)
+    require_model(model, calling)
+    require_images(images)
+    if not isinstance(image_level, bool) or not isinstance(threshold, (Threshold, type(None))):
+        got = f"{type(image_level).__name__} and {type(threshold).__name__}"
+        raise TypeError(f"`image_level` and `threshold` expected True or False and a Threshold or None, got {got}.")
     methods = _methods(attributions, image_level)
     module = last_spatial_layer(model, images, calling) if layer is None else find_layer(model, layer)
     automatic = module
@@ -205,7 +210,7 @@ class OneClassError(ValueError):
 
 
 def _methods(attributions: Mapping[str, Attribution] | None, image_level: bool) -> dict[str, Attribution]:
-    return dict(attributions or {}) | ({"input gradient": InputGradient()} if image_level else {})
+    return methods_of(attributions) | ({"input gradient": InputGradient()} if image_level else {})
 
 
 class _Place(NamedTuple):
@@ -254,12 +259,6 @@ def _largest(gradients: Tensor) -> tuple[tuple[int, int], float]:
     energy = (energy / torch.where(total == 0, 1, total)).mean(0)
     row, column = divmod(int(energy.argmax()), energy.shape[1])
     return (row, column), float(energy.max())
-
-
-def _check_images(images: Tensor) -> None:
-    if not is_image_batch(images) or 0 in images.shape or not images.isfinite().all():
-        wanted = "finite probe images (N, C, H, W) of a floating dtype"
-        raise ValueError(f"`images` expected {wanted}, got {kind_of(images)}.")
 
 
 def _check_probes(logits: Tensor) -> None:

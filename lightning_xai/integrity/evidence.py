@@ -11,14 +11,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_xai.attribution import Attribution
-from lightning_xai.explain import capture_for
+from lightning_xai.explain import capture_for, named_attributions
 from lightning_xai.integrity.code import autograd_functions
 from lightning_xai.integrity.digest import Digest
 from lightning_xai.integrity.heads import check_logits
 from lightning_xai.integrity.maps import AT_LAYER, signed_maps
 from lightning_xai.integrity.measures import mean_logit
 from lightning_xai.scores import at_least_float32, centered, pre_softmax
-from lightning_xai.trace import Calling, Capture, Trace, find_layer, last_spatial_layer, require_logits, run
+from lightning_xai.trace import (
+    Calling,
+    Capture,
+    Trace,
+    find_layer,
+    last_spatial_layer,
+    require_images,
+    require_logits,
+    require_model,
+    run,
+)
 from lightning_xai.types import OneLayer, Score
 
 SKETCH = 128
@@ -70,6 +80,8 @@ def traced(
     Raises:
         ValueError: If a layer does not exist, the logits are not finite, or there is one only.
     """
+    require_model(model, calling)
+    require_images(images)
     images = for_model(model, images)
     module = last_spatial_layer(model, images, calling) if layer is None else find_layer(model, layer)
     capture = Capture({module: module}) | capture_for(model, methods.values(), module)
@@ -77,6 +89,12 @@ def traced(
     check_logits(trace.logits)
     require_logits(trace)
     return module, trace
+
+
+def methods_of(attributions: Mapping[str, Attribution] | None) -> dict[str, Attribution]:
+    """Named methods, of which there may be none, each checked to be one."""
+    none = attributions is None or (isinstance(attributions, Mapping) and not attributions)
+    return {} if attributions is None or none else named_attributions(attributions)
 
 
 def for_model(model: nn.Module, images: Tensor) -> Tensor:

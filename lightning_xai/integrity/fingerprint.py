@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from lightning_xai.attribution import Attribution
 from lightning_xai.integrity.comparison import ModelComparison, compare_evidence
 from lightning_xai.integrity.digest import Digest, digest_of_tensor, digest_of_tensors
-from lightning_xai.integrity.evidence import KINDS, Evidence, evidence_of, fault_of, traced
+from lightning_xai.integrity.evidence import KINDS, Evidence, evidence_of, fault_of, methods_of, traced
 from lightning_xai.integrity.maps import AT_LAYER
 from lightning_xai.scores import predicted
-from lightning_xai.trace import Calling, Trace, name_of
+from lightning_xai.trace import Calling, Trace, name_of, require_model
 from lightning_xai.types import OneLayer
 
 FORMAT = "lightning_xai fingerprint 2"
@@ -81,7 +81,7 @@ class Fingerprint:
         Raises:
             ValueError: If a layer does not exist, or a method has no ``score``.
         """
-        methods = dict(attributions or {})
+        methods = methods_of(attributions)
         module, trace = traced(model, images, layer, methods, calling)
         evidence = evidence_of(trace, module, predicted(trace.logits), methods)
         _, *shape = trace.activation(module).shape
@@ -113,7 +113,7 @@ class Fingerprint:
         Raises:
             ValueError: If the images, the classes, the methods or the layer's shape are not those of the fingerprint.
         """
-        methods = dict(attributions or {})
+        methods = methods_of(attributions)
         self._check(images, methods)
         at = _likely_name(model, self.layer) if layer is None else layer
         module, trace = traced(model, images, at, methods, calling)
@@ -247,6 +247,7 @@ def compare_models(
         >>> print(compare_models(model, model, torch.rand(8, 1, 6, 6)).verdict)
         unchanged
     """
+    require_model(model, calling)
     fingerprint = Fingerprint.of(reference, images, layer=reference_layer, attributions=attributions, calling=calling)
     return fingerprint.compare(model, images, layer=layer, attributions=attributions, calling=calling)
 

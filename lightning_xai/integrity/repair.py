@@ -13,7 +13,7 @@ from lightning_xai.integrity.final_layer import centered_logits, with_edited_row
 from lightning_xai.integrity.inspection import VISIBLE
 from lightning_xai.integrity.measures import agreement
 from lightning_xai.scores import at_least_float32, centered, log_odds, pre_softmax, predicted
-from lightning_xai.trace import Capture, Trace, run
+from lightning_xai.trace import Capture, Trace, require_images, require_model, run
 from lightning_xai.types import Score
 
 
@@ -75,9 +75,11 @@ def center_logits(model: nn.Module, images: Tensor | None = None) -> nn.Module:
         >>> repaired[1].weight.tolist()
         [[1.0, 0.0], [-1.0, 0.0]]
     """
+    require_model(model)
     wrapped = CenteredLogits(copy.deepcopy(model))
     if images is None:
         return wrapped
+    require_images(images)
     looked_at = [(one, _before(model, one)) for one in (images, *_perturbed(images))]
     if steered := looked_at[0][1].steered:
         warnings.warn(

@@ -26,6 +26,8 @@ class KeepsValues(ExplanationMetric):
 
     def __init__(self, *, keep_values: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        if not isinstance(keep_values, bool):
+            raise TypeError(f"`keep_values` expected True or False, got {type(keep_values).__name__}.")
         self.keep_values = keep_values
         self.values: Tensor | None = None
         if keep_values:

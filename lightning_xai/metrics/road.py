@@ -208,6 +208,8 @@ class ROAD(ImageAverage):
 
     def __init__(self, *, percentages: Sequence[float] = PERCENTAGES, keep_values: bool = False, **kwargs: Any) -> None:
         super().__init__(keep_values=keep_values, **kwargs)
+        if not isinstance(percentages, Sequence):
+            raise TypeError(f"`percentages` expected numbers in (0, 100), got {type(percentages).__name__}.")
         self.percentages = tuple(percentages)
         self.curves: dict[str, Tensor] = {}
         self.add_state("road_sums", torch.zeros(4, len(percentages), dtype=torch.float64), dist_reduce_fx="sum")

@@ -95,6 +95,8 @@ def compare(a: Tensor, b: Tensor, *, level: float = 0.95, n_resamples: int = 10_
 
 
 def _differences(a: Tensor, b: Tensor) -> Tensor:
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+        raise TypeError(f"`a` and `b` expected tensors, got {type(a).__name__} and {type(b).__name__}.")
     if a.shape != b.shape or a.ndim not in (1, 2) or min(a.shape) < 2:
         raise ValueError(
             "`a` and `b` expected values of the same images, (N,) and (N,), or (S,N) and (S,N) for S seeds, "

@@ -99,15 +99,19 @@ def mean_and_sum(criterion: Criterion, logits: Tensor, targets: Tensor) -> tuple
         >>> mean_and_sum(F.cross_entropy, torch.zeros(3, 2), torch.tensor([0, 1, 0]))
         (tensor(0.6931), tensor(2.0794))
     """
+    if not callable(criterion):
+        raise TypeError(f"`criterion` expected a function of logits and targets, got {criterion!r}.")
     try:
         loss = criterion(logits, targets)
     except torch.OutOfMemoryError:
         raise
-    except (IndexError, RuntimeError, TypeError, ValueError) as error:
+    except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
             f"`targets` expected what the criterion takes beside logits {tuple(logits.shape)}, as a rule labels (N,), "
             f"int64, from 0 to {logits.shape[-1] - 1}, got {_described(targets)}. The criterion says: {error}"
         ) from error
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"`criterion` expected to give a tensor, got {type(loss).__name__}.")
     if loss.shape == (len(logits),):
         return loss.mean(), loss.sum()
     if loss.ndim != 0:
@@ -118,7 +122,8 @@ def mean_and_sum(criterion: Criterion, logits: Tensor, targets: Tensor) -> tuple
 def _described(targets: object) -> str:
     if not isinstance(targets, Tensor):
         return type(targets).__name__
-    values = f" from {targets.min().item():g} to {targets.max().item():g}" if targets.numel() else ""
+    known = targets.numel() and not targets.is_complex() and not targets.is_meta
+    values = f" from {targets.min().item():g} to {targets.max().item():g}" if known else ""
     return f"{tuple(targets.shape)}, {str(targets.dtype).removeprefix('torch.')}{values}"
 
 

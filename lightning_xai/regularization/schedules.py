@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import TypeAlias
 
+from lightning_xai.counts import require_number
+
 Schedule: TypeAlias = Callable[[int], float]
 """The weight lambda, 0 or more, at an optimizer step: ``step -> weight``."""
 
@@ -72,11 +74,13 @@ class LinearWarmup:
 
 
 def _require_weight(name: str, weight: float) -> None:
+    require_number(name, weight)
     if not (isfinite(weight) and weight >= 0):
         raise ValueError(f"`{name}` expected a finite number of 0 or more, got {weight}.")
 
 
 def _require_steps(steps: int) -> None:
+    require_number("steps", steps)
     if steps < 1:
         raise ValueError(
             f"`steps` expected 1 or more, got {steps}. For a weight without a schedule use ConstantWeight."

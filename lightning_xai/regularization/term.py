@@ -15,6 +15,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from lightning_xai.counts import require_count, require_number
 from lightning_xai.regularization.adaptive import AdaptiveWeight, GradientProducts
 from lightning_xai.regularization.alignment import Alignment, Criterion, alignment, mean_and_sum
 from lightning_xai.regularization.errors import CosineLoss
@@ -36,11 +37,14 @@ from lightning_xai.trace import (
     check_rectifiers,
     differentiable_attention,
     find_layer,
+    kind_of,
     logits_of,
     name_of,
+    naming_images,
     pass_from_image,
     pass_from_layer,
     require_differentiable_backward,
+    require_model,
     require_rectifiers_after,
     running_statistics_kept,
 )
@@ -159,8 +163,8 @@ class GuidedGradientLoss(nn.Module):
         if batch_norm not in ("training", "evaluation"):
             raise ValueError(f"`batch_norm` expected 'training' or 'evaluation', got {batch_norm!r}.")
         for name, value in (("every_n_steps", every_n_steps), ("max_nonfinite", max_nonfinite)):
-            if value < 1:
-                raise ValueError(f"`{name}` expected 1 or more, got {value}.")
+            require_count(name, value)
+        require_number("fraction", fraction)
         if not 0 < fraction <= 1:
             raise ValueError(f"`fraction` expected a number in (0, 1], got {fraction}.")
         self.teacher = teacher
@@ -197,6 +201,9 @@ class GuidedGradientLoss(nn.Module):
             ValueError: If the criterion gives something else or takes no such targets, images are not finite, the model
                 or what follows the layer has too few rectifiers, or the layer is not there.
         """
+        require_model(model)
+        if not isinstance(images, Tensor) or not images.is_floating_point() or not images.numel():
+            raise TypeError(f"`images` expected a batch (N, C, H, W) of a floating dtype, got {kind_of(images)}.")
         if step % self.every_n_steps or self.weight(step) == 0:
             logits = self._logits(model, images)
             classification, _ = mean_and_sum(criterion, logits, targets)
@@ -254,7 +261,8 @@ class GuidedGradientLoss(nn.Module):
         return logits, point
 
     def _logits(self, model: nn.Module, images: Tensor) -> Tensor:
-        output = model(images)
+        with naming_images(model, images):
+            output = model(images)
         logits = self.logits_of(output)
         return logits if isinstance(logits, Tensor) else Calling().found(output, len(images))
 

@@ -4,7 +4,8 @@ The only folder that registers hooks (on modules or autograd nodes), shadows ``f
 the grad mode. Whatever it changes it restores in ``finally``, so that the user's model is as before after any call.
 """
 
-from lightning_xai.trace.calling import IMAGES, Calling, images_in, is_image_batch, kind_of, logits_of
+from lightning_xai.trace.arguments import not_finite, require_images, require_model
+from lightning_xai.trace.calling import IMAGES, Calling, images_in, is_image_batch, kind_of, logits_of, naming_images
 from lightning_xai.trace.capture import Capture
 from lightning_xai.trace.double_backward import DoubleBackward, require_differentiable_backward, running_statistics_kept
 from lightning_xai.trace.guided import guided
@@ -63,13 +64,17 @@ __all__ = [
     "last_spatial_layer",
     "logits_of",
     "name_of",
+    "naming_images",
+    "not_finite",
     "own_pass",
     "pass_from_image",
     "pass_from_layer",
     "plain_tensors",
     "predict",
     "require_differentiable_backward",
+    "require_images",
     "require_logits",
+    "require_model",
     "require_rectifiers_after",
     "run",
     "running_statistics_kept",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_xai.types import ForwardContext, LogitsOf
@@ -76,13 +76,45 @@ def kind_of(value: object) -> str:
     """What there is in the place of images, in the words of an error."""
     if not isinstance(value, Tensor):
         return type(value).__name__
+    if value.is_nested or value.layout is not torch.strided:
+        return "a nested tensor" if value.is_nested else f"{value.layout}"
     volumes = ", which are no images: volumes (N, C, D, H, W) are not explained" if value.ndim == 5 else ""
-    return f"{value.dtype} of shape {tuple(value.shape)}{volumes}"
+    meta = ", without values, on the meta device" if value.is_meta else ""
+    return f"{value.dtype} of shape {tuple(value.shape)}{volumes}{meta}"
 
 
 def images_in(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
     """The first batch of images among the arguments of a call, in dicts and lists, too; None where there is none."""
     return next((one for one in tree_leaves((args, dict(kwargs))) if is_image_batch(one)), None)
+
+
+@contextmanager
+def naming_images(model: object, images: Tensor) -> Iterator[None]:
+    """Errors of torch say inside what the model was given: images of another dtype, size or device, as a rule.
+
+    Args:
+        model: Who is called.
+        images: What it is given.
+
+    Raises:
+        RuntimeError: What was raised, with a sentence before it; so for TypeError.
+
+    Example:
+        >>> with naming_images(nn.Conv2d(3, 1, 1), torch.ones(1, 1, 2, 2)):
+        ...     nn.Conv2d(3, 1, 1)(torch.ones(1, 1, 2, 2))
+        Traceback (most recent call last):
+        ...
+        RuntimeError: `model` cannot run on images of torch.float32 of shape (1, 1, 2, 2) on cpu, its parameters ...
+    """
+    try:
+        yield
+    except (RuntimeError, TypeError) as error:
+        if type(error) not in (RuntimeError, TypeError) or "`" in str(error):  # ours, or of a kind of its own
+            raise
+        first = next(model.parameters(), None) if isinstance(model, nn.Module) else None
+        own = "" if first is None else f", its parameters being {first.dtype} on {first.device}"
+        told = f"`model` cannot run on images of {kind_of(images)} on {images.device}{own}. It says: {error}"
+        raise type(error)(told) from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,6 +146,10 @@ class Calling:
     logits_of: LogitsOf = logits_of
     context: ForwardContext = nullcontext
 
+    def __post_init__(self) -> None:
+        if not callable(self.logits_of):
+            raise TypeError(f"`logits_of` expected a function of what the classifier gives, got {self.logits_of!r}.")
+
     def given(self, images: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments of a call, with these images."""
         args = self.args if any(one is IMAGES for one in self._leaves) else (IMAGES, *self.args)
@@ -129,7 +165,9 @@ class Calling:
             ValueError: If there are none.
         """
         args, kwargs = self.given(images)
-        return self.found(model(*args, **kwargs), len(images))
+        with naming_images(model, images):
+            output = model(*args, **kwargs)
+        return self.found(output, len(images))
 
     def found(self, output: Any, n: int) -> Tensor:
         """The logits in an output.

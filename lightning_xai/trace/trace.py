@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_xai.trace.calling import Calling
+from lightning_xai.trace.calling import Calling, naming_images
 from lightning_xai.trace.capture import Capture
 from lightning_xai.trace.guided import guided
 from lightning_xai.trace.hooks import forward_hooks
@@ -286,8 +286,8 @@ class Trace:
         if key not in self._gradients:
             with torch.inference_mode(False), torch.enable_grad():
                 scores = score(self._logits, targets)
-                if scores.shape != targets.shape:
-                    n, got = tuple(targets.shape), tuple(scores.shape)
+                if not isinstance(scores, Tensor) or scores.shape != targets.shape:
+                    n, got = tuple(targets.shape), tuple(getattr(scores, "shape", (type(scores).__name__,)))
                     raise ValueError(f"`score` expected to give one number per image, {n}, got {got}.")
                 with guided(self._logits, rectifiers) if rectifiers else nullcontext():
                     gradient = self._backward(scores, source)
@@ -333,7 +333,7 @@ def run(model: nn.Module, images: Tensor, capture: Capture, calling: Calling | N
     calling = Calling() if calling is None else calling
     args, kwargs = calling.given(images)
     attention = differentiable_attention() if capture.create_graph else nullcontext()
-    with borrowed(model), eager(), attention, calling.context():
+    with borrowed(model), eager(), attention, calling.context(), naming_images(model, images):
         output, recording = recorded(model, model, args, kwargs, images, capture, calling)
     logits = recording.logits
     return Trace(recording, calling.found(output, len(images)) if logits is None else logits)

@@ -542,7 +542,7 @@ def broken(tmp_path: Path, fingerprint: Fingerprint) -> dict[str, tuple[dict[str
         "missing": ({"reference": str(tmp_path / "none.safetensors")}, "none.safetensors', which does not exist"),
         "probes": ({"reference": fingerprint, "images": IMAGES[:8]}, "expected the 32 probe images of the fingerprint"),
         "one class": ({"images": same}, "that are all predicted as class 0. Shuffle"),
-        "nan": ({"images": IMAGES / 0}, "finite probe images"),
+        "nan": ({"images": IMAGES / 0}, "finite values"),
     }
 
 

@@ -445,9 +445,9 @@ def test_inspection_prints_verdict_figures_and_place():
 BAD_INPUT = {
     "one class": (trained, data(32)[0][:1].expand(8, -1, -1, -1), "8 that are all predicted as class 0"),
     "one logit": (lambda: Toy(1).eval(), IMAGES, "at least 2 classes for a softmax"),
-    "integers": (trained, IMAGES.long(), "finite probe images"),
-    "no images": (trained, IMAGES[:0], "finite probe images"),
-    "NaN": (trained, IMAGES * torch.nan, "finite probe images"),
+    "integers": (trained, IMAGES.long(), "of a floating dtype"),
+    "no images": (trained, IMAGES[:0], "at least one image"),
+    "NaN": (trained, IMAGES * torch.nan, "finite values"),
     "NaN logits": (lambda: pooled_linear([[1.0, 2.0], [torch.nan, 0.0]]), probes(2), "finite logits"),
 }
 
