@@ -24,7 +24,8 @@ def sum_to_one(values: Tensor) -> bool:
     if values.ndim != 2 or values.shape[1] < 2 or not len(values):
         return False
     values = values.detach().float()
-    return bool((values >= 0).all() and ((values.sum(1) - 1).abs() < 1e-2).all())
+    inside = (values > 0) & (values < 1)  # logits such as (1, 0, 0) are no sign
+    return bool((values >= 0).all() and inside.any() and ((values.sum(1) - 1).abs() < 1e-2).all())
 
 
 def are_probabilities(logits: Tensor, made_by: Any) -> bool:

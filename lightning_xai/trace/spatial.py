@@ -93,7 +93,7 @@ def _spatial(
         if is_map and output.shape[2:].numel() == 1:
             continue
         dependence = _dependence(watched.logits, output)
-        if dependence.any() and (is_map or _depends_on_patches(places, module, dependence, strict)):
+        if dependence is not None and (is_map or _depends_on_patches(places, module, dependence, strict)):
             yield module
 
 
@@ -107,14 +107,15 @@ def _depends_on_patches(places: Places, module: nn.Module, dependence: Tensor, s
         return False
 
 
-def _dependence(logits: Tensor, output: Tensor) -> Tensor:
-    """On which entries of an output logits depend: there is a way from one to the other."""
+def _dependence(logits: Tensor, output: Tensor) -> Tensor | None:
+    """On which entries of an output logits depend; None if there is no way from one to the other in the graph.
+
+    Rectifiers that are off for this image cut off entries, of a black image perhaps all.
+    """
     if not logits.requires_grad:
-        return torch.zeros_like(output, dtype=torch.bool)
+        return None
     with torch.inference_mode(False), torch.enable_grad(), torch.autograd.set_detect_anomaly(False):
         # NaN passes weights of 0, too, with which many heads begin.
         seeds = torch.full_like(logits, torch.nan)
-        (found,) = torch.autograd.grad(
-            logits, output, seeds, retain_graph=True, allow_unused=True, materialize_grads=True
-        )
-    return found.detach() != 0
+        (found,) = torch.autograd.grad(logits, output, seeds, retain_graph=True, allow_unused=True)
+    return None if found is None else found.detach() != 0
