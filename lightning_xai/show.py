@@ -79,7 +79,7 @@ def show(
         n = max(trace.logits.shape[1], 2)
         probabilities = log_probability(trace.logits.expand(n, -1), torch.arange(n, device=images.device)).exp()
         chosen = _chosen(targets, trace.logits, probabilities, log_probability)
-        names = _names(class_names or class_names_of(model, trace.logits.shape[1]), n)
+        names = _names(class_names_of(model, trace.logits.shape[1]) if class_names is None else class_names, n)
         mean, std = wanted.standard if wanted.standard[0] else ((0.0,) * images.shape[1], (1.0,) * images.shape[1])
         pixels = to_pixels(images, mean, std).cpu()
         drawn = {
@@ -124,12 +124,14 @@ def _chosen(targets: Any, logits: Tensor, probabilities: Tensor, log_probability
         likely = [one for one in probabilities.argsort(descending=True).tolist() if probabilities[one] >= 0.5]
         return likely or [int(probabilities.argmax())]
     if isinstance(targets, (Sequence, Tensor)) and not isinstance(targets, str):
-        return [int(resolve_targets(int(one), logits)) for one in targets]
+        return resolve_targets(targets, logits.expand(len(targets), -1)).tolist()
     return resolve_targets(targets, logits).tolist()
 
 
 def _names(names: Sequence[str] | None, n: int) -> list[str]:
     """A name for each class, no two alike: ImageNet has two cranes."""
+    if names is not None and (isinstance(names, str) or not isinstance(names, Sequence)):
+        raise TypeError(f"`class_names` expected a sequence of names, got {type(names).__name__}.")
     if names is not None and len(names) < n:
         raise ValueError(f"`class_names` expected a name for each of the {n} classes, got {len(names)}.")
     told = [str(i) for i in range(n)] if names is None else [str(one) for one in names]

@@ -151,4 +151,5 @@ def _has_score(method: Attribution) -> bool:
 def _without_reruns(method: Attribution) -> Attribution:
     if not method.needs_reruns:
         return method
-    return GradCAM(method.layers()) if method.layers() else InputGradient()
+    layers = [layer for layer in method.layers() if layer is not None]
+    return GradCAM(layers or None) if method.layers() else InputGradient()

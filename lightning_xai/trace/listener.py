@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from threading import RLock, get_ident
-from types import MethodType
+from types import FunctionType, MethodType
 from typing import Any, ClassVar
 from weakref import ref
 
@@ -100,7 +100,7 @@ class _Hearing:
     """
 
     _LOCK = RLock()
-    _OF: ClassVar[dict[nn.Module, _Hearing]] = {}
+    _OF: ClassVar[dict[int, _Hearing]] = {}  # by identity: the hash of a metric changes with its values
 
     def __init__(self, model: nn.Module) -> None:
         self.listeners: list[tuple[int, Listener | Watcher, Calling]] = []
@@ -111,17 +111,17 @@ class _Hearing:
     def enter(cls, model: nn.Module, listener: Listener | Watcher, calling: Calling) -> None:
         """One listener more."""
         with cls._LOCK:
-            hearing = cls._OF[model] if model in cls._OF else cls._OF.setdefault(model, cls(model))
+            hearing = cls._OF[id(model)] if id(model) in cls._OF else cls._OF.setdefault(id(model), cls(model))
             hearing.listeners.append((get_ident(), listener, calling))
 
     @classmethod
     def leave(cls, model: nn.Module, listener: Listener | Watcher) -> None:
         """One listener less."""
         with cls._LOCK:
-            hearing = cls._OF[model]
+            hearing = cls._OF[id(model)]
             hearing.listeners = [one for one in hearing.listeners if one[1] is not listener]
             if not hearing.listeners:
-                del cls._OF[model]
+                del cls._OF[id(model)]
                 hearing.give_back(model)
 
     def give_back(self, model: nn.Module) -> None:
@@ -134,7 +134,8 @@ class _Hearing:
     def hear(self, model: nn.Module, args: Any, kwargs: Any) -> Any:
         """One call, of which listeners in this thread are told."""
         mine = [(listener, calling) for thread, listener, calling in self.listeners if thread == get_ident()]
-        told = [one for one, _ in mine if isinstance(one, Watcher) and one.begin(model)]
+        compiled = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        told = [one for one, _ in mine if isinstance(one, Watcher) and not compiled and one.begin(model)]
         output = self._called(model, [(one, how) for one, how in mine if isinstance(one, Listener)], args, kwargs)
         for one in told:
             one.note(model, args, kwargs, output)
@@ -167,12 +168,14 @@ def _stand_in(model: nn.Module, hearing: _Hearing) -> MethodType:
     copy, where it steps aside at the first call, and ``inspect`` and scripting look at the function that it wraps.
     """
     own, heard = model.forward, ref(model)
+    function = getattr(own, "__func__", own)
 
-    @wraps(getattr(own, "__func__", own))
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if self is heard():
             return hearing.hear(self, args, kwargs)
         hearing.give_back(self)
         return self.forward(*args, **kwargs)
 
-    return MethodType(forward, model)
+    # Scripting reads the wrapped function, and looks its names up in the globals of the one that it is given.
+    stand_in = FunctionType(forward.__code__, getattr(function, "__globals__", {}), closure=forward.__closure__)
+    return MethodType(wraps(function)(stand_in), model)

@@ -67,7 +67,7 @@ class Observer:
         self._stack.enter_context(forward_hooks(modules, self._begin, before=True))
         self._stack.enter_context(forward_hooks(modules, self._note))
         if not self._own:  # steps may call `self.forward(images)`, which runs no hooks
-            for module in [self._model, *self._model.children()]:
+            for module in [self._model, *(one for one in self._model.children() if any(True for _ in one.children()))]:
                 if not isinstance(module, torch.jit.ScriptModule) and not hasattr(module, "_orig_mod"):
                     self._stack.enter_context(Watcher(self._begin_directly, self._note).watching(module))
         return self

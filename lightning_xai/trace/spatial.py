@@ -17,7 +17,7 @@ from lightning_xai.trace.tokens import arranged
 def last_spatial_layer(model: nn.Module, images: Tensor, calling: Calling | None = None) -> nn.Module:
     """The last layer with a spatial output on which the logits depend, found by one forward and backward pass.
 
-    Tokens count if they lie on the image (`Places`) and the logits depend on them, not on the class token alone. A
+    Tokens count if they lie on the image and the logits depend on them, not on the class token alone. A
     layer that is called more than once is passed over.
 
     Args:

@@ -103,7 +103,7 @@ class Trace:
         return self._capture.layers[layer]
 
     def activation(self, layer: OneLayer) -> Tensor:
-        """The output of a captured layer; of tokens the patches, each at its place on the image (`Places`, `Tokens`).
+        """The output of a captured layer; of tokens the patches, each at its place on the image (`Tokens`).
 
         Args:
             layer: As it was named in the capture.

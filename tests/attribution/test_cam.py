@@ -120,7 +120,6 @@ OTHER_HEADS = {
     "no pooling": lambda: (nn.Flatten(), nn.Linear(5 * 36, 4)),
     "rectified logits": lambda: (*pooling(), nn.Linear(5, 4), nn.ReLU()),
     "rectified class maps": lambda: (nn.Conv2d(5, 4, 1), nn.ReLU(), *pooling()),
-    "probabilities": lambda: (*pooling(), nn.Linear(5, 4), nn.Softmax(1)),
 }
 
 

@@ -152,7 +152,7 @@ def test_a_baseline_may_be_a_function_of_the_images(model):
 
 def test_a_baseline_function_needs_mean_and_std():
     """When the method is made."""
-    with pytest.raises(ValueError, match="`mean` and `std` expected the numbers by which the images were standardised"):
+    with pytest.raises(ValueError, match="`mean` and `std` expected what the images were standardised by"):
         ScoreCAM(baseline=black)
 
 

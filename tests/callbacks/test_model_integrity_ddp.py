@@ -28,7 +28,9 @@ def test_the_first_process_checks_for_both(run: Any) -> None:
     """The other makes the passes of the validation step alone, and its function is not called."""
     first, second = (results["told"] for results in run[1])
     assert (first["calls"], second["calls"]) == ([0, 4], [])
-    assert second["passes"] == 2 + 4  # batches of the sanity check and of one epoch
+    assert (
+        second["passes"] == 2 + 4 + 1
+    )  # batches of the sanity check and of one epoch, and an image that shows the layer
     assert first["passes"] > second["passes"]
 
 

@@ -76,4 +76,9 @@ def test_two_callbacks_give_what_each_gives_alone(
         expected |= alone(kind, method, name)
     assert len(expected) > 1
     together = given_by([callback(kind, method, name) for kind, name in zip(kinds, named, strict=True)])
+    if "ModelIntegrity" in kinds:  # which also looks where the other callback does
+        expected, together = (
+            {key: value for key, value in one.items() if "/integrity/" not in key or key.endswith("/flagged")}
+            for one in (expected, together)
+        )
     torch.testing.assert_close(together, expected, rtol=1e-5, atol=1e-6, equal_nan=True)

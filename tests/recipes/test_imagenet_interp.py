@@ -64,7 +64,7 @@ def test_a_run_leaves_results_figures_and_both_networks(finished):
     assert found.values == results
     assert results["generated"]
     assert (results["images"], results["explained"]) == (16, 8)
-    assert {"torch", "timm", "python"} <= set(found.versions)
+    assert {"machine", "timm", "python"} <= set(found.versions)
 
 
 def test_worst_and_best_images_of_each_network_have_pictures(finished):

@@ -42,7 +42,7 @@ def test_every_metric_of_every_method_and_control_has_the_values_of_each_image(f
         assert len(lengths) == 1
     drops = next(one for one in results.values["columns"] if one["title"] == "Average drop, %")
     assert drops["images"] == 2
-    assert {"torch", "python"} <= set(results.versions)
+    assert {"machine", "python"} <= set(results.versions)
 
 
 def test_similarity_to_randomised_networks_is_that_of_each_layer(finished):

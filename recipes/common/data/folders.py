@@ -64,6 +64,7 @@ class ImagesInFolders(datasets.ImageFolder):
     def __init__(self, root: Path, index: dict[str, int], transform: Callable[[Any], Tensor]) -> None:
         self._index = index
         super().__init__(str(root), transform, allow_empty=True)
+        self.classes = sorted(index, key=index.__getitem__)  # of the labels, also those without a folder
         if not self.samples:
             raise _no_images(root)
 
