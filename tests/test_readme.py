@@ -3,68 +3,56 @@
 import re
 from pathlib import Path
 
+import pytest
+import pytorch_lightning as pl
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, TensorDataset
+
 import lightning_xai
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = [
+    block.replace("pretrained=True", "pretrained=False")  # nothing is downloaded
+    for block in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+]
 
 
-def test_python_blocks_run(tmp_path, monkeypatch):
-    """One after the other, in one namespace, as a reader would."""
+@pytest.fixture(scope="module")
+def names(tmp_path_factory):
+    """What the examples define, run one after the other in a folder with a photograph, as a reader would."""
+    folder = tmp_path_factory.mktemp("reader")
+    Image.new("RGB", (300, 200), "orange").save(folder / "photo.jpg")
+    namespace: dict[str, object] = {"folder": folder}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for block in BLOCKS:
+            exec(compile(block, "README.md", "exec"), namespace)
+    return namespace
+
+
+def test_the_first_picture_is_drawn(names):
+    """Two lines from a file to a figure."""
+    with Image.open(names["folder"] / "explained.png") as picture:
+        assert min(picture.size) > 200
+
+
+def test_the_module_of_the_readme_trains_with_its_callbacks(names, tmp_path, monkeypatch):
+    """On noise; what the text says is logged is logged."""
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
-    assert len(blocks) >= 2
-    namespace: dict[str, object] = {}
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), namespace)
-
-
-def test_the_training_step_of_the_readme_trains(tmp_path, monkeypatch):
-    """The LightningModule and the callbacks shown there, in a Trainer, on noise."""
-    import pytorch_lightning as pl
-    import torch
-    from torch.utils.data import DataLoader, TensorDataset
-
-    monkeypatch.chdir(tmp_path)
-    block = re.search(r"```python\n(.*?)```", TEXT, re.DOTALL).group(1)
-    namespace: dict[str, object] = {}
-    exec(compile(block.split("trainer = ")[0], "README.md", "exec"), namespace)
-    data = DataLoader(TensorDataset(torch.randn(4, 3, 64, 64), torch.arange(4)), 2)
+    images = torch.randn(4, 3, 64, 64)
+    data = DataLoader(TensorDataset(images, torch.arange(4)), 2)
+    quiet = dict.fromkeys(("enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    logger = pl.loggers.CSVLogger(tmp_path)
     trainer = pl.Trainer(
-        accelerator="cpu",
-        max_steps=2,
-        callbacks=namespace["callbacks"],
-        logger=pl.loggers.CSVLogger(tmp_path),
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        log_every_n_steps=1,
+        accelerator="cpu", max_steps=2, log_every_n_steps=1, callbacks=names["callbacks"][:3], logger=logger, **quiet
     )
-    trainer.fit(namespace["Classifier"](), data, data)
-    logged = set(trainer.callback_metrics)
-    keys = set(re.findall(r"`((?:val|train)/[a-z_/<>A-Z]+)`", TEXT))
-    assert {"val/xai/<name>/AverageDrop", "val/xai/<name>/ConstantMaps"} <= keys
-    for key in keys - {"val/xai/maps"}:
-        assert key.replace("<name>", "gradcam") in logged
-    assert list((tmp_path / "lightning_logs").rglob("*.webp"))
-
-
-def test_the_metric_of_the_readme_is_measured(tmp_path, monkeypatch):
-    """In a Trainer, beside ours."""
-    import pytorch_lightning as pl
-    import torch
-    from torch.utils.data import DataLoader, TensorDataset
-
-    monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
-    (own,) = (block for block in blocks if "def measure" in block)
-    namespace: dict[str, object] = {}
-    exec(compile(blocks[0].split("trainer = ")[0] + own, "README.md", "exec"), namespace)
-    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    trainer = pl.Trainer(accelerator="cpu", callbacks=namespace["callbacks"][-1:], **quiet)
-    data = DataLoader(TensorDataset(torch.randn(4, 3, 64, 64), torch.arange(4)), 2)
-    trainer.validate(namespace["Classifier"](), data, verbose=False)
-    assert 1 / 64**2 < trainer.callback_metrics["val/xai/again/LargestShare"] < 1
+    trainer.fit(names["Classifier"](), data, data)
+    keys = set(re.findall(r"`((?:val|train)/[a-z_/<>A-Z]+)`", TEXT)) - {"val/xai/maps"}
+    assert keys
+    assert {key.replace("<name>", "gradcam") for key in keys} <= set(trainer.callback_metrics)
+    assert list(tmp_path.rglob("*.webp"))
 
 
 def test_methods_of_the_readme_can_be_made_as_they_stand_there():

@@ -1,4 +1,20 @@
-"""Faithfulness metrics: a pure function, then its torchmetrics class."""
+"""Faithfulness metrics: a pure function, then its torchmetrics class.
+
+| metric | question | better |
+|---|---|---|
+| `AverageDrop`, `AbsoluteDrop` | how much of the class's probability is lost when only what the map shows is left | lower |
+| `AverageIncrease`, `AverageGain`, `RelativeGain` | how often it grows, and by what share of what was missing | higher |
+| `ADCC`, `Coherency`, `Complexity` | the drop, weighed with the stability and the extent of the map | higher, higher, lower |
+| `RelativePerformance` | the geometric mean of that probability under one method over that under another | |
+| `Deletion`, `Insertion`, `ROAD` | how fast the class goes, or comes back, in the order of the map | lower, higher, higher gap |
+| `MaximalPatchMasking` | what a patch around the maximum is worth | lower |
+| `PointingGame`, `EnergyInBox`, `EnergyPointingAccuracy`, `GridPointingGame` | whether the map lies on the object | higher |
+| `Infidelity`, `MaxSensitivity` | whether it accounts for perturbations, and stays under tiny ones | lower |
+| `ClassSensitivity`, `ParameterRandomization` | whether it depends on the class, and on what was learnt | lower |
+| `GradientAlignment`, `GradientVariation`, `GradientRoughness` | how the network's gradient looks, whatever the method | |
+
+Each rewards something else, and each can be fooled: `FakeCAM`, a map of ones with one zero, has next to no drop.
+"""  # noqa: E501
 
 from lightning_xai.metrics.averages import ImageAverage
 from lightning_xai.metrics.base import ExplanationMetric, FromMetric, Number, number_named, number_of
