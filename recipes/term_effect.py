@@ -54,6 +54,7 @@ class Settings:
     task: Literal["generated", "cifar10"] = option("generated", "the data set")
     data: Path | None = option(None, "folder with CIFAR-10")
     given: Path | None = option(None, "weights that the plain training begins with")
+    arms: tuple[str, ...] = option((), "some of the arms, by name; default: all", nargs="+", metavar="ARM")
     seeds: int = option(5, "networks of each arm")
     results: Path | None = option(
         None, "folder of the finished seeds, all of which the tables take; default: the run's"
@@ -73,6 +74,9 @@ class Experiment:
         self.weights = run.folder / "weights"
         start(self.task, self.weights, given=settings.given)
         self.other = start(self.task, self.weights, 1001)
+        self.arms = settings.arms or tuple(arms(self.task))
+        if unknown := set(self.arms) - set(arms(self.task)):
+            raise SystemExit(f"--arms expected some of {list(arms(self.task))}, got {sorted(unknown)}.")
 
     def network(self, arm: str, strength: float, seed: int) -> tuple[nn.Module, float]:
         """A fine-tuned network, and its accuracy on validation images."""
@@ -117,7 +121,7 @@ class Experiment:
         """Every arm with its strength."""
         plain = [self.network("plain", 0.0, seed)[1] for seed in range(SEARCHED)]
         limit = sum(plain) / SEARCHED - SLACK
-        found = {arm: self.strength_of(arm, limit) for arm in arms(self.task)}
+        found = {arm: self.strength_of(arm, limit) for arm in self.arms}
         return {"plain": 0.0, PAPER: 7.5e-3} | found
 
 
@@ -129,7 +133,7 @@ def _name(arm: str, strength: float, seed: int) -> str:
 def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Run the experiment; the measurements of every network."""
     settings = parsed(Settings, __doc__, argv)
-    run = Run(settings.run, settings, free=("seeds", "results"))
+    run = Run(settings.run, settings, free=("seeds", "results", "arms"))
     experiment = Experiment(settings, run)
     strengths = experiment.chosen()
     found, results = [], settings.results or run.folder / "seeds"

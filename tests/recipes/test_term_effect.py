@@ -1,7 +1,8 @@
 """The experiment on the training term: its measures on paper, and a run end to end."""
 
+import json
+
 import pytest
-import term_effect
 import torch
 from term_effect import main
 
@@ -9,6 +10,7 @@ from lightning_xai.scores import log_softmax
 from papers.interpretable_gradients import arms as every_arm
 from papers.interpretable_gradients.arms import PAPER
 from papers.interpretable_gradients.effect import on_object, temperature
+from papers.interpretable_gradients.effect_report import draw, finished, tables, verdict
 from papers.interpretable_gradients.tasks import erased
 
 
@@ -44,19 +46,43 @@ def test_parts_of_images_are_black_and_some_images_as_a_whole():
 
 def test_a_run_compares_arms_from_one_start_and_goes_on(tmp_path, monkeypatch):
     """Two arms; the networks that there are are not trained again."""
-    every = every_arm.arms
     names = ("cosine, -loss, BN training", "saliency guided")
-    few = lambda task: {name: every(task)[name] for name in names}  # noqa: E731
-    monkeypatch.setattr(term_effect, "arms", few)
-    options = ["--fast-dev-run", "--run", str(tmp_path / "run"), "--seeds", "1"]
+    options = ["--fast-dev-run", "--run", str(tmp_path / "run"), "--seeds", "2", "--arms", *names]
     with torch.random.fork_rng():
         found = main(options)
         monkeypatch.setattr(every_arm, "trained", None)
         assert main([*options, "--resume"]) == found
-    assert [one["arm"] for one in found] == ["plain", PAPER, *names]
+    assert [one["arm"] for one in found] == 2 * ["plain", PAPER, *names]
     assert found[0]["temperature"] == 1
     assert {"Grad-CAM", "input gradient", "LRP", "SmoothGrad", "gaussian"} <= set(found[2]["truth"])
     assert {"AD", "AD at equal confidence", "insertion"} <= set(found[2]["maps"]["Grad-CAM"])
+
+
+def test_tables_are_differences_paired_by_seed(tmp_path):
+    """An arm one point above plain training in the first seed and three in the second; which is sure, and which way."""
+    rows = []
+    for seed, (level, arm) in enumerate([(10.0, 11.0), (20.0, 23.0)]):
+        for name, value in (("plain", level), ("arm", arm)):
+            drops = {"gaussian": {"AD at equal confidence": 50.0}, "Grad-CAM": {"AD at equal confidence": 50.0 - value}}
+            about = {"arm": name, "strength": float(name == "arm"), "seed": seed, "accuracy": 90.0, "temperature": 1.0}
+            rows.append(about | {"look": {}, "maps": drops, "truth": {}})
+        (tmp_path / f"cifar10_{seed}.json").write_text(json.dumps({"rows": rows[-2:]}))
+    values = finished(tmp_path, "cifar10")
+    first = tables(values)[0]
+    assert first.columns[1:] == ["Grad-CAM: AD of a Gaussian minus its own, points", "accuracy, %"]
+    assert first.rows[0][0] == "arm, 1"
+    assert first.rows[0][1]["mean"] == 2
+    assert first.rows[0][2] == {"mean": 0, "low": 0, "high": 0}
+    assert first.rows[-1][0] == "smallest visible"
+    assert first.rows[-1][1] == pytest.approx((12.7062 + 1.3764) * 2**0.5 * 50**0.5 / 2**0.5, rel=1e-4)
+    assert "arm helps, none harm" in verdict(values)
+    assert (tmp_path / draw(values, tmp_path / "one.png").file).stat().st_size > 5000
+
+
+def test_an_unknown_arm_is_named(tmp_path):
+    """With those that there are."""
+    with pytest.raises(SystemExit, match=r"'mirrored CAM'\], got \['mirror'\]"):
+        main(["--fast-dev-run", "--run", str(tmp_path / "run"), "--arms", "mirror"])
 
 
 def test_a_task_and_its_data_belong_together(capsys):
