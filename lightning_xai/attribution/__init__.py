@@ -13,7 +13,7 @@
 | `InputGradient`, `InputXGradient`, `GuidedGradient` | Simonyan et al. 2014; Shrikumar et al. 2016; Springenberg et al. 2015 | forward, backward to the image | any |
 | `SmoothGrad`, `IntegratedGradients` | Smilkov et al. 2017; Sundararajan et al. 2017 | both for each sample or step | any |
 | `DeepLIFT` | Shrikumar et al. 2017, rescale rule | both of twice the batch | any |
-| `LRP`, `CLRP`, `SGLRP`, `NormalizedCLRP` | Bach et al. 2015; Gu et al. 2018; Iwana et al. 2019 | forward, backward by rules | `target_logit`, `contrastive`, `softmax_gradient` |
+| `LRP`, `CLRP`, `SGLRP`, `NormalizedCLRP` | Bach et al. 2015; Gu et al. 2018; Iwana et al. 2019 | forward, backward by rules | a seed of its own each |
 | `FromCallable` | anybody's `(model, images, targets) -> maps` | its own | its own |
 | `Random`, `CenteredGaussian`, `Edges`, `Shuffled`, `FakeCAM` | controls | none | none |
 

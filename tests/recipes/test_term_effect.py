@@ -75,7 +75,7 @@ def test_tables_are_differences_paired_by_seed(tmp_path):
     assert first.rows[0][2] == {"mean": 0, "low": 0, "high": 0}
     assert first.rows[-1][0] == "smallest visible"
     assert first.rows[-1][1] == pytest.approx((12.7062 + 1.3764) * 2**0.5 * 50**0.5 / 2**0.5, rel=1e-4)
-    assert "arm helps, none harm" in verdict(values)
+    assert "better with arm +2.0; worse with none" in verdict(values)
     assert (tmp_path / draw(values, tmp_path / "one.png").file).stat().st_size > 5000
 
 

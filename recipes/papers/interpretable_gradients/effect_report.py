@@ -121,16 +121,16 @@ def tables(values: pd.DataFrame) -> list[Table]:
 
 
 def verdict(values: pd.DataFrame) -> str:
-    """One sentence for each primary quantity: which arms help, which harm, and what no arm exceeds."""
+    """One sentence for each primary quantity: which arms are better, which worse, and what no arm exceeds."""
     sentences = []
     for title, rows in chosen(differences(values), PRIMARY).groupby("title", sort=False):
         spans = {str(arm): interval(group) for arm, group in rows.groupby("arm", sort=False)["value"]}
-        helps = [arm for arm, one in spans.items() if one["low"] > 0]
-        harms = [arm for arm, one in spans.items() if one["high"] < 0]
+        helps = [f"{arm} {one['mean']:+.1f}" for arm, one in spans.items() if one["low"] > 0]
+        harms = [f"{arm} {one['mean']:+.1f}" for arm, one in spans.items() if one["high"] < 0]
         largest = max(one["high"] for one in spans.values())
         sentences.append(
-            f"{title}: {_listed(helps)} help{'s' * (len(helps) == 1)}, {_listed(harms)} harm{'s' * (len(harms) == 1)}; "
-            f"no arm's interval goes above {largest:+.1f}."
+            f"{title}: better with {_listed(helps)}; worse with {_listed(harms)}; no arm's interval goes above "
+            f"{largest:+.1f}."
         )
     return "\n".join(sentences)
 
