@@ -449,3 +449,9 @@ def test_parameters_made_in_inference_mode_are_refused():
         model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten())
     with pytest.raises(RuntimeError, match=r"inference_mode=False"):
         explain(model, random_images(), attributions=InputGradient())
+
+
+def test_volumes_are_refused_by_name():
+    """Not as images of a wrong shape."""
+    with pytest.raises(ValueError, match=r"volumes \(N, C, D, H, W\) are not explained"):
+        explain(small_net(), torch.rand(2, 3, 4, 8, 8), attributions=GradCAM("conv2"))
