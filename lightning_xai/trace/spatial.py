@@ -39,6 +39,7 @@ def last_spatial_layer(model: nn.Module, images: Tensor, calling: Calling | None
         >>> last_spatial_layer(model, torch.zeros(1, 1, 8, 8))
         ReLU()
     """
+    images = _telling(images)
     watched = _watched(model, images, calling)
     for module in _spatial(model, images, calling, watched):
         return module
@@ -68,8 +69,17 @@ def spatial_layers(model: nn.Module, images: Tensor, calling: Calling | None = N
         >>> spatial_layers(model, torch.zeros(1, 1, 8, 8))
         ['0', '1']
     """
+    images = _telling(images)
     found = _spatial(model, images, calling, _watched(model, images, calling), strict=False)
     return [name_of(model, module) for module in found][::-1]
+
+
+def _telling(images: Tensor) -> Tensor:
+    """The images; noise where the first is all of one value, as a black one, which may turn every rectifier off."""
+    if not images.is_floating_point() or not bool((images[:1] == images[:1].flatten()[:1]).all()):
+        return images
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(images.shape, generator=generator).to(images)
 
 
 def _watched(model: nn.Module, images: Tensor, calling: Calling | None) -> Watched:
@@ -93,7 +103,7 @@ def _spatial(
         if is_map and output.shape[2:].numel() == 1:
             continue
         dependence = _dependence(watched.logits, output)
-        if dependence is not None and (is_map or _depends_on_patches(places, module, dependence, strict)):
+        if dependence.any() and (is_map or _depends_on_patches(places, module, dependence, strict)):
             yield module
 
 
@@ -107,15 +117,14 @@ def _depends_on_patches(places: Places, module: nn.Module, dependence: Tensor, s
         return False
 
 
-def _dependence(logits: Tensor, output: Tensor) -> Tensor | None:
-    """On which entries of an output logits depend; None if there is no way from one to the other in the graph.
-
-    Rectifiers that are off for this image cut off entries, of a black image perhaps all.
-    """
+def _dependence(logits: Tensor, output: Tensor) -> Tensor:
+    """On which entries of an output logits depend: there is a way from one to the other."""
     if not logits.requires_grad:
-        return None
+        return torch.zeros_like(output, dtype=torch.bool)
     with torch.inference_mode(False), torch.enable_grad(), torch.autograd.set_detect_anomaly(False):
         # NaN passes weights of 0, too, with which many heads begin.
         seeds = torch.full_like(logits, torch.nan)
-        (found,) = torch.autograd.grad(logits, output, seeds, retain_graph=True, allow_unused=True)
-    return None if found is None else found.detach() != 0
+        (found,) = torch.autograd.grad(
+            logits, output, seeds, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+    return found.detach() != 0
