@@ -39,6 +39,17 @@ class SmallNet(nn.Module):
         return self.head(self.dropout(hidden.mean((2, 3))))
 
 
+def activation(model: SmallNet, image: Tensor) -> Tensor:
+    """What ``bn1`` gives for one image, (D,h,w): signed."""
+    return model.bn1(model.conv1(image[None]))[0].detach()
+
+
+def tail(model: SmallNet, hidden: Tensor) -> Tensor:
+    """The logits (K,) that the rest of the network makes of it, in evaluation mode."""
+    hidden = F.max_pool2d(hidden[None].relu(), 2)
+    return model.head(model.bn2(model.conv2(hidden)).relu().mean((2, 3)))[0]
+
+
 class OneConv(nn.Module):
     """The network of captum's BasicModel_ConvNet_One_Conv (captum/testing/helpers/basic_models.py)."""
 

@@ -103,6 +103,7 @@ class _Hearing:
     _OF: ClassVar[dict[int, _Hearing]] = {}  # by identity: the hash of a metric changes with its values
 
     def __init__(self, model: nn.Module) -> None:
+        self.model = model  # kept while anybody listens: the identity of one that is gone may become another's
         self.listeners: list[tuple[int, Listener | Watcher, Calling]] = []
         self.own = model.__dict__.get("forward")  # a model may have a forward of its own, as DDP gives it one
         model.forward = _stand_in(model, self)
@@ -111,7 +112,7 @@ class _Hearing:
     def enter(cls, model: nn.Module, listener: Listener | Watcher, calling: Calling) -> None:
         """One listener more."""
         with cls._LOCK:
-            hearing = cls._OF[id(model)] if id(model) in cls._OF else cls._OF.setdefault(id(model), cls(model))
+            hearing = cls._OF.get(id(model)) or cls._OF.setdefault(id(model), cls(model))
             hearing.listeners.append((get_ident(), listener, calling))
 
     @classmethod
@@ -134,8 +135,7 @@ class _Hearing:
     def hear(self, model: nn.Module, args: Any, kwargs: Any) -> Any:
         """One call, of which listeners in this thread are told."""
         mine = [(listener, calling) for thread, listener, calling in self.listeners if thread == get_ident()]
-        compiled = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        told = [one for one, _ in mine if isinstance(one, Watcher) and not compiled and one.begin(model)]
+        told = [one for one, _ in mine if isinstance(one, Watcher) and not _by_a_compiler() and one.begin(model)]
         output = self._called(model, [(one, how) for one, how in mine if isinstance(one, Listener)], args, kwargs)
         for one in told:
             one.note(model, args, kwargs, output)
@@ -144,7 +144,7 @@ class _Hearing:
     def _called(self, model: nn.Module, mine: list[tuple[Listener, Calling]], args: Any, kwargs: Any) -> Any:
         forward = MethodType(type(model).forward, model) if self.own is None else self.own
         # Calls with gradients are somebody's training, and those without images or by a compiler no classification.
-        elsewhere = torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_grad_enabled()
+        elsewhere = _by_a_compiler() or torch.is_grad_enabled()
         images = None if elsewhere or not mine or in_own_pass() else images_in(args, kwargs)
         if images is None:
             return forward(*args, **kwargs)
@@ -158,6 +158,10 @@ class _Hearing:
             for listener, _ in mine:
                 listener.traces.append(trace)
         return output
+
+
+def _by_a_compiler() -> bool:
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 def _stand_in(model: nn.Module, hearing: _Hearing) -> MethodType:

@@ -5,7 +5,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from architectures import VIT
-from support import random_images, small_net
+from support import activation, random_images, small_net, tail
 from torch import nn
 
 from lightning_xai import explain
@@ -17,17 +17,6 @@ from lightning_xai.scores import log_softmax, pre_softmax
 def model():
     """Float64, with signed activations at ``bn1``."""
     return small_net().double()
-
-
-def activation(model, image):
-    """What ``bn1`` gives for one image, (D,h,w)."""
-    return model.bn1(model.conv1(image[None]))[0].detach()
-
-
-def tail(model, hidden):
-    """The logits (K,) that the rest of the network makes of it."""
-    hidden = F.max_pool2d(hidden[None].relu(), 2)
-    return model.head(model.bn2(model.conv2(hidden)).relu().mean((2, 3)))[0]
 
 
 @pytest.mark.parametrize(("score", "written"), [(pre_softmax, lambda z: z), (log_softmax, lambda z: z.log_softmax(0))])

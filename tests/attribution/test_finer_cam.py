@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
-from support import random_images, small_net
+from support import activation, random_images, small_net, tail
 
 from lightning_xai import explain
 from lightning_xai.attribution import FinerCAM
@@ -14,17 +13,6 @@ from lightning_xai.attribution.finer_cam import SimilarClasses
 def model():
     """Float64, with signed activations at ``bn1``."""
     return small_net().double()
-
-
-def activation(model, image):
-    """What ``bn1`` gives for one image, (D,h,w)."""
-    return model.bn1(model.conv1(image[None]))[0].detach()
-
-
-def tail(model, hidden):
-    """The logits (K,) that the rest of the network makes of it."""
-    hidden = F.max_pool2d(hidden[None].relu(), 2)
-    return model.head(model.bn2(model.conv2(hidden)).relu().mean((2, 3)))[0]
 
 
 @pytest.mark.parametrize(("n_classes", "strength"), [(1, 1.0), (2, 0.6), (9, 1.0)])
