@@ -52,7 +52,8 @@ def code_of_modules(model: nn.Module) -> Iterator[bytes]:
     """The code of every method of a model's classes, and of functions that stand on its modules themselves.
 
     All methods: a ``forward`` calls others, and ``__call__`` comes before it. torch's own classes are named in the tree
-    of modules; where one of their methods was replaced, by a function of another package, it is read.
+    of modules; where one of their methods was replaced, by a function of another package, it is read, and one that was
+    added if code of the model names it: other packages add some of their own to every module.
 
     Yields:
         Bytes, in an order of their own; equal for equal code.
@@ -66,14 +67,24 @@ def code_of_modules(model: nn.Module) -> Iterator[bytes]:
         b'.forward'
     """
     seen: set[int] = set()
+    named = _called(model)
     for name, module in model.named_modules():
         for kind in type(module).__mro__:
             for attribute, value in sorted(vars(kind).items()):
-                if not _is_familiar(kind) or not _is_familiar(_function(value)):
+                if not _is_familiar(kind) or (attribute in named and not _is_familiar(_function(value))):
                     yield from _read(attribute, value, seen)
         for attribute, value in sorted(vars(module).items()):
             if callable(value) and not isinstance(value, (nn.Module, type, Tensor)) and not _is_ours(value):
                 yield from _read(f"{name}.{attribute}", value, seen)
+
+
+def _called(model: nn.Module) -> set[str]:
+    """Names of methods that Python calls of itself, and those that other code of a model's classes or modules names."""
+    owners = {id(one): vars(one) for module in model.modules() for one in (module, *type(module).__mro__)}
+    methods = [(name, _function(value)) for owned in owners.values() for name, value in owned.items()]
+    codes = [(name, one.__code__) for name, one in methods if isinstance(one, FunctionType)]
+    special = {name for name, _ in methods if name.startswith("__")}
+    return special.union(*(set(_names(code)) - {name} for name, code in codes))
 
 
 def code_of_hooks(model: nn.Module) -> Iterator[bytes]:

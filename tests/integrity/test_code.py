@@ -138,3 +138,14 @@ def test_what_a_function_encloses_is_part_of_its_code():
     first, second = trained(), trained()
     first.scale, second.scale = times(2.0), times(3.0)
     assert Digest.of(first).differences(Digest.of(second)) == ("code",)
+
+
+@pytest.mark.parametrize("called", [False, True])
+def test_a_method_added_to_torch_counts_if_the_model_calls_it(called, monkeypatch):
+    """Other packages add helpers of their own to every module, and no map changes."""
+    model = trained()
+    if called:
+        model.forward = lambda images: model.head.added(images)
+    before = Digest.of(model)
+    monkeypatch.setattr(nn.Module, "added", lambda self, images: images.added(), raising=False)
+    assert before.differences(Digest.of(model)) == (("code",) if called else ())
