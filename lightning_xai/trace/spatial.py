@@ -39,9 +39,8 @@ def last_spatial_layer(model: nn.Module, images: Tensor, calling: Calling | None
         >>> last_spatial_layer(model, torch.zeros(1, 1, 8, 8))
         ReLU()
     """
-    images = _telling(images)
-    watched = _watched(model, images, calling)
-    for module in _spatial(model, images, calling, watched):
+    watched, found = _spatial(model, images, calling or Calling())
+    for module in found:
         return module
     again = ", ".join(
         f"{name_of(model, module)!r} was called {n} times" for module, n in watched.calls.items() if n > 1
@@ -69,8 +68,7 @@ def spatial_layers(model: nn.Module, images: Tensor, calling: Calling | None = N
         >>> spatial_layers(model, torch.zeros(1, 1, 8, 8))
         ['0', '1']
     """
-    images = _telling(images)
-    found = _spatial(model, images, calling, _watched(model, images, calling), strict=False)
+    _, found = _spatial(model, images, calling or Calling(), strict=False)
     return [name_of(model, module) for module in found][::-1]
 
 
@@ -82,29 +80,30 @@ def _telling(images: Tensor) -> Tensor:
     return torch.randn(images.shape, generator=generator).to(images)
 
 
-def _watched(model: nn.Module, images: Tensor, calling: Calling | None) -> Watched:
-    require_python_forward(model)
-    return Watched(model, images, calling or Calling(), graph=True)
-
-
 def _spatial(
-    model: nn.Module, images: Tensor, calling: Calling | None, watched: Watched, *, strict: bool = True
-) -> Iterator[nn.Module]:
-    """The layers, the last first; if strict, tokens with no clear places are refused, not passed over."""
+    model: nn.Module, images: Tensor, calling: Calling, *, strict: bool = True
+) -> tuple[Watched, Iterator[nn.Module]]:
+    """A pass, and its layers, the last first; if strict, tokens with no clear places are refused, not passed over."""
+    require_python_forward(model)
+    images = _telling(images)
+    watched = Watched(model, images, calling, graph=True)
     # Queries, keys and values are projections: each takes but a part of what attention gets from its input.
     outputs = {
         module: output
         for module, output in watched.outputs.items()
         if output.ndim in (3, 4) and output.requires_grad and not isinstance(module, nn.Linear)
     }
-    places = Places(model, images, calling or Calling(), outputs, watched)
-    for module, output in reversed(outputs.items()):
-        is_map = watched.layouts.is_map(module, output.shape)
-        if is_map and output.shape[2:].numel() == 1:
-            continue
-        dependence = _dependence(watched.logits, output)
-        if dependence.any() and (is_map or _depends_on_patches(places, module, dependence, strict)):
-            yield module
+    places = Places(model, images, calling, outputs, watched)
+    return watched, (one for one in reversed(outputs) if _is_spatial(one, watched, places, strict))
+
+
+def _is_spatial(module: nn.Module, watched: Watched, places: Places, strict: bool) -> bool:
+    output = watched.outputs[module]
+    is_map = watched.layouts.is_map(module, output.shape)
+    if is_map and output.shape[2:].numel() == 1:
+        return False
+    dependence = _dependence(watched.logits, output)
+    return bool(dependence.any()) and (is_map or _depends_on_patches(places, module, dependence, strict))
 
 
 def _depends_on_patches(places: Places, module: nn.Module, dependence: Tensor, strict: bool) -> bool:
