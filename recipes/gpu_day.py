@@ -11,7 +11,6 @@ what was measured.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
@@ -24,6 +23,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from common.options import option, parsed
 
 HERE = Path(__file__).parent
 GOALS = [  # file, what its row says, number, at most
@@ -43,21 +44,21 @@ class Part:
     command: Sequence[str]
 
 
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="folder with CIFAR-10; nothing: generated images")
-    parser.add_argument("--seconds", type=int, default=660, help="of everything together")
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--small", action="store_true", help="as little as shows that it runs")
-    parser.add_argument("--only", nargs="+", metavar="PART", help="names of parts")
-    parser.add_argument("--results", type=Path, default=HERE / "results" / "gpu")
-    parser.add_argument("--logs", type=Path, default=Path("runs/gpu_day"))
-    parser.add_argument("--pack", type=Path, help="an archive of results and logs")
-    return parser.parse_args(arguments)
+@dataclass(frozen=True)
+class Settings:
+    """The day."""
+
+    data: Path | None = option(None, "folder with CIFAR-10; nothing: generated images")
+    seconds: int = option(660, "of everything together")
+    device: str = option("cuda", "where to compute")
+    small: bool = option(False, "as little as shows that it runs")
+    only: tuple[str, ...] = option((), "names of parts; default: all", nargs="+", metavar="PART")
+    results: Path = option(HERE / "results" / "gpu", "folder of the numbers")
+    logs: Path = option(Path("runs/gpu_day"), "folder of what the parts print")
+    pack: Path | None = option(None, "an archive of results and logs")
 
 
-def parts(args: argparse.Namespace) -> list[Part]:
+def parts(args: Settings) -> list[Part]:
     """What is done, in this order."""
     small = ["--fast-dev-run"] if args.small else []
     bench = [str(HERE / "benchmark.py"), "--device", args.device, "--rounds", "3", *small, "--out"]
@@ -124,7 +125,7 @@ def goals(results: Path) -> Iterator[str]:
                 yield f"{path.stem} {row['method']}: {row['median']:.2f} forward passes, {other}"
 
 
-def pack(args: argparse.Namespace) -> None:
+def pack(args: Settings) -> None:
     """Renew the archive."""
     if args.pack is not None:
         fresh = args.pack.with_name(args.pack.name + ".part")
@@ -136,13 +137,13 @@ def pack(args: argparse.Namespace) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the parts, until the time is over."""
-    args = parse(arguments)
+    args = parsed(Settings, __doc__, arguments)
     end = time.monotonic() + args.seconds
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
     for folder in (args.results, args.logs):
         folder.mkdir(parents=True, exist_ok=True)
     for part in parts(args):
-        if args.only is not None and part.name not in args.only:
+        if args.only and part.name not in args.only:
             continue
         begun, left = time.monotonic(), end - time.monotonic() - 10  # for what comes after it
         if left < 5:

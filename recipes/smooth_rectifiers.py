@@ -33,7 +33,6 @@ from __future__ import annotations
 
 import common.threads  # noqa: F401
 
-import argparse
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -48,6 +47,7 @@ from torch import Tensor, nn
 import lightning_xai as xai
 from common.data.generated import CLASSES, MEAN, STD, GeneratedImages
 from common.measured import machine, save_measurement
+from common.options import option, parsed
 from common.planted_network import fitted
 from lightning_xai.attribution import channel_max
 from lightning_xai.metrics import energy_in_box, gradient_alignment, parameter_randomization, pointing_game
@@ -60,6 +60,14 @@ METHODS = {
     "guided": xai.GuidedGradient(reduce=channel_max, rectifiers="all"),
     "plain": xai.InputGradient(reduce=channel_max),
 }
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The experiment."""
+
+    out: Path | None = option(None, "file for the numbers, as JSON")
+    fast_dev_run: bool = option(False, "one small seed, to try the script")
 
 
 @dataclass(frozen=True)
@@ -170,16 +178,13 @@ def alignment_of(model: nn.Module, images: Tensor, targets: Tensor) -> float:
 
 def main(arguments: Sequence[str] | None = None) -> pd.DataFrame:
     """Train, explain, print means over seeds with their range, and write the rows where asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="file for the numbers, as JSON")
-    parser.add_argument("--fast-dev-run", action="store_true", help="one small seed, to try the script")
-    args = parser.parse_args(arguments)
-    scale = SMALL if args.fast_dev_run else Scale()
+    settings = parsed(Settings, __doc__, arguments)
+    scale = SMALL if settings.fast_dev_run else Scale()
     rows: list[dict[str, Any]] = []
     for seed in range(scale.seeds):
         rows += measured(scale, seed)
-        if args.out:
-            save_measurement(args.out, pd.DataFrame(rows).round(4).to_dict("records"))
+        if settings.out:
+            save_measurement(settings.out, pd.DataFrame(rows).round(4).to_dict("records"))
     frame = pd.DataFrame(rows)
     over_seeds = frame.drop(columns="seed").groupby(["rectifier", "method"], sort=False)
     for title, table in (("mean", over_seeds.mean()), ("lowest", over_seeds.min()), ("highest", over_seeds.max())):

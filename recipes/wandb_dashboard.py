@@ -17,7 +17,6 @@ nor a connection. What a server makes of the specification cannot be tried witho
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 
 from common.offline_runs import history
+from common.options import option, parsed
 from lightning_xai.integrity import FIGURES, figure_named
 from lightning_xai.log_keys import LogKey
 from lightning_xai.metrics import number_named
@@ -249,21 +249,21 @@ def keys_of_folders(folders: Sequence[Path]) -> Keys:
     return keys
 
 
-def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--entity", required=True, help="user or team")
-    parser.add_argument("--project", required=True, help="project, as given to WandbLogger")
-    parser.add_argument("--name", default="Explanations", help="name of the view")
-    parser.add_argument("--report", nargs=2, metavar="RUN", help="compare two runs, by their ids, in a report")
-    parser.add_argument("--offline", nargs="+", type=Path, metavar="FOLDER", help="take keys from these offline runs")
-    parser.add_argument("--print", action="store_true", help="write the specification as JSON, and save nothing")
-    return parser.parse_args(argv)
+@dataclass(frozen=True)
+class Settings:
+    """The dashboard."""
+
+    entity: str = option("", "user or team", required=True)
+    project: str = option("", "project, as given to WandbLogger", required=True)
+    name: str = option("Explanations", "name of the view")
+    report: tuple[str, str] | None = option(None, "compare two runs, by their ids, in a report", metavar="RUN")
+    offline: tuple[Path, ...] = option((), "take keys from these offline runs", nargs="+", metavar="FOLDER")
+    print: bool = option(False, "write the specification as JSON, and save nothing")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Save or print the view or the report."""
-    args = parse(argv)
+    args = parsed(Settings, __doc__, argv)
     try:
         made = _made(args)
         if args.print:
@@ -279,7 +279,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(str(error)) from error
 
 
-def _made(args: argparse.Namespace) -> ws.Workspace | wr.Report:
+def _made(args: Settings) -> ws.Workspace | wr.Report:
     runs = args.report
     keys = keys_of_folders(args.offline) if args.offline else keys_of_project(args.entity, args.project, runs)
     sections = sections_of(keys)

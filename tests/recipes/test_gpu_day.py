@@ -7,7 +7,7 @@ import time
 
 import gpu_day
 import pytest
-from gpu_day import Part, goals, main, parse, parts, run
+from gpu_day import Part, Settings, goals, main, parts, run
 
 CHILD = "import subprocess, sys; print(subprocess.Popen(['sleep', '100']).pid, flush=True); {}"
 
@@ -72,7 +72,7 @@ def test_results_are_packed_after_each_part(tmp_path, monkeypatch):
 
 def test_tests_come_first_and_trainings_last():
     """In order of importance; every script that is run is there."""
-    found = parts(parse(["--device", "cpu", "--small"]))
+    found = parts(Settings(device="cpu", small=True))
     assert [one.name for one in found][1] == "tests"
     assert found[-1].name == "cifar"
     assert all((gpu_day.HERE.parent / one.command[0]).exists() for one in found if one.command[0].endswith(".py"))
