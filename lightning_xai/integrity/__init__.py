@@ -16,12 +16,15 @@ a number taken off classes without probability                     maps differ  
 a backward pass that acts on the gradient of one class alone       false gradient       logit shift, code named
 a hook that turns the gradients of all scores alike                listed, not judged   changed, hooks named
 one that acts on a trigger that no probe shows                     by nobody            code differs
+one that acts where a callback listens, or on other batches        `inspect_trace`      code differs
 other weights with the same answers on the probes                  by nobody            parameters named
 =================================================================  ===================  ==========================
 
-By nobody, in short: zero-sum or per-class edits of what the model answers elsewhere, and triggers that no probe pulls,
-where there is no fingerprint; with one, that parameters or code differ is said, not what they do. Whoever runs code in
-this very process can forge all of it.
+A check is a pass of its own, made as `explain` makes one, which a model may tell from others by its batch, or by the
+forward that stands in for the model's while a callback listens. `inspect_trace` judges the very pass that maps are made
+of. By nobody, in short: zero-sum or per-class edits of what the model answers elsewhere, and triggers that no probe
+pulls, where there is no fingerprint; with one, that parameters or code differ is said, not what they do. Whoever runs
+code in this very process can forge all of it.
 """
 
 from lightning_xai.integrity.checking import OneClassError, inspect_model, inspect_trace

@@ -5,8 +5,10 @@ import copy
 import pytest
 import torch
 from integrity.toys import data, trained
+from torch import nn
 
-from lightning_xai.integrity import Fingerprint, Verdict, center_logits, inspect_model
+from lightning_xai.integrity import Fingerprint, Verdict, center_logits, inspect_model, inspect_trace
+from lightning_xai.trace import Capture, Listener
 from papers.logit_shift.attacks import EnergyShift, PositionShift, RowEdit, TriggeredShift, UniformShift
 from papers.logit_shift.red_team import Edited, OneClassLie, off_unlikely
 
@@ -56,6 +58,28 @@ def test_what_is_found_alone_and_with_a_fingerprint(edit, alone, with_fingerprin
     assert inspect_model(trained(), IMAGES).verdict is CLEAN
     assert inspect_model(altered, IMAGES).verdict is alone
     assert fingerprint.compare(altered, IMAGES).verdict is with_fingerprint
+
+
+class Listening(nn.Module):
+    """A shift that acts only where a callback's forward stands in for the model's."""
+
+    def __init__(self):
+        super().__init__()
+        self.shifted = PositionShift("relu2")(trained())
+
+    def forward(self, images):
+        return (self.shifted if "forward" in vars(self) else self.shifted.model)(images)
+
+
+def test_a_model_that_knows_who_listens_is_judged_by_the_pass_that_maps_are_made_of():
+    """The check's own pass shows nothing."""
+    altered = Listening().eval()
+    layer = altered.shifted.model.relu2
+    with Listener(altered, Capture({"layer": layer})) as listener, torch.no_grad():
+        altered(IMAGES)
+    assert inspect_model(altered, IMAGES).verdict is CLEAN
+    assert inspect_trace(listener.traces[0], "layer").verdict is SHIFT
+    assert Fingerprint.of(trained(), IMAGES).compare(altered, IMAGES).verdict is Verdict.OTHER_CODE
 
 
 def test_what_comes_from_before_the_layer_is_found_there():
