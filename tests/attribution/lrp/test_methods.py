@@ -305,6 +305,7 @@ GATED = {
     "sigmoid": lambda x, g: x * torch.sigmoid(g),
     "reversed": lambda x, g: F.hardsigmoid(g) * x,
     "in place": lambda x, g: (x * 1).mul_(g.sigmoid()),
+    "in its shape": lambda x, g: x * g.sigmoid().expand_as(x),  # as in ECA
     "clipped": lambda x, g: x * (F.relu6(g + 3) / 6),
 }
 
