@@ -12,7 +12,8 @@ from PIL import Image
 from common.data.cifar import CifarResNet, cifar10
 from lightning_xai.report import Results
 from papers.interpretable_gradients.report import advantage
-from papers.interpretable_gradients.training import TEACHERS, Setting, held_out, search, squared_norm
+from papers.interpretable_gradients.term import TEACHERS, squared_norm
+from papers.interpretable_gradients.training import Setting, held_out, search
 
 
 @pytest.fixture(scope="module")

@@ -16,33 +16,36 @@ from torch import Tensor, nn
 
 import lightning_xai as xai
 from common.networks import save_weights
-from papers.interpretable_gradients.tasks import Task
-from papers.interpretable_gradients.training import ERRORS, TEACHERS
+from papers.interpretable_gradients.tasks import Augment, Images, Task
+from papers.interpretable_gradients.term import ERRORS, TEACHERS
 
 Loss = Callable[[nn.Module, Tensor, Tensor, int], Tensor]
 """The loss of a step: ``(model, images (N,C,H,W), labels (N,), step) -> ()``."""
+Batch = tuple[Tensor, Tensor]
 
 BATCH = 64
 RATE = 0.01
 """Learning rate at the start of fine-tuning, a tenth of that of plain training; it falls to 0 on a cosine."""
 
 
-def batches(task: Task, seed: int, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Augmented batches in an order of the seed: the same for every arm."""
+def batches(data: Images, augment: Augment, seed: int, steps: int, size: int = BATCH) -> Iterator[Batch]:
+    """Augmented images and labels, in an order of the seed: the same for every arm."""
     generator = torch.Generator().manual_seed(seed)
     order: list[Tensor] = []
     for _ in range(steps):
-        if not order or len(order[0]) < BATCH:
-            order = list(torch.randperm(len(task.train.images), generator=generator).split(BATCH))
+        if not order or len(order[0]) < size:
+            order = list(torch.randperm(len(data.images), generator=generator).split(size))
         rows = order.pop(0)
-        yield task.augment(task.train.images[rows], generator), task.train.labels[rows]
+        yield augment(data.images[rows], generator), data.labels[rows]
 
 
-def trained(network: nn.Module, task: Task, loss: Loss, seed: int, steps: int, rate: float, warm: int = 0) -> nn.Module:
+def trained(
+    network: nn.Module, given: Iterator[Batch], loss: Loss, steps: int, rate: float, warm: int = 0
+) -> nn.Module:
     """SGD with momentum; the rate rises for some steps and falls to 0 on a cosine."""
     optimizer = torch.optim.SGD(network.parameters(), rate, momentum=0.9, weight_decay=5e-4, nesterov=True)
     network.train()
-    for step, (images, labels) in enumerate(batches(task, seed, steps)):
+    for step, (images, labels) in enumerate(given):
         share = (step + 1) / (warm + 1) if step < warm else (1 + math.cos(math.pi * (step - warm) / (steps - warm))) / 2
         optimizer.param_groups[0]["lr"] = rate * share
         optimizer.zero_grad()
@@ -75,7 +78,8 @@ def start(task: Task, folder: Path, seed: int = 1000, given: Path | None = None)
     if given is not None:
         network.load_state_dict(load_file(given))
     steps = task.epochs * (len(task.train.images) // BATCH)
-    trained(network, task, plain, seed, steps, 0.02 if given else 0.1, steps // 10)
+    order = batches(task.train, task.augment, seed, steps)
+    trained(network, order, plain, steps, 0.02 if given else 0.1, steps // 10)
     save_weights(network, path)
     return network
 
@@ -183,4 +187,4 @@ def finetuned(task: Task, folder: Path, arm: str, strength: float, seed: int) ->
     fixed = {"plain": plain, PAPER: term(7.5e-3, teacher=TEACHERS["loss"])}
     loss = fixed[arm] if arm in fixed else arms(task)[arm](strength)
     torch.manual_seed(seed)  # of noise in the losses
-    return trained(network, task, loss, seed, task.steps, RATE)
+    return trained(network, batches(task.train, task.augment, seed, task.steps), loss, task.steps, RATE)

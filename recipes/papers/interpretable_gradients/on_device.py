@@ -8,14 +8,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.data.cifar import resnet18_for_small_images
 from common.measured import save_measurement
+from papers.interpretable_gradients import arms
+from papers.interpretable_gradients.arms import batches
+from papers.interpretable_gradients.tasks import Images
 from papers.interpretable_gradients.training import Classifier, Scale, Setting, measured, quiet
 
 RATE = 0.2
-"""Learning rate at the height of the one-cycle schedule of SGD, for batches of 512."""
+"""Learning rate at its height, for batches of 512."""
 
 
 def augmented(images: Tensor) -> Tensor:
@@ -30,28 +33,20 @@ def augmented(images: Tensor) -> Tensor:
     return padded[numbers, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)  # channels_last
 
 
-def trained(setting: Setting, seed: int, epochs: int, batch_size: int, images: Tensor, labels: Tensor) -> Classifier:
+def trained(setting: Setting, seed: int, epochs: int, batch_size: int, data: Images) -> Classifier:
     """ResNet-18 with a 3 x 3 stem after some epochs in bfloat16; the seed settles weights, order and augmentation."""
     torch.manual_seed(seed)
-    steps = epochs * (len(images) // batch_size)
+    steps = epochs * (len(data.images) // batch_size)
+    device = data.images.device
     module = Classifier(setting, Scale(0, steps, batch_size, 0, 0), resnet18_for_small_images())
-    module.to(images.device).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(module.parameters(), RATE, momentum=0.9, weight_decay=5e-4, nesterov=True)
-    cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps)
-    for step in range(steps):
-        if step % (len(images) // batch_size) == 0:
-            order = torch.randperm(len(images), device=images.device)
-        chosen = order[: len(order) // batch_size * batch_size].view(-1, batch_size)[step % (len(images) // batch_size)]
-        batch, targets = augmented(images[chosen]), labels[chosen]
-        with torch.autocast(images.device.type, torch.bfloat16):
-            if setting.weight:
-                loss = module.interpretability(module.network, batch, targets, F.cross_entropy, step).loss
-            else:
-                loss = F.cross_entropy(module.network(batch), targets)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        cycle.step()
+    module.to(device).to(memory_format=torch.channels_last)
+
+    def loss(model: nn.Module, images: Tensor, labels: Tensor, step: int) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16):
+            return module.interpretability(model, images, labels, F.cross_entropy, step).loss
+
+    given = batches(data, lambda images, _: augmented(images), seed, steps, batch_size)
+    arms.trained(module.network, given, loss, steps, RATE, warm=3 * steps // 10)
     return module
 
 
@@ -74,14 +69,14 @@ def finished(
     path = folder / f"cifar_{name}_{epochs}_epochs_seed{seed}.json"
     if path.exists():
         return False
-    images, labels = (one.to(device) for one in splits["train"])
+    data = Images(*(one.to(device) for one in splits["train"]))
     begun = time.monotonic()
     with quiet():
-        module = trained(setting, seed, epochs, batch_size, images, labels)
+        module = trained(setting, seed, epochs, batch_size, data)
         took = time.monotonic() - begun
         found = measured(module, scale, *splits["test"], None, layer="layer4")
     row: dict[str, Any] = {"setting": str(setting), "seed": seed, "epochs": epochs, "batch_size": batch_size}
-    row |= {"seconds": round(took, 1), "accuracy": found["accuracy"], "train_images": len(images)}
+    row |= {"seconds": round(took, 1), "accuracy": found["accuracy"], "train_images": len(data.images)}
     rows = [row | {"map": name, **values} for name, values in found["maps"].items()]
     rows.append(row | {"map": None, **found["gradients"]})
     save_measurement(path, rows, device)

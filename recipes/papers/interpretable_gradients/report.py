@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from scipy import stats
 
+from common.tables import interval
 from lightning_xai.metrics import number_named
 from lightning_xai.report import Cell, Table
 from papers.interpretable_gradients.training import Setting
@@ -33,17 +33,9 @@ def advantage(found: Found) -> float:
 
 
 def over_seeds(values: Sequence[float] | np.ndarray) -> Cell:
-    """Mean and Student's 95 % interval; of fewer than three networks the mean alone, as two say little of their spread.
-
-    Example:
-        >>> round(over_seeds([1.0, 2.0, 3.0])["low"], 2)
-        -0.48
-    """
-    mean = float(np.mean(values))
-    if len(values) < 3:
-        return mean
-    low, high = stats.t.interval(0.95, len(values) - 1, mean, stats.sem(values))
-    return {"mean": mean, "low": float(low), "high": float(high)}
+    """Mean and 95 % interval; of fewer than three networks the mean alone, as two say little of their spread."""
+    found: Cell = interval(values)
+    return found if len(values) > 2 else float(np.mean(values))
 
 
 def search_table(found: Mapping[Setting, Found]) -> Table:
@@ -65,7 +57,7 @@ def search_table(found: Mapping[Setting, Found]) -> Table:
 
 def comparison_tables(found: Mapping[Setting, Sequence[Found]]) -> list[Table]:
     """Accuracy and gradients, a table for each metric, and its differences to plain training, paired by seed."""
-    caption = "Mean and Student's 95 % interval over networks trained from scratch, as many as the column seeds says"
+    caption = "Mean and 95 % interval over networks trained from scratch, as many as the column seeds says"
     looks = [
         [
             str(one),
@@ -142,8 +134,8 @@ def draw_comparison(found: Mapping[Setting, Sequence[Found]], path: Path) -> Non
             at = np.arange(len(names)) + 0.7 * (i / max(1, len(settings) - 1) - 0.5)
             cells: list[Any] = [over_seeds(change(values, one, name)) for name in names]
             means = [cell["mean"] if isinstance(cell, dict) else cell for cell in cells]
-            halves = [cell["high"] - cell["mean"] if isinstance(cell, dict) else 0.0 for cell in cells]
-            axes.errorbar(means, at, xerr=halves, fmt="o", color=f"C{i}", label=str(one), markersize=3)
+            spans = [(c["mean"] - c["low"], c["high"] - c["mean"]) if isinstance(c, dict) else (0, 0) for c in cells]
+            axes.errorbar(means, at, xerr=np.transpose(spans), fmt="o", color=f"C{i}", label=str(one), markersize=3)
     panels[0].invert_yaxis()
     figure.suptitle("Difference to plain training; maps with a star are the same for every network")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)

@@ -17,6 +17,9 @@ from common.data.generated import MEAN as DRAWN_MEAN
 from common.data.generated import STD as DRAWN_STD
 from common.data.generated import GeneratedImages
 
+Augment = Callable[[Tensor, torch.Generator], Tensor]
+"""``(images, generator) -> images``, for training."""
+
 
 @dataclass(frozen=True)
 class Images:
@@ -45,7 +48,7 @@ class Task:
         network: Makes the network, untrained.
         layer: Layer of the CAM methods.
         inner: Layer of the term at an inner layer.
-        augment: ``(images, generator) -> images``, for training.
+        augment: What is done to the images of a batch.
         epochs: Of the plain training that all arms start from.
         steps: Of fine-tuning.
         explained: Test images for maps under masks.
@@ -61,7 +64,7 @@ class Task:
     network: Callable[[], nn.Module]
     layer: str
     inner: str
-    augment: Callable[[Tensor, torch.Generator], Tensor]
+    augment: Augment
     epochs: int
     steps: int
     explained: int

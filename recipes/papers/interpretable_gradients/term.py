@@ -6,25 +6,33 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import lightning_xai as xai
 from common.options import option
 from common.training import say
 from lightning_xai import regularization
 
-ERRORS = {
-    "cosine": regularization.CosineLoss,
-    "sigmoid_masking": regularization.SigmoidMaskingLoss,
-    "centered_sigmoid_masking": regularization.CenteredSigmoidMaskingLoss,
-    "histogram_intersection": regularization.HistogramIntersectionLoss,
-    "l1": regularization.L1DistanceLoss,
-    "l2": regularization.L2DistanceLoss,
+
+def squared_norm(gradients: Tensor, guided: Tensor) -> Tensor:
+    """The control: a penalty on the size of the gradient, which has no teacher (Drucker and LeCun 1992), (N,)."""
+    return gradients.float().square().sum((1, 2, 3))
+
+
+NORM = "gradient norm"
+ERRORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "cosine": regularization.CosineLoss(),
+    "sigmoid": regularization.SigmoidMaskingLoss(),
+    "centred sigmoid": regularization.CenteredSigmoidMaskingLoss(),
+    "histogram": regularization.HistogramIntersectionLoss(),
+    "l1": regularization.L1DistanceLoss(),
+    "l2": regularization.L2DistanceLoss(),
+    NORM: squared_norm,
 }
 TEACHERS = {
-    "negative_loss": regularization.negative_loss_teacher,
+    "-loss": regularization.negative_loss_teacher,
     "loss": regularization.loss_teacher,
-    "class_score": regularization.class_score_teacher,
+    "score": regularization.class_score_teacher,
 }
 SCHEDULES: dict[str, Callable[[float, int], Callable[[int], float]]] = {
     "constant": lambda weight, steps: regularization.ConstantWeight(weight),
@@ -39,7 +47,7 @@ class TermOptions:
     lambda_: float = option(0.0, "weight of the term", flag="--lambda")
     schedule: str = option("constant", "how the weight comes in", choices=SCHEDULES)
     error: str = option("cosine", "how gradients are compared", choices=ERRORS)
-    teacher: str = option("negative_loss", "whose guided gradient teaches", choices=TEACHERS)
+    teacher: str = option("-loss", "whose guided gradient teaches", choices=TEACHERS)
     rectifiers: str = option("relu", "where the guided rule clamps; all: GELU, SiLU, ...", choices=["relu", "all"])
     batch_norm: str = option("training", "under the term", choices=["training", "evaluation"])
     every_n_steps: int = option(1, "compute the term in every n-th step only")
@@ -53,7 +61,7 @@ class TermOptions:
         if self.adaptive is not None and weight:
             adaptive = regularization.AdaptiveWeight(regularization.GradientShare(self.adaptive), start=weight)
         return xai.GuidedGradientLoss(
-            ERRORS[self.error](),
+            ERRORS[self.error],
             adaptive,
             teacher=TEACHERS[self.teacher],
             rectifiers=self.rectifiers,  # type: ignore[arg-type]

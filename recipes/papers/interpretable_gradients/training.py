@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -24,35 +24,13 @@ from common.networks import save_weights
 from lightning_xai import attribution, metrics
 from lightning_xai.metrics import ExplanationMetric
 from lightning_xai.networks import load_weights
+from papers.interpretable_gradients.term import ERRORS, NORM, TEACHERS
 
 LAYER = "layer3"
 STANDARD: dict[str, Any] = {"mean": MEAN, "std": STD}
 LOOKS = (metrics.GradientAlignment, metrics.GradientVariation, metrics.GradientRoughness)
 RATE = 0.1
 """Learning rate at the height of the one-cycle schedule of SGD."""
-
-Error = Callable[[Tensor, Tensor], Tensor]
-
-
-def squared_norm(gradients: Tensor, guided: Tensor) -> Tensor:
-    """The control: a penalty on the size of the gradient, which has no teacher (Drucker and LeCun 1992), (N,)."""
-    return gradients.float().square().sum((1, 2, 3))
-
-
-ERRORS: dict[str, Error] = {
-    "cosine": xai.regularization.CosineLoss(),
-    "sigmoid": xai.regularization.SigmoidMaskingLoss(),
-    "centred sigmoid": xai.regularization.CenteredSigmoidMaskingLoss(),
-    "histogram": xai.regularization.HistogramIntersectionLoss(),
-    "l1": xai.regularization.L1DistanceLoss(),
-    "l2": xai.regularization.L2DistanceLoss(),
-    "gradient norm": squared_norm,
-}
-TEACHERS = {
-    "-loss": xai.regularization.negative_loss_teacher,
-    "loss": xai.regularization.loss_teacher,
-    "score": xai.regularization.class_score_teacher,
-}
 
 
 @dataclass(frozen=True)
@@ -71,8 +49,8 @@ class Setting:
         """All but the weight."""
         if not self.weight:
             return "plain"
-        if self.error == "gradient norm":
-            return "gradient norm"
+        if self.error == NORM:
+            return NORM
         lazy = f", every {self.every_n_steps}" if self.every_n_steps > 1 else ""
         part = f", fraction {self.fraction:g}" if self.fraction < 1 else ""
         mode = ", BN evaluation" if self.batch_norm == "evaluation" else ""
@@ -333,10 +311,5 @@ def search(weights: Sequence[float]) -> list[Setting]:
         for teacher in TEACHERS
         for weight in weights
     ]
-    others = [
-        Setting(weight, error)
-        for error in ERRORS
-        if error not in ("cosine", "gradient norm")
-        for weight in weights[1:3]
-    ]
-    return [Setting(), *cosine, *others, *(Setting(weight, "gradient norm") for weight in weights)]
+    others = [Setting(weight, error) for error in ERRORS if error not in ("cosine", NORM) for weight in weights[1:3]]
+    return [Setting(), *cosine, *others, *(Setting(weight, NORM) for weight in weights)]
