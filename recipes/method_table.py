@@ -54,7 +54,7 @@ from common.options import DataOptions, ModelOptions, RunOptions, option, parsed
 from common.planted_network import STANDARD, fitted, small_network
 from common.run import Run
 from common.subject import Boxed, Subject, boxed, given, planted
-from common.training import Validated
+from common.training import Validated, bare_trainer
 from lightning_xai import attribution, metrics
 from lightning_xai.log_keys import LogKey
 from lightning_xai.report import Results
@@ -233,12 +233,9 @@ class Experiment:
             unpack=(lambda batch: batch[:3]) if on else (lambda batch: batch[:2]),
             **self.subject.standard,
         )
-        trainer = pl.Trainer(
+        trainer = bare_trainer(
             accelerator=self.settings.accelerator,
             devices=1,  # images are few, and no sampler is put in the place of ours
-            logger=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
             enable_progress_bar=self.settings.progress,
             callbacks=[faithfulness],
             limit_val_batches=-(-self.counts[group] // self.settings.data.batch_size),

@@ -33,7 +33,7 @@ from __future__ import annotations
 import common.threads  # noqa: F401
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -65,36 +65,23 @@ class Experiment:
         fields = [one.to(self.settings.device) for one in loaded(dataset, indices)]
         return list(zip(*(one.split(self.settings.data.batch_size) for one in fields), strict=True))
 
-    def chunks(self, dataset: Any, n: int) -> list[range]:
-        """The first n indices of a dataset, so many at a time."""
-        return list(in_chunks(range(min(n, len(dataset))), CHUNK))
+    def _measured(self, name: str, measure: Callable[..., Values], dataset: Any, n: int) -> Values:
+        """What is measured of the first n items, chunk by chunk."""
+
+        def compute(indices: Sequence[int]) -> Values:
+            batches = self.batches(dataset, indices)
+            return joined([{"index": index.tolist()} | measure(self.main, *batch) for index, *batch in batches])
+
+        return joined(self.run.parts(name, list(in_chunks(range(min(n, len(dataset))), CHUNK)), compute))
 
     def patches(self) -> Values:
         """Figure 11 on the first photographs."""
-
-        def compute(indices: Sequence[int]) -> Values:
-            found = [
-                {"index": index.tolist()} | patches(self.main, images, labels)
-                for index, images, labels in self.batches(self.main.images, indices)
-            ]
-            return joined(found)
-
-        return joined(self.run.parts("patches", self.chunks(self.main.images, self.settings.n_images), compute))
+        return self._measured("patches", patches, self.main.images, self.settings.n_images)
 
     def pointing(self) -> Values | None:
         """Figure 13 on the boxed images; None without them."""
         boxed = self.main.boxed
-        if boxed is None:
-            return None
-
-        def compute(indices: Sequence[int]) -> Values:
-            found = [
-                {"index": index.tolist()} | pointing(self.main, *batch)
-                for index, *batch in self.batches(boxed, indices)
-            ]
-            return joined(found)
-
-        return joined(self.run.parts("pointing", self.chunks(boxed, self.settings.n_boxed), compute))
+        return None if boxed is None else self._measured("pointing", pointing, boxed, self.settings.n_boxed)
 
     def pairs(self, found: Values) -> list[list[int]]:
         """Pairs of photographs of different classes that the network knows, no photograph twice."""

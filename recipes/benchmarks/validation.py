@@ -9,7 +9,6 @@ from functools import partial
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import CSVLogger
@@ -18,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_xai as xai
 from common.measured import quartiles, seconds_of
-from common.training import Validated
+from common.training import Validated, bare_trainer
 
 STANDARD: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
@@ -98,14 +97,11 @@ def _figures(pairs: list[tuple[float, float]], n: int) -> dict[str, float]:
 
 
 def _epoch(module: Validated, loader: Any, data: Data, some: list[Callback], folder: str) -> None:
-    trainer = pl.Trainer(
+    trainer = bare_trainer(
         accelerator="cpu" if data.device.type == "cpu" else "gpu",
         devices=1,
         precision="bf16-mixed" if data.bfloat16 else "32-true",
         logger=CSVLogger(folder),  # somebody looks
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
         callbacks=some,
     )
     trainer.validate(module, loader, verbose=False)

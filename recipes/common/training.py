@@ -74,6 +74,12 @@ class TrainerOptions:
         )
 
 
+def bare_trainer(**options: Any) -> pl.Trainer:
+    """A Trainer that keeps nothing and says nothing, unless it is told to."""
+    silent = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+    return pl.Trainer(**{**dict.fromkeys(silent, False), **options})
+
+
 class Validated(pl.LightningModule):
     """A network whose validation step is one forward pass."""
 

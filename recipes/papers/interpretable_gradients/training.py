@@ -18,9 +18,9 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torchvision.transforms import v2
 
 import lightning_xai as xai
-from common.data.cifar import MEAN, STD, CifarResNet, cifar10
-from common.data.generated import GeneratedImages
+from common.data.cifar import MEAN, STD, CifarResNet, small_images
 from common.networks import save_weights
+from common.training import bare_trainer
 from lightning_xai import attribution, metrics
 from lightning_xai.metrics import ExplanationMetric
 from lightning_xai.networks import load_weights
@@ -134,13 +134,7 @@ class Augmented(Dataset[tuple[Tensor, Tensor]]):
         return self.transform(self.images[index]), self.labels[index]
 
 
-@lru_cache
-def images_of(data: Path | None, split: str, n: int | None) -> tuple[Tensor, Tensor]:
-    """The first images, standardised, and their labels; generated ones without a folder."""
-    if data is not None:
-        return cifar10(data, split, n)
-    drawn = GeneratedImages(n or 512, split="train" if split == "train" else "val", size=32)
-    return v2.functional.normalize(drawn.images / 255, list(MEAN), list(STD)), drawn.labels
+images_of = lru_cache(small_images)
 
 
 def held_out(data: Path | None, n: int | None, n_validation: int) -> dict[str, tuple[Tensor, Tensor]]:
@@ -165,7 +159,7 @@ def trained(setting: Setting, scale: Scale, seed: int, images: Tensor, labels: T
     pl.seed_everything(seed, verbose=False)
     module = Classifier(setting, scale).to(memory_format=torch.channels_last)
     loader = DataLoader(Augmented(images, labels), scale.batch_size, shuffle=True, drop_last=True)
-    _trainer(max_steps=scale.steps, max_epochs=-1).fit(module, loader)
+    bare_trainer(max_steps=scale.steps, max_epochs=-1).fit(module, loader)
     return module
 
 
@@ -194,14 +188,14 @@ def measured(
     measured: dict[str, Any] = {"controls": controls(reference), "control_images": None, **STANDARD}
     wide = xai.Faithfulness(methods, confidence + look, n_images=scale.explained, **measured)
     module.hits, module.seen = 0.0, 0
-    _trainer(callbacks=[wide]).test(module, DataLoader(TensorDataset(images, labels), 250), verbose=False)
+    bare_trainer(callbacks=[wide]).test(module, DataLoader(TensorDataset(images, labels), 250), verbose=False)
     accuracy, maps = 100 * module.hits / module.seen, _means(wide.states[0])
     if scale.masked:
         dear = methods | {"scorecam": attribution.ScoreCAM(layer)}
         curves: list[ExplanationMetric] = [metrics.Insertion(steps=8), metrics.Deletion(steps=8)]
         narrow = xai.Faithfulness(dear, confidence + curves, n_images=scale.masked, **measured)
         few = TensorDataset(images[: scale.masked], labels[: scale.masked])
-        _trainer(callbacks=[narrow]).test(module, DataLoader(few, 32), verbose=False)
+        bare_trainer(callbacks=[narrow]).test(module, DataLoader(few, 32), verbose=False)
         for name, values in _means(narrow.states[0]).items():
             maps[name] = values | maps.get(name, {})  # the mean over more images where there is one
     return {
@@ -229,17 +223,6 @@ def _maps_of(reference: nn.Module, model: nn.Module, images: Tensor, targets: Te
 
 def _means(states: Any) -> dict[str, dict[str, float]]:
     return {name: {key: float(one.compute()) for key, one in kept.items()} for name, kept in states.items()}
-
-
-def _trainer(**options: Any) -> pl.Trainer:
-    return pl.Trainer(
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        **options,
-    )
 
 
 @contextlib.contextmanager

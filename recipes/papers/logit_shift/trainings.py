@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from common.data.cifar import MEAN, STD
+from common.training import bare_trainer
 from lightning_xai import GradCAM, InputGradient, ModelIntegrity, SaliencyMaps
 from papers.logit_shift.honest import TRAININGS, Images, SmallNet, task
 
@@ -62,14 +63,12 @@ def guarded(train: Images, val: Images, classes: int, seed: int, epochs: int) ->
     first, second = (TensorDataset(*task(images, classes, seed)) for images in (train, val))
     error = None
     with tempfile.TemporaryDirectory() as folder:
-        trainer = pl.Trainer(
+        trainer = bare_trainer(
             max_epochs=epochs,
             accelerator="cpu",
-            logger=False,
+            enable_checkpointing=True,
             callbacks=[integrity, shown, keep, ModelCheckpoint(Path(folder))],
             default_root_dir=folder,
-            enable_progress_bar=False,
-            enable_model_summary=False,
         )
         try:
             loader = DataLoader(first, batch_size=64, shuffle=True)
