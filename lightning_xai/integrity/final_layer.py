@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from lightning_xai.scores import at_least_float32
-from lightning_xai.trace import AffineCall, find_layer, last_affine_call, name_of, predict
+from lightning_xai.trace import AffineCall, copied, find_layer, last_affine_call, name_of, predict
 
 
 def centered_logits(logits: Tensor) -> Tensor:
@@ -77,14 +76,14 @@ def with_edited_rows(model: nn.Module, images: Tensor, edit: Callable[[Tensor], 
     _edit_rows(layer, edit)
     if not same_up_to_shift(predict(trial, images), logits, roundings=256 * torch.finfo(logits.dtype).eps):
         return None
-    altered = copy.deepcopy(model)
+    altered = copied(model)
     _edit_rows(find_layer(altered, name_of(trial, layer)) if layer is not trial else altered, edit)
     return altered
 
 
 def _in_full_precision(model: nn.Module) -> nn.Module:
     """A copy in which half-precision parameters are float32: rounding would hide what the edit does."""
-    trial = copy.deepcopy(model)
+    trial = copied(model)
     for tensor in (*trial.parameters(), *trial.buffers()):
         if tensor.is_floating_point():
             tensor.data = at_least_float32(tensor.data)

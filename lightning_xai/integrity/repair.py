@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from typing import NamedTuple
 
@@ -13,7 +12,7 @@ from lightning_xai.integrity.final_layer import centered_logits, with_edited_row
 from lightning_xai.integrity.inspection import VISIBLE
 from lightning_xai.integrity.measures import agreement
 from lightning_xai.scores import at_least_float32, centered, log_odds, pre_softmax, predicted
-from lightning_xai.trace import Capture, Trace, require_images, require_model, run
+from lightning_xai.trace import Capture, Trace, copied, require_images, require_model, run
 from lightning_xai.types import Score
 
 
@@ -76,7 +75,7 @@ def center_logits(model: nn.Module, images: Tensor | None = None) -> nn.Module:
         [[1.0, 0.0], [-1.0, 0.0]]
     """
     require_model(model)
-    wrapped = CenteredLogits(copy.deepcopy(model))
+    wrapped = CenteredLogits(copied(model))
     if images is None:
         return wrapped
     require_images(images)

@@ -5,6 +5,7 @@ the grad mode. Whatever it changes it restores in ``finally``, so that the user'
 """
 
 from lightning_xai.trace.arguments import not_finite, require_images, require_model
+from lightning_xai.trace.attributes import copied
 from lightning_xai.trace.calling import IMAGES, Calling, images_in, is_image_batch, kind_of, logits_of, naming_images
 from lightning_xai.trace.capture import Capture
 from lightning_xai.trace.double_backward import DoubleBackward, require_differentiable_backward, running_statistics_kept
@@ -48,6 +49,7 @@ __all__ = [
     "are_probabilities",
     "batch_norm_evaluation",
     "check_rectifiers",
+    "copied",
     "current_autocast",
     "differentiable_attention",
     "evaluation_mode",

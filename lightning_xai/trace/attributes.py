@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,18 +45,39 @@ def attributes_restored(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def attributes_detached(model: nn.Module) -> Iterator[None]:
-    """What modules keep of the passes inside has no graph after, as if there had been none.
+    """What modules keep of passes before is a constant in those inside; what they keep of these has no graph after.
 
-    Only tensors with a graph can't be copied, so that a model that keeps one could not be, either.
+    Only tensors without a graph can be copied, so that a model that keeps others could not be, either.
     """
-    before = {id(value): value for holder in _holders(model) for _, value in _items(holder)}
+    before = [(holder, key, value) for holder in _holders(model) for key, value in _items(holder)]
+    apart = [(*one, one[2].detach()) for one in before if _has_graph(one[2])]
     try:
+        for holder, key, _, constant in apart:
+            holder[key] = constant
         yield
     finally:
+        known = {id(value) for _, _, value in before}
         for holder in _holders(model):
             for key, value in _items(holder):
-                if id(value) not in before and _holds_tensors(value):
+                if id(value) not in known and _holds_tensors(value):
                     holder[key] = tree_map(_without_graph, value)
+        for holder, key, value, constant in apart:
+            if dict(_items(holder)).get(key) is constant:
+                holder[key] = value
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy, in which what modules keep of a pass has no graph: torch copies no tensor that has one.
+
+    Example:
+        >>> import torch
+        >>> model = nn.Linear(1, 1)
+        >>> model.kept = {"cpu": 2 * model.weight}
+        >>> copied(model).kept["cpu"].requires_grad
+        False
+    """
+    kept = [value for holder in _holders(model) for _, value in _items(holder) if _has_graph(value)]
+    return copy.deepcopy(model, {id(one): one.detach().clone() for one in kept})
 
 
 def _holders(model: nn.Module) -> Iterator[Any]:
@@ -88,5 +110,9 @@ def _holds_tensors(value: Any) -> bool:
     return any(isinstance(one, Tensor) for one in tree_leaves(value))
 
 
+def _has_graph(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.grad_fn is not None
+
+
 def _without_graph(value: Any) -> Any:
-    return value.detach() if isinstance(value, Tensor) and value.grad_fn is not None else value
+    return value.detach() if _has_graph(value) else value

@@ -72,7 +72,8 @@ class Call:
     def inplace(self) -> bool:
         """Whether the first argument is overwritten."""
         name = getattr(self.function, "__name__", "")
-        return bool(self.kwargs.get("inplace")) or (name.endswith("_") and not name.endswith("__"))
+        marked = name.endswith("_") and not name.endswith("__")
+        return marked or name == "__setitem__" or bool(self.kwargs.get("inplace"))
 
     def argument(self, position: int, name: str, default: Any = None) -> Any:
         """An argument, however it was given."""

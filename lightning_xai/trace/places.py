@@ -25,6 +25,7 @@ _AXES: dict[Axes, int] = {"NTD": 0, "TND": -2, "NDT": 0}  # with the axis of the
 _AT_ONCE = 16  # images of a pass
 _GAP = 0.25  # between the centres of two rows or columns, so that every token is clearly in one of them
 _LEAD = 1.5  # how many times as clear as of tokens that are no patches
+_CLEAR = 1.2  # how much more tokens move with their row and column, if they are in no reading order
 _FOLLOWS = 0.9  # correlation between where tokens in reading order lie and from where they are moved
 _OTHERS = 16  # most tokens that are no patches, where no feature map has the grid
 
@@ -49,6 +50,7 @@ class Watched:
         outputs: The tensors of the modules that were called once, in the order in which they finished.
         calls: How often each module was called.
         layouts: What the outputs tell of their axes.
+        image: What it was given, (1,C,H,W), where the graph starts.
         logits: What the model gave, (1,K).
     """
 
@@ -60,9 +62,9 @@ class Watched:
         modules = [module for module in hookable(model) if module is not model]
         kept = GraphKept(begun=True) if graph else nullcontext()
         with borrowed(model), eager(), torch.inference_mode(False), torch.set_grad_enabled(graph), kept:
-            image = images[:1].detach().clone().requires_grad_(graph)
+            self.image = images[:1].detach().clone().requires_grad_(graph)
             with forward_hooks(modules, self._note), hooks_apart(model), calling.context():
-                self.logits = calling.logits(model, image.clone())  # which it may overwrite
+                self.logits = calling.logits(model, self.image.clone())  # which it may overwrite
 
     def _note(self, module: nn.Module, args: object, kwargs: object, output: object) -> Tensor | None:
         self.calls[module] += 1
@@ -272,7 +274,9 @@ def order_of(moved: Tensor, grid: Grid) -> list[int] | None:
         tokens = tokens[:count]
         row, column = _groups(centres[0][tokens], height), _groups(centres[1][tokens], width)
         if row is not None and column is not None and len((row * width + column).unique()) == count:
-            return tokens[(row * width + column).argsort()].tolist()
+            order = tokens[(row * width + column).argsort()]
+            if lead[order].median() >= _CLEAR or bool((order.diff() == 1).all()):
+                return order.tolist()
     follow = [first for first in {n - count, 0} if _follow(lead, centres, first, grid)]
     return list(range(follow[0], follow[0] + count)) if len(follow) == 1 else None
 

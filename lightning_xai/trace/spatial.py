@@ -41,7 +41,7 @@ def last_spatial_layer(model: nn.Module, images: Tensor, calling: Calling | None
     """
     watched, found = _spatial(model, images, calling or Calling())
     for module in found:
-        return module
+        return _trunk_before(watched, module) or module
     again = ", ".join(
         f"{name_of(model, module)!r} was called {n} times" for module, n in watched.calls.items() if n > 1
     )
@@ -104,6 +104,35 @@ def _is_spatial(module: nn.Module, watched: Watched, places: Places, strict: boo
         return False
     dependence = _dependence(watched.logits, output)
     return bool(dependence.any()) and (is_map or _depends_on_patches(places, module, dependence, strict))
+
+
+def _trunk_before(watched: Watched, found: nn.Module) -> nn.Module | None:
+    """The last map before that of a branch which all of the image goes through, if it is no finer; None for others.
+
+    Where images are so small that a network's last maps have one place, one branch of a block may still have several.
+    """
+    outputs = watched.outputs
+    modules = list(outputs)
+    maps = [one for one in modules[modules.index(found) :: -1] if watched.layouts.is_map(one, outputs[one].shape)]
+    if found not in maps or _all_goes_through(watched, found):
+        return None
+    places = outputs[found].shape[2:].numel()
+    coarse = [one for one in maps if 1 < outputs[one].shape[2:].numel() <= places]
+    return next((one for one in coarse if _all_goes_through(watched, one)), None)
+
+
+def _all_goes_through(watched: Watched, module: nn.Module) -> bool:
+    """Whether there is no way from the image to the logits beside the output of a module."""
+    seen, ways = {watched.outputs[module].grad_fn}, [watched.logits.grad_fn]
+    while ways:
+        node = ways.pop()
+        if node is None or node in seen:
+            continue
+        if getattr(node, "variable", None) is watched.image:
+            return False
+        seen.add(node)
+        ways += [one for one, _ in node.next_functions]
+    return True
 
 
 def _depends_on_patches(places: Places, module: nn.Module, dependence: Tensor, strict: bool) -> bool:

@@ -99,6 +99,8 @@ SIZES: list[tuple[int, dict[str, Any]]] = [
     *((64, {"img_size": 64}), (64, {}), (96, {}), (128, {"img_size": 128}), (128, {}), (224, {}), (256, {}), (299, {})),
 ]
 """Sizes of images that are tried, and what the model is told of them."""
+_SIZES = {"alexnet": 128, "convmixer_768_32": 224, "inception_resnet_v2": 224, "inception_v3": 224, "inception_v4": 299}
+"""Of networks of which each place of the last maps sees all of a smaller image, or whose last maps have one place."""
 _SMALLER: dict[str, dict[str, Any]] = {
     "beit_base_patch16_224": {"depth": 2},
     "deepseek_vit_412m": {"depth": 2, "embed_dim": 64, "num_heads": 2, "patch_size": 16},
@@ -125,7 +127,7 @@ def create(name: str) -> tuple[nn.Module, Tensor]:
     library, kind = name.split(":")
     make = {"timm": _of_timm, "torchvision": _of_torchvision, "transformers": _of_transformers}[library]
     trouble: Exception | None = None
-    for size, options in SIZES:
+    for size, options in [one for one in SIZES if one[0] >= _SIZES.get(kind, 0)]:
         try:
             torch.manual_seed(0)
             model, images = make(kind, options), drawn(size)

@@ -166,6 +166,41 @@ def test_patches_that_reach_no_logits_say_so() -> None:
         last_spatial_layer(Deaf(), random_images())
 
 
+class Downsampling(nn.Module):
+    """The first block of a stage, as in ResNet-50: a pointwise convolution before the stride, and a shortcut beside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.expand, self.down = nn.Conv2d(6, 6, 1), nn.Conv2d(6, 6, 3, stride=2, padding=1)
+        self.shortcut = nn.Conv2d(6, 6, 1, stride=2)
+
+    def forward(self, hidden):
+        return self.down(self.expand(hidden).relu()) + self.shortcut(hidden)
+
+
+def test_a_branch_of_a_block_does_not_stand_for_the_block() -> None:
+    """The last maps of a small image have one place; what one branch had before shows half of what comes there."""
+    model = nn.Sequential(nn.Conv2d(3, 6, 3, stride=2, padding=1), nn.ReLU(), Downsampling(), nn.Flatten())
+    assert last_spatial_layer(model, random_images(size=4)) is model[1]
+    assert last_spatial_layer(model, random_images(size=8)) is model[2]
+
+
+def test_of_networks_side_by_side_the_last_layer_of_one_is_found() -> None:
+    """What they share lies far before it, and is finer."""
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(3, 6, 3)
+            self.parts = nn.ModuleList([nn.Conv2d(6, 2, 3, stride=2), nn.Conv2d(6, 2, 3, stride=2)])
+
+        def forward(self, images):
+            return torch.cat([part(self.stem(images)).mean((2, 3)) for part in self.parts], 1)
+
+    model = Two()
+    assert last_spatial_layer(model, random_images()) is model.parts[1]
+
+
 def test_a_layer_that_is_called_more_than_once_is_not_chosen() -> None:
     """One ReLU serves the features and the pooled ones, or both convolutions."""
 

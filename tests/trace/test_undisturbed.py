@@ -11,6 +11,8 @@ from support import SmallNet, assert_same_state, random_images, small_net, state
 from torch import nn
 
 from lightning_xai import LRP, GradCAM, InputGradient, explain
+from lightning_xai.integrity import center_logits, inspect_model
+from lightning_xai.metrics import parameter_randomization
 from lightning_xai.trace import Capture, Listener, Observer, run
 
 METHODS = {"cam": GradCAM("conv2"), "auto": GradCAM(), "gradient": InputGradient(), "lrp": LRP()}
@@ -89,6 +91,33 @@ def test_what_a_model_keeps_of_a_pass_has_no_graph(name):
     assert not model.features.requires_grad
     assert not model.every[1].requires_grad
     copy.deepcopy(model)
+
+
+class Caching(SmallNet):
+    """Keeps what it makes of a weight until it is trained, as the attention biases of LeViT in timm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cache = {}
+
+    def forward(self, images):
+        if "bias" not in self.cache:
+            self.cache["bias"] = 2 * self.conv1.bias[:, None, None]
+        return super().forward(images + self.cache["bias"][:3])
+
+
+def test_what_the_users_own_pass_left_in_a_model_is_a_constant():
+    """With a graph, where it ran with gradients: no rule goes through it, and no copy fails on it."""
+    model, images = Caching().eval(), random_images()
+    expected = explain(model, images, 1, attributions=LRP())
+    model(images)
+    bias = model.cache["bias"]
+    torch.testing.assert_close(explain(model, images, 1, attributions=LRP()), expected)
+    assert model.cache["bias"] is bias
+    assert bias.requires_grad
+    inspect_model(model, images)
+    center_logits(model, images)
+    parameter_randomization(model, lambda other: explain(other, images, 1, attributions=GradCAM("conv2")))
 
 
 class HeadOnly(nn.Module):

@@ -160,11 +160,16 @@ def multiplied(call: Call) -> Tensor:
 
 
 def attended(call: Call) -> Tensor:
-    """Scaled dot-product attention: half to the values; of the attention's half, half to queries and to keys."""
-    parts = {"query": 0.25, "key": 0.25, "value": 0.5}
+    """Scaled dot-product attention: half to the values, half to queries and keys; what is constant gets nothing."""
+    names = ("query", "key", "value")
+    given = [call.argument(i, name) for i, name in enumerate(names)]
+    query, key, value = (float(any(one is signal for signal in call.on_path)) for one in given)
+    scores = query + key
+    whole = 1 / (value + bool(scores))
+    parts = (whole / (scores or 1), whole / (scores or 1), whole)
     # by their places: one tensor may stand in all three
-    signals = [Lessened.apply(call.argument(i, name), part) for i, (name, part) in enumerate(parts.items())]
-    options = {name: value for name, value in call.kwargs.items() if name not in parts}
+    signals = [Lessened.apply(*one) for one in zip(given, parts, strict=True)]
+    options = {name: one for name, one in call.kwargs.items() if name not in names}
     return dataclasses.replace(call, args=(*signals, *call.args[3:]), kwargs=options).run()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from lightning_xai.trace import spellings
@@ -39,6 +40,7 @@ MOVES = [
     Tensor.mT.__get__,  # type: ignore[attr-defined]
 ]
 MOVES_LIKE = spellings("expand_as", "view_as", "reshape_as", "type_as")
+ASSIGNMENTS = spellings("setitem")
 CONCATENATIONS = spellings("cat", "concat", "concatenate")
 DIFFERENCES = [one for one in spellings("sub") if not one.__name__.startswith("__r")]
 ADDITIONS = [*spellings("add"), *DIFFERENCES]
@@ -50,7 +52,7 @@ WINNERS = spellings("max", "min", "amin", "topk")
 ADDED_PRODUCTS = spellings("addcmul")
 POWERS = spellings("pow", "square")
 FACTORS = spellings("rsqrt", "sqrt", "reciprocal", "exp")
-LENGTHS = spellings("norm", "vector_norm")
+LENGTHS = [*spellings("norm", "vector_norm"), torch.linalg.norm, torch.linalg.vector_norm]
 ODD_ACTIVATIONS = spellings("tanh", "softsign", "local_response_norm")
 CLIPS = spellings("hardtanh", "relu6", "clamp", "clip", "clamp_min", "clamp_max")
 CLIPS_AT_ZERO = spellings("relu6")

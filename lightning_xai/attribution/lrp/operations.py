@@ -100,6 +100,7 @@ class Operations:
             partial(steps.by, attention.vector_normalized): functions.VECTOR_NORMALIZATIONS,
             attention.multi_head_attended: functions.MULTI_HEAD_ATTENTIONS,
             steps.made: functions.MAKERS,
+            steps.overwritten: functions.ASSIGNMENTS,
         }
         return {function: handler for handler, functions in table.items() for function in functions}
 
@@ -180,13 +181,14 @@ class Operations:
         return self._folded(call, mark.made_by, scale, torch.zeros_like(scale)) or steps.elementwise(call)
 
     def _matrix_multiplied(self, call: Call) -> tuple[Any, Mark]:
-        """A linear layer where the second factor is a constant matrix."""
-        if len(call.on_path) > 1:
+        """A linear layer where one factor is a constant matrix; else a product, as with queries that were learnt."""
+        first, second = call.argument(0, "input"), call.argument(1, "other")
+        if len(call.on_path) > 1 or min(first.ndim, second.ndim) != 2:
             return steps.by(attention.multiplied, call)
-        inputs, weight = call.argument(0, "input"), call.argument(1, "other")
-        if call.on_path[0] is not inputs or weight.ndim != 2:
-            raise call.refusal("expected a product with a constant matrix on the right, or of two signals.")
-        return self._apply(call, linear_layer(weight.detach().T), self.linear, inputs)
+        if call.on_path[0] is first:
+            return self._apply(call, linear_layer(second.detach().T), self.linear, first)
+        result = call.watched(lambda: F.linear(second.mT, first).mT)
+        return result, call.marks[result]
 
     def _apply(self, call: Call, layer: WeightedLayer, rule: Rule, inputs: Tensor) -> tuple[Any, Mark]:
         pixels = call.marks[call.on_path[0]].pixels

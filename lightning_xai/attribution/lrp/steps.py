@@ -64,6 +64,16 @@ def concatenated(call: Call) -> tuple[Any, Mark]:
     return result, replace(mark, made_by=tuple(part for made_by in parts for part in made_by) if beside else ())
 
 
+def overwritten(call: Call) -> tuple[Any, Mark]:
+    """Parts of a tensor that another takes the place of: what is there goes back to where it came from."""
+    target = call.args[0]
+    if any(one is target and call.marks[one].pixels for one in call.on_path) and not all(
+        mark.pixels for mark in marks(call)
+    ):
+        raise call.refusal("expected features in the place of features, got them in the place of pixels.")
+    return target, replace(moved(call)[1], shares=None)
+
+
 def selected(call: Call) -> tuple[Any, Mark]:
     """Maxima: what their gradient goes to gets all."""
     return native(entered(call)), common(marks(call))

@@ -113,6 +113,42 @@ def test_products_with_a_constant_matrix_are_linear_layers():
     torch.testing.assert_close(*found, rtol=0, atol=0)
 
 
+def test_products_with_a_constant_on_the_left_give_all_to_the_signal():
+    """A matrix is a linear layer of the transposed signal; of learnt queries each score is shared among the keys."""
+    images, seeds = example(), torch.arange(8.0).double()
+    weight = nn.Parameter(torch.randn(2, 3, generator=torch.Generator().manual_seed(1)).double())
+    expected = relevance_of(lambda x: F.linear(x.mT, weight).mT, images, seeds)
+    torch.testing.assert_close(relevance_of(lambda x: weight @ x, images, seeds), expected, rtol=0, atol=0)
+    x, z = images[0, 0], weight.detach() @ images[0, 0]
+    share = (weight.detach()[:, :, None] * x * (seeds.view(2, 1, 4) / z[:, None])).sum(0)
+    torch.testing.assert_close(relevance_of(lambda x: weight[None] @ x, images, seeds), share)
+
+
+def test_attention_of_a_learnt_query_gives_half_to_keys_and_half_to_values():
+    """Fused or in parts: the query is a constant, and loses nothing."""
+    images, seeds = example(), torch.arange(8.0).double()
+    query = nn.Parameter(torch.randn(1, 2, 4, generator=torch.Generator().manual_seed(1)).double())
+    fused = relevance_of(lambda x: F.scaled_dot_product_attention(query, 3 * x, x + x), images, seeds)
+    parts = relevance_of(lambda x: (query @ (3 * x).mT / 2).softmax(-1) @ (x + x), images, seeds)
+    torch.testing.assert_close(fused, parts)
+
+
+def test_what_takes_the_place_of_a_part_has_its_relevance():
+    """As the relative positions of MViT, which are written into the scores; what they replace gets nothing."""
+    images, seeds = example(), torch.arange(1.0, 13).double()
+
+    def assigned(x):
+        hidden = x.abs()
+        hidden[..., 0] = 3 * x[..., 1].abs()
+        return hidden
+
+    found = relevance_of(assigned, images, seeds).view(3, 4)
+    expected = seeds.view(3, 4).clone()
+    expected[:, 1] += expected[:, 0]
+    expected[:, 0] = 0
+    torch.testing.assert_close(found, expected)
+
+
 TRANSFORMERS = {
     "vit": lambda: timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_classes=5),
     "convnext": lambda: timm.create_model("convnext_atto", depths=(1, 1, 1, 1), num_classes=5),
