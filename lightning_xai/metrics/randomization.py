@@ -1,5 +1,6 @@
 """Sanity check by randomisation: maps that explain a model must change when its parameters do."""
 
+import copy
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -11,7 +12,6 @@ from torch import Tensor, nn
 from lightning_xai.metrics.base import Number
 from lightning_xai.metrics.sample import Batch, Sample
 from lightning_xai.metrics.similarity import SIMILARITIES, SimilarityMetric, check_similarities, map_similarities
-from lightning_xai.trace import copied
 
 
 class Randomization(NamedTuple):
@@ -68,13 +68,13 @@ def parameter_randomization(
         (['2', '0'], tensor([[1., 1., 1.], [1., 1., 1.]], dtype=torch.float64))
     """
     groups = _groups(model, layers)
-    trial = copied(model)
-    maps, similarities = explain(trial), []
+    copied = copy.deepcopy(model)
+    maps, similarities = explain(copied), []
     for names in groups.values():
         if independent:
-            trial = copied(model)
-        _randomize(trial, names, seed)
-        similarities.append(map_similarities(maps, explain(trial)))
+            copied = copy.deepcopy(model)
+        _randomize(copied, names, seed)
+        similarities.append(map_similarities(maps, explain(copied)))
     return Randomization(list(groups), torch.stack(similarities, dim=1))
 
 

@@ -12,7 +12,6 @@ from torch import nn
 
 from lightning_xai import LRP, GradCAM, InputGradient, explain
 from lightning_xai.integrity import center_logits, inspect_model
-from lightning_xai.metrics import parameter_randomization
 from lightning_xai.trace import Capture, Listener, Observer, run
 
 METHODS = {"cam": GradCAM("conv2"), "auto": GradCAM(), "gradient": InputGradient(), "lrp": LRP()}
@@ -117,7 +116,6 @@ def test_what_the_users_own_pass_left_in_a_model_is_a_constant():
     assert bias.requires_grad
     inspect_model(model, images)
     center_logits(model, images)
-    parameter_randomization(model, lambda other: explain(other, images, 1, attributions=GradCAM("conv2")))
 
 
 class HeadOnly(nn.Module):
