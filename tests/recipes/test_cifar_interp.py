@@ -1,113 +1,58 @@
-"""The experiment on the training term, at a scale of seconds."""
+"""The training term from scratch, at a scale of seconds; and CIFAR-10."""
 
 import io
-import json
 
+import cifar_interp
 import numpy as np
 import pytest
 import torch
-from cifar_interp import LAMBDAS, chosen, main, parse
+from cifar_interp import ARMS, augmented, main
 from PIL import Image
 
 from common.data.cifar import CifarResNet, cifar10
-from lightning_xai.report import Results
-from papers.interpretable_gradients.report import advantage
-from papers.interpretable_gradients.term import TEACHERS, squared_norm
-from papers.interpretable_gradients.training import Setting, held_out, search
+from papers.interpretable_gradients.effect_report import finished
+from papers.interpretable_gradients.term import squared_norm
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """The folder of a whole run."""
-    folder = tmp_path_factory.mktemp("cifar") / "run"
-    main(["--fast-dev-run", "--run", str(folder)])
-    return folder
+def test_every_arm_has_a_file_for_each_seed_and_is_trained_once(tmp_path, monkeypatch, capsys):
+    """Stopped, the run goes on; tables are differences to plain training."""
+    options = ["--fast-dev-run", "--device", "cpu", "--results", str(tmp_path), "--seeds", "2"]
+    with torch.random.fork_rng():
+        found = main(options)
+    lost = sorted(tmp_path.glob("generated_l1_*_seed1.json"))
+    assert len(lost) == 1
+    lost[0].unlink()
+    trained = []
+    monkeypatch.setattr(cifar_interp, "trained", lambda network, *given: trained.append(given) or network.eval())
+    with torch.random.fork_rng():
+        again = main(options)
+    assert len(trained) == 1
+    assert again[:-1] == found[:-1]
+    assert [(one["arm"], one["seed"]) for one in found] == [(arm, seed) for seed in (0, 1) for arm in ARMS]
+    assert found[0]["temperature"] == 1
+    values = finished(tmp_path, "generated")
+    assert set(values["arm"]) == set(ARMS)
+    told = capsys.readouterr().out
+    assert "Does it help?" in told
 
 
-def table_of(results, title):
-    """The table whose title begins so."""
-    return next(table for table in results.tables if table.title.startswith(title))
-
-
-def test_a_run_compares_settings_with_the_same_fixed_maps(finished):
-    """Every setting of the comparison has its row, and a row of differences, for every metric."""
-    results = Results.load(finished)
-    table = table_of(results, "Average drop")
-    assert {"gradcam", "gradcam_plus_plus", "scorecam", "another network's gradcam *"} < set(table.columns)
-    names = [row[0] for row in table.rows]
-    assert "plain" in names
-    assert [f"{name} - plain" for name in names if " - plain" not in name and name != "plain"] == [
-        name for name in names if " - plain" in name
-    ]
-    assert {"cosine, loss, lambda 0.0075"} < set(names)
-    assert any("every 4" in name for name in names)
-    assert any("fraction 0.25" in name for name in names)
-    assert (finished / "search.png").stat().st_size > 10_000
-    assert (finished / "comparison.png").stat().st_size > 10_000
-
-
-def test_an_interrupted_run_goes_on_to_the_same_results(finished, tmp_path):
-    """A part that is missing is computed again, to the digit."""
-    before = Results.load(finished)
-    lost = sorted((finished / "parts").glob("final_cosine*seed1.json"))[0]
-    (finished / "results.json").rename(tmp_path / "earlier.json")
-    lost.unlink()
-    main(["--fast-dev-run", "--run", str(finished), "--resume"])
-    assert Results.load(finished).values == before.values
-
-
-def test_fixed_maps_are_equal_for_networks_of_equal_weights(finished):
-    """With two steps and a weight of nearly nothing two trainings are nearly one: no metric can tell them apart."""
-    found = {(one["weight"], one["teacher"]): one["seeds"][0] for one in Results.load(finished).values["comparison"]}
-    plain, literal = found[0.0, "-loss"], found[LAMBDAS[0], "loss"]
-    for name in ("gaussian", "edges"):
-        assert literal["maps"][name]["AverageDrop"] == pytest.approx(plain["maps"][name]["AverageDrop"], abs=2)
-
-
-def result(accuracy, gradcam, fixed=50.0):
-    """What a training might have given."""
-    drops = {"gradcam": gradcam, "gaussian": fixed, "edges": fixed}
-    return {"accuracy": accuracy, "maps": {name: {"AverageDrop": drop} for name, drop in drops.items()}}
-
-
-def test_families_are_chosen_by_their_advantage_at_the_highest_lambda_that_costs_no_accuracy():
-    """A lower drop of all maps alike is no advantage; the default family and the control are always among them."""
-    best, careless_lambda, second = Setting(0.1, "l1"), Setting(1.0, "l1"), Setting(0.1, teacher="score")
-    careless, robust = Setting(0.1, teacher="loss"), Setting(0.1, "l2")
-    low, default = Setting(0.1), Setting(1.0)
-    norm = Setting(0.1, "gradient norm")
-    found = {
-        Setting(): result(80, 30),
-        careless_lambda: result(70, 5),
-        best: result(79, 20),
-        second: result(80, 22),
-        careless: result(70, 0),
-        robust: result(80, 10, fixed=30.0),
-        default: result(80, 40),
-        low: result(80, 0),
-        norm: result(80, 1),
-    }
-    assert chosen(found) == [best, second, default, norm]
-    assert advantage(found[robust]) == 20
-
-
-def test_the_search_crosses_teachers_modes_and_lambdas():
-    """Plain once, 3 x 2 x 4 with the cosine, 5 x 2 of the others, 4 of the control, all different."""
-    settings = search(LAMBDAS)
-    assert len(settings) == len(set(settings)) == 1 + 24 + 10 + 4
-    assert {one.teacher for one in settings} == set(TEACHERS)
-    assert len({str(one) for one in settings}) == len(settings)
+def test_images_are_shifted_and_mirrored_each_in_its_own_way():
+    """By at most four pixels, with black from outside."""
+    torch.manual_seed(0)
+    images = torch.zeros(200, 1, 9, 9)
+    images[:, :, 4, 3] = 1.0
+    moved = augmented(images)
+    assert moved.shape == images.shape
+    places = {tuple(one.nonzero()[0].tolist()) for one in moved[:, 0] if one.any()}
+    rows, columns = ({place[i] for place in places} for i in (0, 1))
+    assert rows == set(range(9))
+    assert columns == set(range(9))  # 3 or, mirrored, 5, with four pixels on both sides
+    assert set(moved.unique().tolist()) == {0.0, 1.0}
 
 
 def test_the_control_is_the_squared_norm_of_each_gradient():
     """It does not look at the guided gradient."""
     assert squared_norm(torch.full((2, 1, 1, 3), 2.0), torch.full((2, 1, 1, 3), torch.nan)).tolist() == [12.0, 12.0]
-
-
-def test_validation_images_are_not_trained_on():
-    """They are the last ones of the training file."""
-    splits = held_out(None, 96, 32)
-    assert [len(splits[name][1]) for name in ("train", "validation", "test")] == [64, 32, 96]
 
 
 def test_images_are_read_from_the_compact_file(tmp_path):
@@ -129,15 +74,3 @@ def test_images_are_read_from_the_compact_file(tmp_path):
 def test_the_network_has_the_parameters_of_the_paper():
     """0.27 million in ResNet-20."""
     assert sum(parameter.numel() for parameter in CifarResNet(3).parameters()) == 269_722
-
-
-def test_a_finished_folder_is_not_overwritten(finished):
-    """It is told how to go on."""
-    with pytest.raises(SystemExit, match="--resume"):
-        main(["--fast-dev-run", "--run", str(finished)])
-    assert json.loads((finished / "settings.json").read_text())["fast_dev_run"]
-
-
-def test_without_data_the_images_are_generated():
-    """So that anyone can try it."""
-    assert parse([]).data is None

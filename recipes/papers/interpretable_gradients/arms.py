@@ -22,6 +22,8 @@ from papers.interpretable_gradients.term import ERRORS, TEACHERS
 Loss = Callable[[nn.Module, Tensor, Tensor, int], Tensor]
 """The loss of a step: ``(model, images (N,C,H,W), labels (N,), step) -> ()``."""
 Batch = tuple[Tensor, Tensor]
+Weight = float | Callable[[int], float]
+"""A number, or a schedule over the steps."""
 
 BATCH = 64
 RATE = 0.01
@@ -84,9 +86,9 @@ def start(task: Task, folder: Path, seed: int = 1000, given: Path | None = None)
     return network
 
 
-def term(strength: float, **options: Any) -> Loss:
+def term(strength: Weight, **options: Any) -> Loss:
     """The library's training term."""
-    loss = xai.GuidedGradientLoss(weight=lambda step: strength, **options)
+    loss = xai.GuidedGradientLoss(weight=strength, **options)
     return lambda model, images, labels, step: loss(model, images, labels, F.cross_entropy, step).loss
 
 
@@ -164,9 +166,9 @@ STRENGTHS = (0.1, 0.32, 1.0, 3.2, 10.0)
 PAPER = "paper (cosine, loss, 0.0075)"
 
 
-def arms(task: Task) -> dict[str, Callable[[float], Loss]]:
+def arms(task: Task) -> dict[str, Callable[..., Loss]]:
     """Every arm by name, as a function of its strength; those of the paper first."""
-    found: dict[str, Callable[[float], Loss]] = {
+    found: dict[str, Callable[..., Loss]] = {
         f"cosine, {teacher}, BN {mode}": partial(term, teacher=function, batch_norm=mode)
         for mode in ("training", "evaluation")
         for teacher, function in TEACHERS.items()
@@ -184,7 +186,13 @@ def arms(task: Task) -> dict[str, Callable[[float], Loss]]:
 def finetuned(task: Task, folder: Path, arm: str, strength: float, seed: int) -> nn.Module:
     """The start, trained further with one arm."""
     network = copy.deepcopy(start(task, folder))
-    fixed = {"plain": plain, PAPER: term(7.5e-3, teacher=TEACHERS["loss"])}
-    loss = fixed[arm] if arm in fixed else arms(task)[arm](strength)
     torch.manual_seed(seed)  # of noise in the losses
+    loss = loss_of(task, arm, strength)
     return trained(network, batches(task.train, task.augment, seed, task.steps), loss, task.steps, RATE)
+
+
+def loss_of(task: Task, arm: str, strength: Weight) -> Loss:
+    """The loss of an arm, of plain training, or of the paper's setting."""
+    if arm == "plain":
+        return plain
+    return term(strength, teacher=TEACHERS["loss"]) if arm == PAPER else arms(task)[arm](strength)

@@ -108,13 +108,14 @@ CURVED = ("Grad-CAM", "another network's Grad-CAM", "gaussian")
 """Maps whose insertion and deletion are measured, which cost 16 passes each."""
 
 
-def masked(network: nn.Module, task: Task, other: nn.Module, heat: float) -> dict[str, dict[str, float]]:
+def masked(network: nn.Module, task: Task, other: nn.Module | None, heat: float) -> dict[str, dict[str, float]]:
     """Confidence metrics of maps and of fixed maps, as they are and at equal confidence, and areas of curves."""
     part = task.test.first(task.explained)
     options: dict[str, Any] = {"score": centered}
     methods = {"Grad-CAM": xai.GradCAM(task.layer, **options), "Grad-CAM++": xai.GradCAMPlusPlus(task.layer, **options)}
     maps = maps_of(network, part, methods)
-    maps["another network's Grad-CAM"] = maps_of(other, part, {"other": xai.GradCAM(task.layer, **options)})["other"]
+    if other is not None:
+        maps |= maps_of(other, part, {"another network's Grad-CAM": xai.GradCAM(task.layer, **options)})
     maps |= maps_of(network, part, {"gaussian": CenteredGaussian(), "edges": Edges(), "random": Random()})
     maps["shuffled Grad-CAM"] = maps["Grad-CAM"].roll(1, 0)  # the map of another image
     logits = logits_of(network, part.images)
@@ -155,13 +156,13 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
     return 100 * (logits.argmax(1) == labels).double().mean().item()
 
 
-def measured(network: nn.Module, task: Task, other: nn.Module, wanted: float | None) -> dict[str, Any]:
+def measured(network: nn.Module, task: Task, other: nn.Module | None, wanted: float | None) -> dict[str, Any]:
     """All that is reported of one network.
 
     Args:
         network: The network.
         task: Data.
-        other: The network whose maps are shown to every network.
+        other: A network whose maps are shown to every network; None: without.
         wanted: Mean log-probability of the labels of validation images under plain training; None for the network's.
     """
     validation, tested = logits_of(network, task.validation.images), logits_of(network, task.test.images)
