@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import overload
 
+import torch
 from torch import Tensor, nn
 
 from lightning_xai.attribution import Attribution, ScoredAttribution
-from lightning_xai.scores import resolve_targets
+from lightning_xai.scores import require_classes, resolve_targets
 from lightning_xai.trace import (
     Calling,
     Capture,
+    Postponed,
     Trace,
     current_autocast,
     find_layer,
@@ -112,9 +115,10 @@ def explain(
     if score is not None:
         _require_score(score)
         methods = {name: method.with_score(score) for name, method in methods.items()}
-    trace = trace_of(model, images, methods, calling=calling, create_graph=create_graph)
+    trace = trace_of(model, images, methods, targets, calling=calling, create_graph=create_graph)
     with plain_tensors():
-        classes = resolve_targets(targets, trace.logits.detach())
+        logits = images.new_empty(len(images), 0) if isinstance(trace, Postponed) else trace.logits.detach()
+        classes = resolve_targets(targets, logits)
     maps = attribute(trace, classes, methods)
     return maps["map"] if isinstance(attributions, Attribution) else maps
 
@@ -123,16 +127,18 @@ def trace_of(
     model: nn.Module,
     images: Tensor,
     attributions: Mapping[str, Attribution],
+    targets: Targets = None,
     *,
     calling: Calling | None = None,
     create_graph: bool = False,
 ) -> Trace:
-    """The forward pass from which `attribute` computes the maps of several methods, for any classes.
+    """The forward pass from which `attribute` computes the maps of several methods.
 
     Arguments and errors are those of `explain`.
 
     Returns:
-        The trace; its logits are finite.
+        The trace, for any classes; its logits are finite. It is not made before it is needed (`Postponed`) where it may
+        not be: with classes that are known, of methods that look at other images alone.
     """
     require_model(model, calling)
     require_images(images)
@@ -144,12 +150,21 @@ def trace_of(
         automatic = last_spatial_layer(model, images, calling)
     capture = capture_for(model, attributions.values(), automatic)
     capture = replace(capture, create_graph=create_graph)
+    known = isinstance(targets, Tensor) or not (targets is None or callable(targets))
+    if known and not create_graph and not any(method.needs_pass for method in attributions.values()):
+        return Postponed(model, images, capture, calling, partial(_require_sound, targets=targets))
     trace = run(model, images, capture, calling)
+    _require_sound(trace)
+    return trace
+
+
+def _require_sound(trace: Trace, rows: Tensor | None = None, targets: Targets = None) -> None:
     if not trace.logits.isfinite().all():
         wrong = not_finite(trace.logits)
         raise ValueError(f"`model` expected to give finite logits, got NaN or infinity for images {wrong}.")
     require_logits(trace)
-    return trace
+    if targets is not None:
+        require_classes(torch.as_tensor(targets), trace.logits.shape[1])
 
 
 def attribute(trace: Trace, targets: Tensor, attributions: Mapping[str, Attribution]) -> dict[str, Tensor]:

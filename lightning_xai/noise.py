@@ -43,7 +43,7 @@ def placed_like(drawn: Tensor, images: Tensor) -> Tensor:
 
 def noisy_copies(
     images: Tensor, noise_level: float, seed: int, source: Tensor | None = None
-) -> Callable[[Tensor], Tensor]:
+) -> Callable[[Tensor | slice], Tensor]:
     """What draws copies of images with Gaussian noise, each image's from a source of its own (`generators`).
 
     Args:
@@ -53,8 +53,8 @@ def noisy_copies(
         source: Images (N,C,H,W) whose content seeds the noise in the place of the images' own.
 
     Returns:
-        A function ``numbers of images (M,) -> noisy copies (M,C,H,W)``, to be asked for the images in turn, again and
-        again; its calls go on where the one before ended, so that chunks of any size see the same.
+        A function ``numbers of images (M,), or a slice of them -> noisy copies (M,C,H,W)``, to be asked for the images
+        in turn, again and again; its calls go on where the one before ended, so that chunks of any size see the same.
 
     Example:
         >>> draw = noisy_copies(torch.tensor([[[[0.0, 2.0]]]]), noise_level=0.1, seed=0)
@@ -65,9 +65,12 @@ def noisy_copies(
     sources = cycle(generators(images if source is None else source, seed))  # to read the numbers would wait for a GPU
     deviations = noise_level * (images.amax((1, 2, 3)) - images.amin((1, 2, 3)))
 
-    def draw(of: Tensor) -> Tensor:
-        # sample by sample: how torch.randn fills a larger tensor depends on its size
-        noise = torch.stack([torch.randn(images.shape[1:], generator=next(sources)) for _ in of])
-        return images[of] + placed_like(noise, images) * deviations[of, None, None, None]
+    def draw(of: Tensor | slice) -> Tensor:
+        chosen = images[of]
+        noise = torch.empty(chosen.shape, pin_memory=images.is_cuda)
+        for sample in noise:  # one by one: how a larger tensor is filled depends on its size
+            sample.normal_(generator=next(sources))
+        placed = noise.to(images.device, images.dtype, non_blocking=True)
+        return torch.addcmul(chosen, placed, deviations[of, None, None, None])
 
     return draw

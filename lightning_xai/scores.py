@@ -164,6 +164,8 @@ def second_best(logits: Tensor, labels: Tensor | None = None) -> Tensor:
 def resolve_targets(targets: Targets, logits: Tensor, labels: Tensor | None = None) -> Tensor:
     """Turn what a user says about the classes to explain into one class per image.
 
+    With logits (N,0), whose number of classes is not known yet, `require_classes` is left to the caller.
+
     Args:
         targets: None (predicted), a class for all images, one class per image (sequence or tensor (N,)), or a
             function ``(logits, labels) -> targets`` such as `predicted`, `label`, `second_best`.
@@ -188,13 +190,26 @@ def resolve_targets(targets: Targets, logits: Tensor, labels: Tensor | None = No
         raise TypeError(f"`targets` expected a function that gives integers (N,), got {kind}.")
     if found.shape != (n,):
         raise ValueError(f"`targets` expected one class for each of the {n} images, got shape {tuple(found.shape)}.")
-    classes = max(k, 2)
     # a look at values waits for a GPU, and these are classes
     ours = any(targets is one for one in (None, predicted, second_best))
-    wrong = found[:0] if ours else found[(found < 0) | (found >= classes)]
+    if k and not ours:
+        require_classes(found, k)
+    return found.to(logits.device, torch.long, copy=True)
+
+
+def require_classes(targets: Tensor, k: int) -> None:
+    """Check that targets (N,) are classes of a model with k logits; one logit stands for two.
+
+    Raises:
+        ValueError: If one is not.
+
+    Example:
+        >>> require_classes(torch.tensor([0, 1]), 1)
+    """
+    classes = max(k, 2)
+    wrong = targets[(targets < 0) | (targets >= classes)]
     if len(wrong):
         raise ValueError(f"`targets` expected classes in [0, {classes - 1}], got {wrong[0].item()}.")
-    return found.to(logits.device, torch.long, copy=True)
 
 
 def _as_tensor(targets: Targets, logits: Tensor, labels: Tensor | None) -> Tensor:

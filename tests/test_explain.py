@@ -43,6 +43,7 @@ from lightning_xai.attribution import (
     Shuffled,
     SmoothGradCAMPlusPlus,
 )
+from lightning_xai.attribution.paths import trapezoid
 from lightning_xai.baselines import black
 from lightning_xai.scores import post_softmax, pre_softmax, second_best
 
@@ -183,6 +184,43 @@ def test_all_methods_of_one_pass_share_it():
     assert seen == [5]
     explain(model, images, attributions={**named, "auto": EVERY["gradcam auto"]})
     assert seen == [5, 1, 5]
+
+
+@pytest.mark.parametrize(("name", "passes"), [("smooth", 3), ("integrated", 3), ("trapezoid", 4)])
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_path_methods_take_no_pass_of_the_images_for_known_classes(name, passes, batch_size):
+    """And the same maps as with it, which other methods ask for."""
+    methods = {
+        "smooth": SmoothGrad(n_samples=3, batch_size=batch_size),
+        "integrated": IntegratedGradients(n_steps=3, batch_size=batch_size),
+        "trapezoid": IntegratedGradients(n_steps=3, rule=trapezoid, batch_size=batch_size),
+    }
+    model, images, seen = small_net(), random_images(4), []
+    beside = explain(model, images, 1, attributions={name: methods[name], "gradient": InputGradient()})
+    model.register_forward_hook(lambda module, args, output: seen.append(len(output)))
+    maps = explain(model, images, 1, attributions=methods[name])
+    assert sum(seen) == passes * len(images)
+    assert torch.equal(maps, beside[name])
+
+
+@pytest.mark.parametrize(
+    ("make", "targets", "message"),
+    [
+        (lambda: small_net(), 3, r"classes in \[0, 2\], got 3"),
+        (lambda: small_net(), torch.tensor([0, 1, -1, 2]), r"classes in \[0, 2\], got -1"),
+        (lambda: small_net(), [0, 1], r"each of the 4 images, got shape \(2,\)"),
+        (lambda: nn.Sequential(small_net(), nn.Softmax(1)), 1, "expected to give logits, got probabilities"),
+        (lambda: nn.Sequential(small_net(), nn.Threshold(torch.inf, torch.nan)), 1, r"finite.*images \[0, 1, 2, 3\]"),
+    ],
+)
+@pytest.mark.parametrize("method", [SmoothGrad(n_samples=2), IntegratedGradients(n_steps=2)])
+def test_the_first_pass_is_looked_at_whichever_it_is(method, make, targets, message):
+    """Also where that of the images themselves is never made."""
+    model = make()
+    before = state_of(model)
+    with pytest.raises(ValueError, match=message):
+        explain(model, random_images(4), targets, attributions=method)
+    assert_same_state(before, state_of(model))
 
 
 def test_methods_with_one_score_share_one_backward():

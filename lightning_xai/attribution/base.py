@@ -24,10 +24,12 @@ class Attribution(ABC):
     Attributes:
         needs_image_gradient: Whether the pass must build its graph from the image on.
         needs_reruns: Whether maps take further passes of the model.
+        needs_pass: Whether they take that of the images themselves, which is left out where nobody does.
     """
 
     needs_image_gradient = False  # no annotation: LightningCLI evaluates it in modules that may not know ClassVar
     needs_reruns = False
+    needs_pass = True
 
     @property
     def interception(self) -> Interception | None:

@@ -108,6 +108,7 @@ class SmoothGrad(ScoredAttribution):
     """
 
     needs_reruns = True
+    needs_pass = False
 
     reduce: Callable[[Tensor], Tensor] = channel_sum
     n_samples: int = 25
@@ -165,6 +166,7 @@ class IntegratedGradients(ScoredAttribution):
     """
 
     needs_reruns = True
+    needs_pass = False
 
     score: Score = post_softmax
     n_steps: int = 50

@@ -14,8 +14,11 @@ from lightning_xai.scores import at_least_float32
 from lightning_xai.trace import Trace
 from lightning_xai.types import Score
 
-Samples: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""Makes images: ``(which sample (M,), of which image (M,)) -> images (M,C,H,W)``."""
+Samples: TypeAlias = Callable[[Tensor, "Tensor | slice"], Tensor]
+"""Makes images: ``(which sample, of which image) -> images (M,C,H,W)``.
+
+Numbers (M,), or those of one sample of all images as ``(1,)`` and a slice, which copies nothing.
+"""
 
 
 def mean_gradient(
@@ -40,11 +43,13 @@ def mean_gradient(
     total = torch.zeros_like(at_least_float32(trace.images))
     weights = placed_like(weights, total)
     for rows in torch.arange(len(weights) * n, device=total.device).split(batch_size or n):
-        steps, of = rows // n, rows % n
+        whole = len(rows) == n  # one sample of all images, which need no copy
+        steps, of = (rows[:1] // n, slice(None)) if whole else (rows // n, rows % n)
         # one expression: a name for the trace would keep its graph while the next one is made
         images = samples(steps, of).to(trace.images.dtype)
-        gradients = trace.rerun(images, rows=of).image_gradient(score, targets[of])
-        total = total.index_add(0, of, gradients * weights[steps, None, None, None])
+        gradients = trace.rerun(images, rows=None if whole else of).image_gradient(score, targets[of])
+        shares = weights[steps, None, None, None]
+        total = total.addcmul_(gradients, shares) if whole else total.index_add_(0, of, gradients * shares)
     return total
 
 

@@ -25,6 +25,7 @@ from lightning_xai.trace.modes import (
 from lightning_xai.trace.observer import Observer
 from lightning_xai.trace.places import same_places
 from lightning_xai.trace.points import pass_from_image, pass_from_layer, require_rectifiers_after
+from lightning_xai.trace.postponed import Postponed
 from lightning_xai.trace.probabilities import PROBABILITIES, are_probabilities, require_logits
 from lightning_xai.trace.recording import predict
 from lightning_xai.trace.rectifiers import Rectifiers, check_rectifiers
@@ -44,6 +45,7 @@ __all__ = [
     "Interception",
     "Listener",
     "Observer",
+    "Postponed",
     "Rectifiers",
     "Trace",
     "are_probabilities",

@@ -269,8 +269,21 @@ def alone_with(model: nn.Module) -> Iterator[None]:
         yield
 
 
+_BORROWED: ContextVar[nn.Module | None] = ContextVar("lightning_xai_borrowed", default=None)
+
+
 @contextmanager
 def borrowed(model: nn.Module) -> Iterator[None]:
-    """A pass of our own inside: nobody listens, modules are in evaluation mode, and after it the model is as before."""
-    with alone_with(model), own_pass(), attributes_restored(model), evaluation_mode(model):
+    """Passes of our own inside: nobody listens, modules are in evaluation mode, and after them the model is as before.
+
+    Inside another such context of the same model it does nothing: many passes share the cost of one.
+    """
+    if _BORROWED.get() is model:
         yield
+        return
+    token = _BORROWED.set(model)
+    try:
+        with alone_with(model), own_pass(), attributes_restored(model), evaluation_mode(model):
+            yield
+    finally:
+        _BORROWED.reset(token)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from lightning_xai.trace.calling import Calling
 from lightning_xai.trace.capture import Capture
 from lightning_xai.trace.hooks import forward_hooks, hookable, hooks_apart
 from lightning_xai.trace.layers import name_of
-from lightning_xai.trace.modes import GraphKept, borrowed, plain_tensors
+from lightning_xai.trace.modes import GraphKept, borrowed, in_own_pass, plain_tensors
 from lightning_xai.trace.places import Places
 from lightning_xai.trace.tokens import Layouts, arranged
 from lightning_xai.types import OneLayer, Tokens
@@ -118,6 +119,8 @@ def recorded(
     images: Tensor,
     capture: Capture,
     calling: Calling,
+    *,
+    ours: bool = False,
 ) -> tuple[Any, Recording]:
     """One call of a model, with what is to be kept of it; its caller notices nothing.
 
@@ -133,6 +136,7 @@ def recorded(
         images: The images among these, (N,C,H,W).
         capture: What to keep.
         calling: How the output is understood, and the context of later passes.
+        ours: Whether the images were made for this pass.
 
     Returns:
         The output, detached, and the recording.
@@ -143,11 +147,11 @@ def recorded(
     # An interception hands on what it wants through gradient-free parts by itself.
     graph = GraphKept(begun)
     with torch.inference_mode(False), torch.set_grad_enabled(begun):
-        args, kwargs, images, given = _own_copies(args, kwargs, images, from_image, capture.create_graph)
+        args, kwargs, images, given = _own_copies(args, kwargs, images, from_image, capture.create_graph, ours)
         recording = Recording(model, capture, calling.heard(args, kwargs, given), images, graph)
         with (
             hooks_apart(model),
-            attributes_detached(model),
+            nullcontext() if in_own_pass() else attributes_detached(model),  # restored after those
             forward_hooks(hookable(model) if capture.layers else (), recording.keep),
             graph if interception is None else interception(model, given),
         ):
@@ -174,13 +178,14 @@ def detached(output: Any) -> Any:
 
 
 def _own_copies(
-    args: Any, kwargs: Any, images: Tensor, differentiate: bool, keep_graph: bool
+    args: Any, kwargs: Any, images: Tensor, differentiate: bool, keep_graph: bool, ours: bool
 ) -> tuple[Any, Any, Tensor, Tensor]:
     """The arguments without inference tensors, the images of the trace, differentiable if asked, and the model's.
 
     The model's, which stand among the arguments, are a copy that it may overwrite.
     """
-    own = (images if keep_graph else images.detach()).clone()
+    own = images if keep_graph else images.detach()
+    own = own if ours and not (keep_graph or images.is_inference()) else own.clone()
     own = own if own.requires_grad else own.requires_grad_(differentiate)
     given = own.clone()
 

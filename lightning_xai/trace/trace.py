@@ -45,11 +45,15 @@ class Trace:
     """
 
     def __init__(self, recording: Recording, logits: Tensor) -> None:
+        self._begin(recording.model, recording.capture, recording.calling)
         self._recording = recording
-        self._model = recording.model
-        self._capture = recording.capture
         self._images = recording.images
         self._logits = logits
+
+    def _begin(self, model: nn.Module, capture: Capture, calling: Calling) -> None:
+        self._model = model
+        self._capture = capture
+        self._calling = calling
         self._noise_source: Tensor | None = None
         self._gradients: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
         self._intercepted: dict[Interception, Trace] = {}
@@ -174,7 +178,7 @@ class Trace:
         if self._capture.own_interception == interception:
             return self
         if interception not in self._intercepted:
-            self._intercepted[interception] = self.rerun(self._images, interception)
+            self._intercepted[interception] = self.rerun(self.images, interception)
         return self._intercepted[interception]
 
     def rerun(
@@ -188,7 +192,7 @@ class Trace:
         """A new trace of other images, with the same model, precision and other arguments.
 
         Args:
-            images: Images (M,C,H,W).
+            images: Images (M,C,H,W), to be left as they are as long as the trace is in use.
             interception: What stands in for the model's operations; with None the same layers are captured.
             rows: As for `calling`.
             noise_source: Images whose content seeds noise in the place of these, where these were computed: a batch of
@@ -200,15 +204,15 @@ class Trace:
         capture = self._capture
         if interception is not None:
             capture = Capture(interception=interception, create_graph=self.create_graph)
-        trace = run(self._model, images, capture, self.calling(len(images), rows))
+        trace = run(self._model, images, capture, self.calling(len(images), rows), ours=True)
         trace._noise_source = noise_source
         return trace
 
     @contextmanager
     def computing(self) -> Iterator[None]:
         """Mode in which maps are computed: in full precision, with gradients only if they are to be differentiable."""
-        full = torch.autocast(self._images.device.type, enabled=False)
-        with torch.inference_mode(False), torch.set_grad_enabled(self.create_graph), full:
+        full = torch.autocast(self.images.device.type, enabled=False)
+        with torch.inference_mode(False), torch.set_grad_enabled(self.create_graph), full, borrowed(self._model):
             yield
 
     def predict(self, images: Tensor, *, rows: Tensor | None = None) -> Tensor:
@@ -236,7 +240,7 @@ class Trace:
 
     def calling(self, n: int, rows: Tensor | None = None) -> Calling:
         """How the model is to be called with n other images made from these; ``rows`` and errors as of `rerun`."""
-        calling, own = self._recording.calling, len(self._images)
+        calling, own = self._calling, len(self.images)
         if rows is not None:
             return calling.of(rows, own)
         if n != own and calling.has_rows(own):
@@ -260,7 +264,7 @@ class Trace:
         Returns:
             What the function returns.
         """
-        model, calling = self._model, self._recording.calling
+        model, calling = self._model, self._calling
 
         def give(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             return (args, kwargs) if kwargs or len(args) != 1 else self.calling(len(args[0])).given(args[0])
@@ -312,7 +316,9 @@ class Trace:
         return tensor if self.create_graph else tensor.detach()
 
 
-def run(model: nn.Module, images: Tensor, capture: Capture, calling: Calling | None = None) -> Trace:
+def run(
+    model: nn.Module, images: Tensor, capture: Capture, calling: Calling | None = None, *, ours: bool = False
+) -> Trace:
     """One forward pass in evaluation mode.
 
     Args:
@@ -320,6 +326,7 @@ def run(model: nn.Module, images: Tensor, capture: Capture, calling: Calling | N
         images: Images (N,C,H,W).
         capture: What to keep.
         calling: What else the model is given, where the logits are, and the context to run in; None for images alone.
+        ours: Whether the images were made for this pass, so that nobody changes them later.
 
     Returns:
         The trace; the model is as before.
@@ -334,6 +341,6 @@ def run(model: nn.Module, images: Tensor, capture: Capture, calling: Calling | N
     args, kwargs = calling.given(images)
     attention = differentiable_attention() if capture.create_graph else nullcontext()
     with borrowed(model), eager(), attention, calling.context(), naming_images(model, images):
-        output, recording = recorded(model, model, args, kwargs, images, capture, calling)
+        output, recording = recorded(model, model, args, kwargs, images, capture, calling, ours=ours)
     logits = recording.logits
     return Trace(recording, calling.found(output, len(images)) if logits is None else logits)
