@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_xai.attribution import Attribution, ScoredAttribution
-from lightning_xai.scores import require_classes, resolve_targets
+from lightning_xai.scores import plain, require_classes, resolve_targets
 from lightning_xai.trace import (
     Calling,
     Capture,
@@ -117,7 +117,7 @@ def explain(
         methods = {name: method.with_score(score) for name, method in methods.items()}
     trace = trace_of(model, images, methods, targets, calling=calling, create_graph=create_graph)
     with plain_tensors():
-        logits = images.new_empty(len(images), 0) if isinstance(trace, Postponed) else trace.logits.detach()
+        logits = trace.images.new_empty(len(images), 0) if isinstance(trace, Postponed) else trace.logits.detach()
         classes = resolve_targets(targets, logits)
     maps = attribute(trace, classes, methods)
     return maps["map"] if isinstance(attributions, Attribution) else maps
@@ -142,6 +142,7 @@ def trace_of(
     """
     require_model(model, calling)
     require_images(images)
+    images = plain(images)
     if not isinstance(create_graph, bool):
         raise TypeError(f"`create_graph` expected True or False, got {type(create_graph).__name__}.")
     calling = replace(Calling() if calling is None else calling, context=current_autocast(images.device))

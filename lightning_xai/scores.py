@@ -194,7 +194,7 @@ def resolve_targets(targets: Targets, logits: Tensor, labels: Tensor | None = No
     ours = any(targets is one for one in (None, predicted, second_best))
     if k and not ours:
         require_classes(found, k)
-    return found.to(logits.device, torch.long, copy=True)
+    return plain(found).to(logits.device, torch.long, copy=True)
 
 
 def require_classes(targets: Tensor, k: int) -> None:
@@ -227,6 +227,24 @@ def _as_tensor(targets: Targets, logits: Tensor, labels: Tensor | None) -> Tenso
             f"got {targets.dtype if isinstance(targets, Tensor) else type(targets).__name__}."
         )
     return targets
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """The tensor itself, without a subclass that marks what torch functions give (MONAI's MetaTensor, tv_tensors).
+
+    Subclasses that compute in their own way, such as distributed tensors, stay.
+
+    Example:
+        >>> class Marked(Tensor): ...
+        >>> marked = torch.ones(1).as_subclass(Marked) + 1
+        >>> type(marked).__name__, type(plain(marked)).__name__
+        ('Marked', 'Tensor')
+    """
+    kind = type(tensor)
+    if kind is Tensor or kind.__torch_dispatch__ is not Tensor.__torch_dispatch__:
+        return tensor
+    with torch._C.DisableTorchFunctionSubclass():
+        return tensor.as_subclass(Tensor)
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:

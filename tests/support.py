@@ -109,6 +109,29 @@ def assert_same_state(before: dict[str, Any], after: dict[str, Any]) -> None:
             assert after[name] == before[name], name
 
 
+class Marked(Tensor):
+    """As MONAI's MetaTensor: what torch functions make of it is of its class, and knows what it knew."""
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = super().__torch_function__(function, types, args, kwargs or {})
+        if isinstance(found, cls):
+            found.meta = next((one.meta for one in args if isinstance(one, cls) and hasattr(one, "meta")), None)
+        return found
+
+    @staticmethod
+    def __new__(cls: Any, values: Any, meta: Any = None) -> Any:
+        return torch.as_tensor(values).as_subclass(cls)
+
+    def __init__(self, values: Any, meta: Any = None) -> None:
+        self.meta = meta
+
+    def new_empty(self, size: Any, **options: Any) -> Tensor:
+        if not isinstance(size, (tuple, list)):
+            raise TypeError("`size` expected a tuple, as MetaTensor does.")
+        return super().new_empty(size, **options)
+
+
 class Unhappy(nn.Module):
     """Raises in its forward when told to."""
 

@@ -215,7 +215,7 @@ class IntegratedGradients(ScoredAttribution):
 
         places = placed_like(positions, images)
 
-        def on_path(steps: Tensor, of: Tensor) -> Tensor:
+        def on_path(steps: Tensor, of: Tensor | slice) -> Tensor:
             return torch.lerp(baseline[of], images[of], places[steps, None, None, None])
 
         gradients = mean_gradient(trace, self.score, targets, on_path, weights[:inner], self.batch_size)

@@ -43,13 +43,13 @@ def mean_gradient(
     total = torch.zeros_like(at_least_float32(trace.images))
     weights = placed_like(weights, total)
     for rows in torch.arange(len(weights) * n, device=total.device).split(batch_size or n):
-        whole = len(rows) == n  # one sample of all images, which need no copy
-        steps, of = (rows[:1] // n, slice(None)) if whole else (rows // n, rows % n)
+        each = None if len(rows) == n else rows % n  # one sample of all images needs no copies
+        steps, of = (rows[:1] // n, slice(None)) if each is None else (rows // n, each)
         # one expression: a name for the trace would keep its graph while the next one is made
         images = samples(steps, of).to(trace.images.dtype)
-        gradients = trace.rerun(images, rows=None if whole else of).image_gradient(score, targets[of])
+        gradients = trace.rerun(images, rows=each).image_gradient(score, targets[of])
         shares = weights[steps, None, None, None]
-        total = total.addcmul_(gradients, shares) if whole else total.index_add_(0, of, gradients * shares)
+        total.addcmul_(gradients, shares) if each is None else total.index_add_(0, each, gradients * shares)
     return total
 
 

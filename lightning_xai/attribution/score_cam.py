@@ -119,7 +119,7 @@ class ScoreCAM(ScoredAttribution, LayerMaps):
     def layer_maps(self, trace: Trace, targets: Tensor) -> list[Tensor]:
         """Maps (N,h,w) of each layer."""
         baseline = at_least_float32(baseline_images(trace.images, self._baseline, self.mean, self.std))
-        hidden = self._scores(trace, baseline, targets, torch.arange(len(targets)))
+        hidden = self._scores(trace, baseline.clone(), targets, torch.arange(len(targets)))
         return [self._map(trace, targets, layer, baseline, hidden) for layer in self.layers()]
 
     def _map(self, trace: Trace, targets: Tensor, layer: OneLayer, baseline: Tensor, hidden: Tensor) -> Tensor:
@@ -129,16 +129,17 @@ class ScoreCAM(ScoredAttribution, LayerMaps):
         pairs, at_once = varied.nonzero(), self.batch_size or len(targets)
         for start in range(0, len(pairs), at_once):
             of, channel = pairs[start : start + at_once].unbind(1)
-            masks = channel_masks(activations[of, channel], images[of])[:, None]
-            scores = self._scores(trace, torch.lerp(baseline[of], images[of], masks), targets[of], of)
+            masks = channel_masks(activations[of, channel], images)[:, None]
+            own = of if len(images) > 1 else slice(None)  # a single image needs no copies
+            scores = self._scores(trace, torch.lerp(baseline[own], images[own], masks), targets[of], of)
             increases = increases.index_put((of, channel), scores - hidden[of])
         return weighted_sum(activations, self.weights(increases, varied))
 
     def _scores(self, trace: Trace, images: Tensor, targets: Tensor, of: Tensor) -> Tensor:
         images = images.to(trace.images.dtype).contiguous(memory_format=_memory_format(trace.images))
-        # a pass with a graph costs more, and is made only for maps that are to be differentiated through it
-        logits = trace.rerun(images, rows=of).logits if trace.create_graph else trace.predict(images, rows=of)
-        return self.score(logits, targets)
+        if trace.create_graph:  # which costs more, and is needed only for maps that are to be differentiated through it
+            return self.score(trace.rerun(images, rows=of).logits, targets)
+        return self.score(trace.predict(images, rows=of, ours=True), targets)
 
 
 def _memory_format(images: Tensor) -> torch.memory_format:

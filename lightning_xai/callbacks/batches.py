@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_xai.metrics import Boxes
+from lightning_xai.scores import plain
 from lightning_xai.trace import kind_of
 
 Unpack: TypeAlias = Callable[[Any], Sequence[Any]]
@@ -53,7 +54,7 @@ def taken_apart(batch: Any, unpack: Unpack, say: Callable[[str], None]) -> tuple
             f"labels (N,) for {len(images)} images were expected, got {_kind(labels)}, which are left out. To have "
             "them, say how to take the batch apart: `unpack=lambda batch: (batch[0], batch[1]['label'])`, say."
         )
-    return images, known, boxes
+    return plain(images), None if known is None else plain(known), boxes
 
 
 def _labels(labels: Any, images: Tensor) -> Tensor | None:

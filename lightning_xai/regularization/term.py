@@ -27,6 +27,7 @@ from lightning_xai.regularization.refusals import (
 )
 from lightning_xai.regularization.schedules import ConstantWeight, Schedule
 from lightning_xai.regularization.teachers import ImageWeights, Teacher, mask_saturated, negative_loss_teacher
+from lightning_xai.scores import plain
 from lightning_xai.trace import (
     PROBABILITIES,
     Calling,
@@ -204,6 +205,7 @@ class GuidedGradientLoss(nn.Module):
         require_model(model)
         if not isinstance(images, Tensor) or not images.is_floating_point() or not images.numel():
             raise TypeError(f"`images` expected a batch (N, C, H, W) of a floating dtype, got {kind_of(images)}.")
+        images, targets = plain(images), plain(targets) if isinstance(targets, Tensor) else targets
         if step % self.every_n_steps or self.weight(step) == 0:
             logits = self._logits(model, images)
             classification, _ = mean_and_sum(criterion, logits, targets)
@@ -211,14 +213,14 @@ class GuidedGradientLoss(nn.Module):
         self._require_support(model, images)
         passes = self._passes(model, images, targets, criterion)
         aligned, products = self._aligned(model, passes, step)
-        plain = GuidedGradientTerms(
+        without = GuidedGradientTerms(
             passes.classification, passes.logits, passes.classification.detach(), products=products
         )
         if not self._is_finite(aligned.error, images):
-            return plain
+            return without
         weight = self.weight(step) * self.every_n_steps
         return replace(
-            plain,
+            without,
             loss=passes.classification + weight * aligned.error,
             regularization=aligned.error.detach(),
             weight=weight,

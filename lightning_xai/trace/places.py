@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from lightning_xai.scores import plain
 from lightning_xai.trace.calling import Calling
 from lightning_xai.trace.hooks import forward_hooks, hookable, hooks_apart
 from lightning_xai.trace.layers import name_of
@@ -62,7 +63,7 @@ class Watched:
         modules = [module for module in hookable(model) if module is not model]
         kept = GraphKept(begun=True) if graph else nullcontext()
         with borrowed(model), eager(), torch.inference_mode(False), torch.set_grad_enabled(graph), kept:
-            self.image = images[:1].detach().clone().requires_grad_(graph)
+            self.image = plain(images)[:1].detach().clone().requires_grad_(graph)
             with forward_hooks(modules, self._note), hooks_apart(model), calling.context():
                 self.logits = calling.logits(model, self.image.clone())  # which it may overwrite
 
@@ -101,7 +102,7 @@ class Places:
         watched: Watched | None = None,
     ) -> None:
         self._model = model
-        self._images = images.detach()
+        self._images = plain(images.detach())
         self._calling = calling
         self._modules = set(modules)
         self._watched = watched

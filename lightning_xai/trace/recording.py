@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from lightning_xai.scores import plain
 from lightning_xai.trace.attributes import attributes_detached
 from lightning_xai.trace.calling import Calling
 from lightning_xai.trace.capture import Capture
@@ -184,7 +185,7 @@ def _own_copies(
 
     The model's, which stand among the arguments, are a copy that it may overwrite.
     """
-    own = images if keep_graph else images.detach()
+    own = plain(images if keep_graph else images.detach())
     own = own if ours and not (keep_graph or images.is_inference()) else own.clone()
     own = own if own.requires_grad else own.requires_grad_(differentiate)
     given = own.clone()
@@ -198,13 +199,14 @@ def _own_copies(
     return args, kwargs, own, given
 
 
-def predict(model: nn.Module, images: Tensor, calling: Calling | None = None) -> Tensor:
+def predict(model: nn.Module, images: Tensor, calling: Calling | None = None, *, ours: bool = False) -> Tensor:
     """The logits of images in evaluation mode, without a graph.
 
     Args:
         model: The classifier.
         images: Images (N,C,H,W).
         calling: As for `run`.
+        ours: As for `run`; the model may overwrite them.
 
     Returns:
         Logits (N,K).
@@ -214,7 +216,8 @@ def predict(model: nn.Module, images: Tensor, calling: Calling | None = None) ->
     """
     calling = Calling() if calling is None else calling
     with borrowed(model), plain_tensors(), calling.context():
-        return calling.logits(model, images.clone())  # which it may overwrite
+        images = plain(images)
+        return calling.logits(model, images if ours else images.clone())  # which it may overwrite
 
 
 def require_python_forward(model: nn.Module) -> None:

@@ -215,9 +215,9 @@ class Trace:
         with torch.inference_mode(False), torch.set_grad_enabled(self.create_graph), full, borrowed(self._model):
             yield
 
-    def predict(self, images: Tensor, *, rows: Tensor | None = None) -> Tensor:
-        """The logits (M,K) of other images, without a graph; arguments and errors as of `rerun`."""
-        return predict(self._model, images, self.calling(len(images), rows))
+    def predict(self, images: Tensor, *, rows: Tensor | None = None, ours: bool = False) -> Tensor:
+        """The logits (M,K) of other images, without a graph; arguments and errors as of `rerun` and `run`."""
+        return predict(self._model, images, self.calling(len(images), rows), ours=ours)
 
     def logits_without(self, layer: OneLayer, channels: Tensor, *, rows: Tensor) -> Tensor:
         """The logits of images of this trace, each with one channel of a captured layer at zero.
