@@ -256,5 +256,5 @@ def _require_classes(logits: Tensor, score: str) -> None:
     if logits.shape[1] < 2:
         raise ValueError(
             f"`{score}` expected logits of at least 2 classes, got shape {tuple(logits.shape)}: it is constant for "
-            "one logit. Use `score=sigmoid` or `score=pre_softmax`."
+            "one logit. Use `score=sigmoid` or `pre_softmax` in methods, `log_probability=log_sigmoid` in callbacks."
         )

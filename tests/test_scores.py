@@ -86,7 +86,7 @@ def test_one_logit_is_explained_for_either_side():
 @pytest.mark.parametrize("score", [centered, log_odds, log_softmax, post_softmax])
 def test_softmax_scores_refuse_one_logit(score):
     """A softmax over one class is constant; the message names what to use."""
-    with pytest.raises(ValueError, match=r"at least 2 classes, got shape \(2, 1\).*score=sigmoid"):
+    with pytest.raises(ValueError, match=r"2 classes, got shape \(2, 1\).*score=sigmoid.*log_probability=log_sigmoid"):
         score(torch.zeros(2, 1), torch.tensor([0, 1]))
 
 

@@ -32,9 +32,7 @@ def callbacks() -> dict[str, list[Callback]]:
         "SaliencyMaps": [xai.SaliencyMaps(methods, **STANDARD)],
         "Faithfulness": [xai.Faithfulness(methods, two, **STANDARD)],
         "Faithfulness of one CAM": [xai.Faithfulness(gradcam, three, **STANDARD)],
-        "Faithfulness of one CAM, with curves, 32 images": [
-            xai.Faithfulness(gradcam, [*three, *curves], n_images=32, **STANDARD)
-        ],
+        "Faithfulness of one CAM, with curves": [xai.Faithfulness(gradcam, [*three, *curves], **STANDARD)],
         "ModelIntegrity": [xai.ModelIntegrity(**STANDARD)],
         "the three": [
             xai.SaliencyMaps(methods, **STANDARD),
