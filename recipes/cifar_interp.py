@@ -32,7 +32,8 @@ from common.data.cifar import resnet18_for_small_images
 from common.measured import save_measurement
 from common.options import device_option, option, parsed
 from common.run import show
-from papers.interpretable_gradients.arms import PAPER, Loss, batches, loss_of, trained
+from common.training import Loss
+from papers.interpretable_gradients.arms import PAPER, batches, loss_of, trained
 from papers.interpretable_gradients.effect import measured
 from papers.interpretable_gradients.effect_report import finished, tables, verdict
 from papers.interpretable_gradients.tasks import Images, Task, task

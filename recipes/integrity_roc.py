@@ -37,12 +37,11 @@ from itertools import islice, product
 from pathlib import Path
 from typing import Any, Literal
 
-from common.data.cifar import small_images
 from common.options import RunOptions, option, parsed
 from common.run import Run
 from lightning_xai.integrity import OneClassError
 from lightning_xai.report import Results
-from papers.logit_shift.honest import CLASSES, Honest, photos, probes, real, small, tuned
+from papers.logit_shift.honest import CLASSES, Honest, photos, probes, real, small, source, tuned
 from papers.logit_shift.rates import Check, checks, edit_rows, honest_rows, table, training_rows
 from papers.logit_shift.score_default import score_rows
 from papers.logit_shift.trainings import guarded
@@ -98,7 +97,7 @@ def all_trainings(run: Run, settings: Settings) -> list[dict[str, Any]]:
     if settings.only not in (None, "trainings"):
         return []
     few = settings.run.fast_dev_run
-    train, val = (small_images(settings.data, *one) for one in (("train", 640 if few else 1280), ("test", 400)))
+    train, val = source(settings.data, "train", 640 if few else 1280), source(settings.data, "test", 400)
     todo = [(2, 0)] if few else list(product(CLASSES, range(settings.trainings)))
     epochs = 1 if few else 3
     return run.parts("trainings", todo, lambda one: guarded(train, val, *one, epochs))

@@ -65,18 +65,11 @@ from torchvision.models import resnet18, resnet50
 import lightning_xai as xai
 from common.data.cifar import CifarResNet, resnet18_for_small_images
 from common.measured import quartiles, seconds_of
+from common.training import Loss, plain, with_term
 from lightning_xai.regularization import gradient_pair
 from lightning_xai.report import Cell, Table
 
 WEIGHT = 7.5e-3
-
-Loss = Callable[[nn.Module, Tensor, Tensor, int], Tensor]
-"""What a step lowers: ``(model, images, targets, step) -> ()``."""
-
-
-def plain(model: nn.Module, images: Tensor, targets: Tensor, step: int) -> Tensor:
-    """The classification loss."""
-    return F.cross_entropy(model(images), targets)
 
 
 def by_pytorch(model: nn.Module, images: Tensor, targets: Tensor, step: int) -> Tensor:
@@ -85,11 +78,6 @@ def by_pytorch(model: nn.Module, images: Tensor, targets: Tensor, step: int) -> 
     loss = F.cross_entropy(model(leaf.clone()), targets)
     score = -loss * len(images)
     return loss + WEIGHT * xai.regularization.CosineLoss()(*gradient_pair(score, score, leaf)).mean()
-
-
-def with_term(term: xai.GuidedGradientLoss) -> Loss:
-    """What a user calls."""
-    return lambda model, images, targets, step: term(model, images, targets, F.cross_entropy, step).loss
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,14 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
 
 from common.options import option
+from lightning_xai import GuidedGradientLoss
 from lightning_xai.files import write_whole
 
 LOGGERS: dict[str, Callable[[Path, str, int | None], Logger]] = {
@@ -33,6 +35,20 @@ LOGGERS: dict[str, Callable[[Path, str, int | None], Logger]] = {
     "wandb": lambda folder, name, step: WandbLogger(name=name, project="lightning_xai", save_dir=folder),
     "mlflow": lambda folder, name, step: MLFlowLogger("lightning_xai", run_name=name, save_dir=str(folder / "mlflow")),
 }
+
+
+Loss = Callable[[nn.Module, Tensor, Tensor, int], Tensor]
+"""What a step lowers: ``(model, images (N,C,H,W), labels (N,), step) -> ()``."""
+
+
+def plain(model: nn.Module, images: Tensor, labels: Tensor, step: int) -> Tensor:
+    """Cross-entropy alone."""
+    return F.cross_entropy(model(images), labels)
+
+
+def with_term(term: GuidedGradientLoss) -> Loss:
+    """Cross-entropy and the training term."""
+    return lambda model, images, labels, step: term(model, images, labels, F.cross_entropy, step).loss
 
 
 @dataclass(frozen=True)

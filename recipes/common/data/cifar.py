@@ -15,8 +15,6 @@ from torchvision.datasets import CIFAR10
 from torchvision.models import resnet18
 from torchvision.transforms.functional import normalize, pil_to_tensor
 
-from common.data.generated import GeneratedImages
-
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """What the weights were trained with."""
@@ -64,14 +62,6 @@ def resnet18_for_small_images(num_classes: int = 10) -> nn.Module:
     model = resnet18(num_classes=num_classes)
     model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
     return model
-
-
-def small_images(data: Path | None, split: str, n: int | None) -> tuple[Tensor, Tensor]:
-    """What `cifar10` gives; without a folder images drawn here, in its form."""
-    if data is not None:
-        return cifar10(data, split, n)
-    drawn = GeneratedImages(n or 512, split="train" if split == "train" else "val", size=32)
-    return normalize(drawn.images / 255, list(MEAN), list(STD)), drawn.labels
 
 
 def cifar10(data: Path, split: str, n: int | None = None) -> tuple[Tensor, Tensor]:

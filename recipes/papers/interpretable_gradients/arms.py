@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 import lightning_xai as xai
 from common.networks import save_weights
+from common.training import Loss, plain, with_term
+from lightning_xai.scores import pre_softmax
 from papers.interpretable_gradients.tasks import Augment, Images, Task
 from papers.interpretable_gradients.term import ERRORS, TEACHERS
 
-Loss = Callable[[nn.Module, Tensor, Tensor, int], Tensor]
-"""The loss of a step: ``(model, images (N,C,H,W), labels (N,), step) -> ()``."""
 Batch = tuple[Tensor, Tensor]
 Weight = float | Callable[[int], float]
 """A number, or a schedule over the steps."""
@@ -56,11 +56,6 @@ def trained(
     return network.eval()
 
 
-def plain(model: nn.Module, images: Tensor, labels: Tensor, step: int) -> Tensor:
-    """Cross-entropy alone."""
-    return F.cross_entropy(model(images), labels)
-
-
 def start(task: Task, folder: Path, seed: int = 1000, given: Path | None = None) -> nn.Module:
     """The converged network that all arms start from; seed 1001 is the one whose maps are shown to every network.
 
@@ -88,8 +83,7 @@ def start(task: Task, folder: Path, seed: int = 1000, given: Path | None = None)
 
 def term(strength: Weight, **options: Any) -> Loss:
     """The library's training term."""
-    loss = xai.GuidedGradientLoss(weight=strength, **options)
-    return lambda model, images, labels, step: loss(model, images, labels, F.cross_entropy, step).loss
+    return with_term(xai.GuidedGradientLoss(weight=strength, **options))
 
 
 def masking_consistency(strength: float, *, salient: bool) -> Loss:
@@ -103,7 +97,7 @@ def masking_consistency(strength: float, *, salient: bool) -> Loss:
         logits = model(leaf)
         size = torch.rand_like(images[:, 0])
         if salient:
-            (gradient,) = torch.autograd.grad(pick(logits, labels).sum(), leaf, retain_graph=True)
+            (gradient,) = torch.autograd.grad(pre_softmax(logits, labels).sum(), leaf, retain_graph=True)
             size = gradient.abs().sum(1)
         hidden = size < size.flatten(1).median(1).values[:, None, None]
         low, high = images.amin((2, 3), keepdim=True), images.amax((2, 3), keepdim=True)
@@ -113,11 +107,6 @@ def masking_consistency(strength: float, *, salient: bool) -> Loss:
         return F.cross_entropy(logits, labels) + strength * divergence
 
     return loss
-
-
-def pick(logits: Tensor, labels: Tensor) -> Tensor:
-    """The logits of the labels, (N,)."""
-    return logits.gather(1, labels[:, None])[:, 0]
 
 
 def adversarial(strength: float, std: Sequence[float]) -> Loss:

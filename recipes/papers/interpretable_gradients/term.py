@@ -19,7 +19,6 @@ def squared_norm(gradients: Tensor, guided: Tensor) -> Tensor:
     return gradients.float().square().sum((1, 2, 3))
 
 
-NORM = "gradient norm"
 ERRORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "cosine": regularization.CosineLoss(),
     "sigmoid": regularization.SigmoidMaskingLoss(),
@@ -27,7 +26,7 @@ ERRORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "histogram": regularization.HistogramIntersectionLoss(),
     "l1": regularization.L1DistanceLoss(),
     "l2": regularization.L2DistanceLoss(),
-    NORM: squared_norm,
+    "gradient norm": squared_norm,
 }
 TEACHERS = {
     "-loss": regularization.negative_loss_teacher,

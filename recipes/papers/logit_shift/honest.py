@@ -15,8 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torchvision.transforms.v2.functional import normalize
 
-from common.data.cifar import MEAN, STD, CifarResNet, cifar10, small_images
+from common.data.cifar import MEAN, STD, CifarResNet, cifar10
+from common.data.generated import GeneratedImages
 from common.options import DataOptions, ModelOptions
 from common.subject import Subject, given
 from lightning_xai.networks import load_weights
@@ -110,6 +112,14 @@ def trained(model: nn.Module, images: Images, training: str, *, steps: int, rate
     return model.eval().requires_grad_(False)
 
 
+def source(data: Path | None, split: str, n: int) -> Images:
+    """Photographs of CIFAR-10, or images drawn here."""
+    if data is not None:
+        return cifar10(data, split, n)
+    drawn = GeneratedImages(n, split="train" if split == "train" else "val", size=32)
+    return normalize(drawn.images / 255, list(MEAN), list(STD)), drawn.labels
+
+
 def task(images: Images, classes: int, seed: int) -> Images:
     """Four in five of the images, of so many classes: some of the ten, all, or each in ten tints."""
     generator = torch.Generator().manual_seed(seed)
@@ -132,7 +142,7 @@ def tinted(images: Images, generator: torch.Generator) -> Images:
 
 def small(data: Path | None, steps: int = 80) -> Iterator[Honest]:
     """Networks trained here from scratch."""
-    every, shown = small_images(data, "train", 4096 if steps > 50 else 640), small_images(data, "test", 400)
+    every, shown = source(data, "train", 4096 if steps > 50 else 640), source(data, "test", 400)
     for classes, seed in itertools.product(CLASSES, range(TRAINED)):
         torch.manual_seed(seed)
         training = list(TRAININGS)[seed % len(TRAININGS)]
