@@ -44,8 +44,9 @@ class ModelIntegrity(ListeningCallback):
     position the shift comes. The last verdict is part of each checkpoint, with digests of the classifier: a run that
     resumes from it, or tests it, tells whether the classifier is still the one that was judged.
 
-    Maps are made as the run's `SaliencyMaps` and `Faithfulness` make them, with their methods and at their layers.
-    Where they differ and no shift is seen, that is told once, and no warning: many honest networks are so.
+    Maps are made as the run's `SaliencyMaps` and `Faithfulness` make them, with their methods and at their layers, in a
+    pass of its own (see the table in `lightning_xai.integrity`). Where they differ and no shift is seen, that is told
+    once, and no warning: many honest networks are so.
 
     What hinders a check (a reference for other classes, a damaged file, probes of one class) is a warning, and training
     goes on, unless ``action`` is ``"raise"``. Rank zero checks for all. A check costs less than two
