@@ -4,7 +4,7 @@
     python recipes/term_effect.py --task cifar10 --data DIR --given FILE    # from the weights of a ResNet-20
 
 Train plainly until accuracy stands still; from that network fine-tune every arm with the same batches per seed. An arm
-is compared at the largest strength, of two decades, whose accuracy on validation images stays within 0.3 points of
+is compared at the largest strength, of three decades, whose accuracy on validation images stays within 0.3 points of
 plain training's, over two seeds. Maps are scored against the pixels of the object (generated images), and under masks
 beside fixed maps, also with logits scaled so that all networks are equally confident.
 

@@ -150,8 +150,8 @@ def smooth_teacher(strength: float, level: float = 0.3, n: int = 2) -> Loss:
     return loss
 
 
-STRENGTHS = (0.1, 0.32, 1.0, 3.2, 10.0)
-"""Two decades; the arms are compared at the largest that keeps the accuracy."""
+STRENGTHS = (0.01, 0.032, 0.1, 0.32, 1.0, 3.2, 10.0)
+"""Three decades; the arms are compared at the largest that keeps the accuracy."""
 PAPER = "paper (cosine, loss, 0.0075)"
 
 
