@@ -11,17 +11,9 @@ Output: tables on the screen, and a run folder with ``report.html``, ``results.j
 interval over images; the best have a star, and a metric that a control wins is said to be won by it. An interrupted run
 goes on with ``--resume``: each group of metrics is kept once it is done.
 
-Time: 67 to 84 s of a CPU core without data; SqueezeNet 430 s and MobileNet 380 s on photographs of 224 pixels with the
-numbers of images below (torch 2.15, x86-64; 22 maps an image). ROAD is off there: 2 to 10 s for each map. Memory: 3 GB.
-Expected, one network each, intervals over images; slow metrics have few images and wide intervals:
-
-    planted evidence     average drop of Grad-CAM 46 [38, 54], random map 31 [25, 38]: the drop is won by Fake-CAM
-                         pointing game 1.00 [1.00, 1.00] for 9 methods, 0.10 [0.06, 0.16] for the best control
-                         energy in the evidence 0.79 [0.78, 0.79] for input x gradient, 0.02 for the best control
-    SqueezeNet 1.1       average drop of Grad-CAM 54 [41, 66], centred Gaussian 52 [41, 63], Fake-CAM 0.3 [0.1, 0.7]
-                         energy pointing 0.90 for CLRP, 0.67 for the centred Gaussian, 0.49 for noise
-    MobileNet v1 0.75    average drop of Grad-CAM 22 [13, 33], centred Gaussian 43 [31, 56], Fake-CAM 0.0 [0.0, 0.1]
-                         ADCC 70 [60, 78] for Grad-CAM, 71 [60, 81] for the centred Gaussian
+Time of one core: 80 s without data; on photographs of 224 pixels some 7 minutes for each network with the numbers of
+images below. ROAD is off there: 2 to 10 s for each map. Memory: 3 GB.
+What came out on photographs: ``papers/README.md``.
 
 Options of SqueezeNet: ``--model torchvision:squeezenet1_1 --layer features.12 --weights FILE``; of MobileNet: ``--model
 timm.models.efficientnet:_gen_mobilenet_v1 --model-options variant=mobilenetv1_100 channel_multiplier=0.75 pad_type=same

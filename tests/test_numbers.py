@@ -1,7 +1,7 @@
 """Numbers in texts stand in files that commands wrote: a link to ``results/*.json`` covers the rest of its section.
 
-In the texts on papers links cover the whole text: every measured number is in a linked file, is in a code span (a
-setting, or a figure of the paper), or stands in a section called *Not re-measured*.
+In the texts on papers links cover the whole text: every measured number is in a linked file, or in a code span (a
+setting, or a figure of the paper).
 """
 
 import json
@@ -67,14 +67,13 @@ def rows_of(file: Path) -> list[list[float]]:
 def unfounded(text: str, base: Path, *, strict: bool) -> list[list[str]]:
     """Measured numbers that are in no row of the files linked in their section; where strict, in the whole text."""
     wrong = []
-    for head, body in sections(text):
+    for _, body in sections(text):
         first = re.search(r"\]\([^)]*results/[^)]*\.json\)", body)
         files = [base / one for one in LINK.findall(text if strict else body) if one.endswith(".json")]
         covered = body if strict else body[first.start() :] if first else ""
-        if head != "Not re-measured":
-            rows = [row for file in files for row in rows_of(file)]
-            groups = measured(covered)
-            wrong += [group for group in groups if not any(all(holds(row, one) for one in group) for row in rows)]
+        rows = [row for file in files for row in rows_of(file)]
+        groups = measured(covered)
+        wrong += [group for group in groups if not any(all(holds(row, one) for one in group) for row in rows)]
     return wrong
 
 
@@ -85,12 +84,12 @@ def test_numbers_are_those_of_the_files(path):
 
 
 def test_wrong_numbers_are_seen(tmp_path):
-    """In intervals, percents and powers; settings, the paper's figures and older figures are let through."""
+    """In intervals, percents and powers; settings and the paper's figures are let through."""
     rows = [{"table": "T", "cells": ["a", "0.93 [0.88, 0.97]"]}, {"share": 0.634, "error": 2.52e-17}]
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "one.json").write_text(json.dumps({"rows": rows}))
     head = "# A\n[file](results/one.json), eq. 1.2, `1.5`, "
-    right = "0.93 [0.88, 0.97], 63.4 %, 63 %, 2.5e-17\n# Not re-measured\n7.7 %"
+    right = "0.93 [0.88, 0.97], 63.4 %, 63 %, 2.5e-17"
     assert not unfounded(head + right, tmp_path, strict=True)
     for wrong in ("0.92", "0.93 [0.88, 0.98]", "0.634 [0.88, 0.97]", "64 %", "2.6e-17", "0.1 points"):
         assert len(unfounded(head + wrong, tmp_path, strict=False)) == 1, wrong
