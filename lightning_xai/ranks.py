@@ -24,7 +24,11 @@ def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _ranks(maps: Tensor) -> Tensor:
-    values = maps.detach().flatten(1).contiguous()
-    in_order = values.sort(1).values
-    below, up_to = torch.searchsorted(in_order, values), torch.searchsorted(in_order, values, right=True)
-    return (below + up_to).double() / 2
+    in_order, order = maps.detach().flatten(1).sort(1)
+    places = torch.arange(order.shape[1], device=order.device)
+    begins = torch.ones_like(order, dtype=torch.bool)  # where a run of equal values does
+    begins[:, 1:] = in_order[:, 1:] != in_order[:, :-1]
+    ends = begins.roll(-1, 1)
+    first = torch.where(begins, places, 0).cummax(1).values
+    last = torch.where(ends, places, order.shape[1]).flip(1).cummin(1).values.flip(1)
+    return torch.empty_like(order, dtype=torch.float64).scatter_(1, order, (first + last + 1).double() / 2)

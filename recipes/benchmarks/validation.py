@@ -23,8 +23,8 @@ STANDARD: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224,
 
 
 def callbacks() -> dict[str, list[Callback]]:
-    """What is added to validation, by name, with two methods; what is not said is left at its default."""
-    methods = {"gradcam": xai.GradCAM(), "guided": xai.GuidedGradient()}
+    """What is added to validation, by name, with the README's two methods; what is not said is left at its default."""
+    methods = {"gradcam": xai.GradCAM(), "gradient": xai.InputGradient()}
     gradcam, two = {"gradcam": xai.GradCAM()}, [xai.AverageDrop(), xai.AverageGain()]
     three, curves = [*two, xai.AverageIncrease()], [xai.Insertion(), xai.Deletion()]
     return {
