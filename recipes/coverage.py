@@ -18,8 +18,8 @@ What is checked, and the number beside it:
     layer      ``layer=None`` finds a layer; its name
     places     patches of up to seven rows and columns, changed one at a time, move that layer where the map draws them:
                the correlation of their row (or column, the smaller one) with the one around which the layer moves more
-               than it does with other patches. Next to 0 for rows and columns exchanged, negative for a mirrored map;
-               in networks that see half of the image from each place it is less than 1
+               than it does with other patches, which is not chance. Next to 0 for rows and columns exchanged, negative
+               for a mirrored map; where each place sees half of the image, it is less than 1
     gradcam    Grad-CAM and HiResCAM are finite and not constant; their rank correlation
     gradient   the input gradient equals plain autograd's; the relative difference
     guided     the guided gradient is finite and not zero; which rectifiers it clamps at
@@ -42,6 +42,7 @@ import copy
 import json
 import math
 import multiprocessing
+import re
 import resource
 import signal
 import time
@@ -117,23 +118,22 @@ def layer(model: nn.Module, images: Tensor) -> Outcome:
 
 
 def places(model: nn.Module, images: Tensor) -> Outcome:
-    """Where the automatic layer's map draws what single patches change."""
-    capture = Capture({None: last_spatial_layer(model, images)})
-    before = run(model, images[:1], capture).activation(None)
-    grid = before.shape[2:]
+    """Where the automatic layer's map draws what single patches change: further from chance than three deviations."""
+    capture = Capture({None: last_spatial_layer(model, images[:2])})
+    grid = run(model, images[:1], capture).activation(None).shape[2:]
     patches = torch.cartesian_prod(*(torch.linspace(0, n - 1, min(n, 7)).round().long() for n in grid))
-    moved = []
+    images = images[: -(-32 // len(patches))]
+    before, moved = run(model, images, capture).activation(None), []
     for patch in patches.tolist():
-        changed = images[:1].clone()
+        changed = images.clone()
         spans = zip(patch, grid, images.shape[2:], strict=True)
         rows, columns = (slice(i * size // n, -(-(i + 1) * size // n)) for i, n, size in spans)
         changed[..., rows, columns] *= -1
-        moved.append((run(model, changed, capture).activation(None) - before).norm(dim=1)[0])
-    centres = _centres(torch.stack(moved))
-    follows = [
-        torch.corrcoef(torch.stack(pair))[0, 1].item() for pair in zip(centres.T, patches.T.float(), strict=True)
-    ]
-    return judged(min(follows) > 0.6, min(follows))
+        moved.append((run(model, changed, capture).activation(None) - before).norm(dim=1))
+    centres = torch.cat([_centres(one) for one in torch.stack(moved, 1)])
+    pairs = zip(centres.T, patches.repeat(len(images), 1).T.float(), strict=True)
+    follows = min(torch.corrcoef(torch.stack(pair))[0, 1].item() for pair in pairs)
+    return judged(follows > 3 * len(centres) ** -0.5, follows)
 
 
 def _centres(moved: Tensor) -> Tensor:
@@ -360,7 +360,7 @@ CHECKS: dict[str, Callable[[nn.Module, Tensor], Outcome]] = {
     "term": term,
     "integrity": integrity,
 }
-N_IMAGES = {"term": 3, "integrity": 8}
+N_IMAGES = {"term": 3, "integrity": 8, "places": 8}
 """Where two are not enough."""
 
 
@@ -454,22 +454,51 @@ def cell(outcome: Outcome) -> str:
 
 
 def table(found: dict[str, dict[str, Any]]) -> str:
-    """Counts, a row for each model, and the reasons of what was refused or wrong."""
-    lines = [f"# Every family of timm, torchvision and transformers ({len(found)} of {len(NAMES)} models)", ""]
-    lines += ["Written by `python recipes/coverage.py --table`; what the columns are, the recipe's docstring says.", ""]
-    lines += ["| | " + " | ".join(CHECKS) + " |", "|---" * (len(CHECKS) + 1) + "|"]
+    """Counts, the reasons of what was refused or wrong, and a row for each model."""
+    rows = [found[name] for name in NAMES if name in found]
+    lines = [f"# Every family of timm, torchvision and transformers ({len(rows)} of {len(NAMES)} models)", ""]
+    lines += [
+        "Written by `python recipes/coverage.py --table`: one small model of each family, random weights, small "
+        "images. What the columns are, and when a check works, the docstring of the recipe says.",
+        "",
+    ]
+    head = [" | ".join(CHECKS) + " |", "|---" * (len(CHECKS) + 1) + "|"]
+    lines += [f"| models | {head[0]}", head[1]]
     for word in ("works", "warned", "refused", "wrong", "time"):
-        counts = [sum(word_for(row["checks"].get(one, {})) == word for row in found.values()) for one in CHECKS]
+        counts = [sum(word_for(row["checks"].get(one, {})) == word for row in rows) for one in CHECKS]
         lines.append(f"| {word} | " + " | ".join(map(str, counts)) + " |")
-    lines += ["", "| model | " + " | ".join(CHECKS) + " |", "|---" * (len(CHECKS) + 1) + "|"]
-    reasons: dict[str, list[str]] = defaultdict(list)
-    for name, row in found.items():
+    lines += ["", "## What was refused or wrong, and why", "", *reasons(rows), "", "## Model by model", ""]
+    lines += [f"| model | {head[0]}", head[1]]
+    for row in rows:
         cells = [cell(row["checks"][one]) if one in row["checks"] else "-" for one in CHECKS]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-        for one, told in row["checks"].items():
-            if "reason" in told:
-                reasons[f"{one}: {told['reason']}"].append(name)
-    return "\n".join([*lines, "", *(f"- {reason} ({', '.join(names)})" for reason, names in reasons.items()), ""])
+        lines.append(f"| {row['model']} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, ""])
+
+
+def reasons(rows: list[dict[str, Any]]) -> list[str]:
+    """A line for each reason, whatever the function and the module it was said of, with the checks and the models."""
+    said: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for row in rows:
+        for check, told in row["checks"].items():
+            if told["outcome"] in ("refused", "wrong"):
+                functions, reason = _without_names(told.get("reason", f"the number is {told.get('number')}"))
+                for kind, one in {"checks": check, "functions": functions, "models": row["model"]}.items():
+                    said[reason][kind].add(one)
+    lines = []
+    for reason, found in sorted(said.items(), key=lambda pair: -len(pair[1]["models"])):
+        checks, functions, models = (
+            ", ".join(sorted(found[kind] - {""})) for kind in ("checks", "functions", "models")
+        )
+        lines.append(f"- **{checks}** ({len(found['models'])}): {functions}{functions and ' '}{reason} *{models}*")
+    return lines
+
+
+def _without_names(reason: str) -> tuple[str, str]:
+    """The function that a reason begins with, and the rest without the names of modules and what came of shapes."""
+    reason = re.sub(r"^\w+Error: | '[^']*'|Tokens\('[^']*'", lambda one: "Tokens(..." * one[0].startswith("T"), reason)
+    reason = re.sub(r", got (\([\d, ]+\)|\d+ of \d+ \(.*?\))", "", reason)
+    parts = re.fullmatch(r"(`\w+`) in(?: \(\w+\)| the model) (.*)", reason, re.DOTALL)
+    return (parts[1], parts[2]) if parts else ("", reason)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -99,7 +99,10 @@ SIZES: list[tuple[int, dict[str, Any]]] = [
     *((64, {"img_size": 64}), (64, {}), (96, {}), (128, {"img_size": 128}), (128, {}), (224, {}), (256, {}), (299, {})),
 ]
 """Sizes of images that are tried, and what the model is told of them."""
-_SIZES = {"alexnet": 128, "convmixer_768_32": 224, "inception_resnet_v2": 224, "inception_v3": 224, "inception_v4": 299}
+_SIZES = {
+    **{"alexnet": 128, "tiny_vit_5m_224": 128, "convmixer_768_32": 224, "efficientvit_m0": 224},
+    **{"inception_resnet_v2": 224, "inception_v3": 224, "inception_v4": 299},
+}
 """Of networks of which each place of the last maps sees all of a smaller image, or whose last maps have one place."""
 _SMALLER: dict[str, dict[str, Any]] = {
     "beit_base_patch16_224": {"depth": 2},
