@@ -4,7 +4,8 @@ Achtibat et al., "AttnLRP: Attention-Aware Layer-Wise Relevance Propagation for 
 https://arxiv.org/abs/2402.05602, written in multipliers (``rules.py``):
 
 - softmax: ``R_i = x_i (R_i - s_i sum_j R_j)``, its Taylor expansion without the bias, which is its gradient;
-- a matrix product of two signals: half to each, in proportion to what was added;
+- a matrix product of two signals: half to each, in proportion to what was added; of a signal and a constant, such as
+  learnt queries: all to the signal;
 - layer, group and RMS normalisation, and vectors divided by their length: what they are divided by is a constant.
 
 Linear layers in transformers have signed inputs and want `Epsilon` there.
