@@ -118,8 +118,22 @@ def layer(model: nn.Module, images: Tensor) -> Outcome:
 
 
 def places(model: nn.Module, images: Tensor) -> Outcome:
-    """Where the automatic layer's map draws what single patches change: further from chance than three deviations."""
+    """Where the automatic layer's map draws what single patches change: further from chance than three deviations.
+
+    Where each place sees all of a small image, they are told apart in one twice or four times as large.
+    """
     capture = Capture({None: last_spatial_layer(model, images[:2])})
+    follows, pairs = _follows(model, images, capture)
+    for factor in (2, 4):
+        if not follows > 3 * pairs**-0.5:
+            with contextlib.suppress(Exception):  # of a size that is not the model's
+                larger = F.interpolate(images, scale_factor=factor, mode="bilinear")
+                follows, pairs = _follows(model, larger, capture)
+    return judged(follows > 3 * pairs**-0.5, follows)
+
+
+def _follows(model: nn.Module, images: Tensor, capture: Capture) -> tuple[float, int]:
+    """The correlation of where patches lie with where a layer moves, and of how many pairs it is."""
     grid = run(model, images[:1], capture).activation(None).shape[2:]
     patches = torch.cartesian_prod(*(torch.linspace(0, n - 1, min(n, 7)).round().long() for n in grid))
     images = images[: -(-32 // len(patches))]
@@ -132,8 +146,7 @@ def places(model: nn.Module, images: Tensor) -> Outcome:
         moved.append((run(model, changed, capture).activation(None) - before).norm(dim=1))
     centres = torch.cat([_centres(one) for one in torch.stack(moved, 1)])
     pairs = zip(centres.T, patches.repeat(len(images), 1).T.float(), strict=True)
-    follows = min(torch.corrcoef(torch.stack(pair))[0, 1].item() for pair in pairs)
-    return judged(follows > 3 * len(centres) ** -0.5, follows)
+    return min(torch.corrcoef(torch.stack(pair))[0, 1].item() for pair in pairs), len(centres)
 
 
 def _centres(moved: Tensor) -> Tensor:
