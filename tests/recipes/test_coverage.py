@@ -95,4 +95,4 @@ def test_relevance_arrives_or_its_loss_is_said(name):
 def test_nothing_is_silently_wrong(name):
     """All families."""
     outcomes = found(name, list(coverage.CHECKS))
-    assert {one["outcome"] for one in outcomes.values()} <= {"works", "refused"}, outcomes
+    assert {one["outcome"] for one in outcomes.values()} <= {"works", "refused", "unclear"}, outcomes
