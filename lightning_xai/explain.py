@@ -10,7 +10,8 @@ from typing import overload
 import torch
 from torch import Tensor, nn
 
-from lightning_xai.attribution import Attribution, ScoredAttribution
+from lightning_xai.attribution import Attribution
+from lightning_xai.kinds import require_kinds
 from lightning_xai.scores import plain, require_classes, resolve_targets
 from lightning_xai.trace import (
     Calling,
@@ -113,7 +114,6 @@ def explain(
     """
     methods = named_attributions({"map": attributions} if isinstance(attributions, Attribution) else attributions)
     if score is not None:
-        _require_score(score)
         methods = {name: method.with_score(score) for name, method in methods.items()}
     trace = trace_of(model, images, methods, targets, calling=calling, create_graph=create_graph)
     with plain_tensors():
@@ -142,9 +142,8 @@ def trace_of(
     """
     require_model(model, calling)
     require_images(images)
+    require_kinds(explain, create_graph=create_graph)
     images = plain(images)
-    if not isinstance(create_graph, bool):
-        raise TypeError(f"`create_graph` expected True or False, got {type(create_graph).__name__}.")
     calling = replace(Calling() if calling is None else calling, context=current_autocast(images.device))
     automatic = None
     if any(layer is None for method in attributions.values() for layer in method.layers()):
@@ -214,14 +213,7 @@ def named_attributions(attributions: Mapping[str, Attribution] | Attribution) ->
     for name, method in attributions.items():
         if not isinstance(method, Attribution):
             raise TypeError(f"`attributions[{name!r}]` expected an Attribution, got {method!r}.{_remedy(method)}")
-        if isinstance(method, ScoredAttribution):
-            _require_score(method.score)
     return dict(attributions)
-
-
-def _require_score(score: object) -> None:
-    if not callable(score):
-        raise TypeError(f"`score` expected a function of logits and targets such as `pre_softmax`, got {score!r}.")
 
 
 def _remedy(value: object) -> str:

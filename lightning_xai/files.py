@@ -34,6 +34,8 @@ def write_whole(path: Path, data: bytes | str) -> None:
         ['file.txt']
     """
     content = data.encode("utf-8", errors="replace") if isinstance(data, str) else data
+    if path.is_dir():
+        raise IsADirectoryError(f"{str(path)!r} expected to be a file, got a folder.")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{secrets.token_hex(6)}.partial")
     try:

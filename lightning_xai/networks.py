@@ -163,7 +163,12 @@ def preprocessing_of(model: nn.Module, transform: Any = None, **changes: Any) ->
     if isinstance(transform, Mapping):
         import timm
 
-        transform = timm.data.create_transform(**transform)
+        try:
+            transform = timm.data.create_transform(**transform)
+        except TypeError as error:
+            raise TypeError(
+                f"`transform` expected timm's data configuration, got a dict with others: {error}"
+            ) from error
     if not callable(transform):
         raise TypeError(f"`transform` expected a function from a picture to a tensor, got {type(transform).__name__}.")
     if hasattr(transform, "image_processor_type") or hasattr(transform, "image_mean"):  # Hugging Face's

@@ -213,13 +213,14 @@ def require_classes(targets: Tensor, k: int) -> None:
 
 
 def _as_tensor(targets: Targets, logits: Tensor, labels: Tensor | None) -> Tensor:
-    if callable(targets) and not isinstance(targets, Tensor):
+    if callable(targets) and not isinstance(targets, (Tensor, type)):
         return targets(logits, labels)
     if targets is None:
         return predicted(logits)
     if isinstance(targets, int):
         return torch.full((len(logits),), targets if targets.bit_length() < 63 else -1)
-    if isinstance(targets, Sequence) and targets and all(isinstance(one, int) for one in targets):
+    whole = isinstance(targets, Sequence) and all(isinstance(one, int) for one in targets)
+    if whole and targets and not isinstance(targets, bytes):
         targets = torch.tensor(targets)
     if not isinstance(targets, Tensor) or targets.is_floating_point():
         raise TypeError(

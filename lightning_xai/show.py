@@ -17,9 +17,10 @@ from lightning_xai.attribution import Attribution, GradCAM
 from lightning_xai.baselines import to_pixels
 from lightning_xai.explain import attribute, named_attributions, trace_of
 from lightning_xai.images import read_image, upright
+from lightning_xai.kinds import fits, require_kinds
 from lightning_xai.networks import Preprocessing, class_names_of, preprocessing_of
 from lightning_xai.scores import log_sigmoid, log_softmax, resolve_targets
-from lightning_xai.trace import plain_tensors, require_model
+from lightning_xai.trace import kind_of, plain_tensors, require_model
 from lightning_xai.types import Score, Targets
 from lightning_xai.visualization import Panel, overlay
 
@@ -71,6 +72,7 @@ def show(
         ['image', 'GradCAM: 0', 'GradCAM: 3']
     """
     require_model(model)
+    require_kinds(show, targets=targets, class_names=class_names, log_probability=log_probability)
     methods = named_attributions(GradCAM() if attributions is None else attributions)
     wanted = preprocessing_of(model, transform)
     images = _as_batch(image, wanted).to(next(model.parameters(), torch.empty(0)))
@@ -94,20 +96,28 @@ def show(
 
 def _as_batch(image: Any, wanted: Preprocessing) -> Tensor:
     """An image as the classifier gets it, (1,C,H,W)."""
-    if isinstance(image, Tensor) and image.is_floating_point():
+    if fits(image, Tensor) and image.is_floating_point():
         batch = image if image.ndim == 4 else image[None]
         if batch.ndim == 4 and len(batch) == 1:
             return batch
         raise ValueError(f"`image` expected one image (C, H, W), got shape {tuple(image.shape)}.")
     if isinstance(image, (str, Path)):
         image = read_image(Path(image))
-    elif isinstance(image, Tensor):
-        image = to_pil_image(image[0] if image.ndim == 4 and len(image) == 1 else image)
-    elif isinstance(image, np.ndarray):
-        image = Image.fromarray(_as_bytes(image))
+    elif isinstance(image, (Tensor, np.ndarray)):
+        image = _as_picture(image)
     if not isinstance(image, Image.Image):
         raise TypeError(f"`image` expected a file, a picture of PIL, an array or a tensor, got {type(image).__name__}.")
     return wanted.transform(upright(image))[None]
+
+
+def _as_picture(image: Tensor | np.ndarray) -> Image.Image:
+    try:
+        if isinstance(image, Tensor):
+            return to_pil_image(image[0] if image.ndim == 4 and len(image) == 1 else image)
+        return Image.fromarray(_as_bytes(image))
+    except (RuntimeError, TypeError, ValueError) as error:
+        told = kind_of(image) if isinstance(image, Tensor) else f"{image.dtype} of shape {image.shape}"
+        raise ValueError(f"`image` expected bytes, (C, H, W) or (H, W, 3) in an array, got {told}: {error}") from error
 
 
 def _as_bytes(array: np.ndarray) -> np.ndarray:
@@ -123,15 +133,14 @@ def _chosen(targets: Any, logits: Tensor, probabilities: Tensor, log_probability
     if targets is None and log_probability is log_sigmoid and logits.shape[1] > 1:
         likely = [one for one in probabilities.argsort(descending=True).tolist() if probabilities[one] >= 0.5]
         return likely or [int(probabilities.argmax())]
-    if isinstance(targets, (Sequence, Tensor)) and not isinstance(targets, str):
+    is_list = isinstance(targets, Sequence) and not isinstance(targets, str | bytes)
+    if is_list or (isinstance(targets, Tensor) and targets.ndim):
         return resolve_targets(targets, logits.expand(len(targets), -1)).tolist()
     return resolve_targets(targets, logits).tolist()
 
 
 def _names(names: Sequence[str] | None, n: int) -> list[str]:
     """A name for each class, no two alike: ImageNet has two cranes."""
-    if names is not None and (isinstance(names, str) or not isinstance(names, Sequence)):
-        raise TypeError(f"`class_names` expected a sequence of names, got {type(names).__name__}.")
     if names is not None and len(names) < n:
         raise ValueError(f"`class_names` expected a name for each of the {n} classes, got {len(names)}.")
     told = [str(i) for i in range(n)] if names is None else [str(one) for one in names]

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from torch import nn
+from torch import Tensor, nn
+
+from lightning_xai.kinds import fits
 
 Standard: TypeAlias = Sequence[float] | Callable[..., Any] | Mapping[str, Any]
 """What ``mean=`` takes: one number for each channel, with ``std=``; or, alone, something that says both: a
@@ -106,7 +108,7 @@ def _part(source: Any, name: str) -> Any:
 
 def _numbers(values: Any) -> Numbers | None:
     """Numbers of a sequence, array or tensor; None of anything else, such as the method ``mean`` of an array."""
-    if getattr(values, "is_meta", False) or getattr(values, "is_sparse", False):
+    if isinstance(values, Tensor) and not fits(values, Tensor):
         return None
     values = values.tolist() if hasattr(values, "tolist") else values
     usual = isinstance(values, Sequence) and all(isinstance(one, (int, float)) for one in values)

@@ -14,6 +14,8 @@ from typing import Any, Literal, TypeAlias
 
 from torch import Tensor, nn
 
+from lightning_xai.kinds import require_kinds
+
 Score: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """The number per image that is explained: ``(logits (N,K), targets (N,)) -> (N,)``."""
 
@@ -41,7 +43,7 @@ class Tokens:
             reading order themselves. Tokens that are not named are no patches.
 
     Raises:
-        TypeError: If ``layer`` is neither a name nor a module.
+        TypeError: If an argument has the wrong type.
         ValueError: If there is no such grid, order of axes or order of tokens.
 
     Example:
@@ -61,14 +63,11 @@ class Tokens:
     order: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.layer, (str, nn.Module)):
-            raise TypeError(f"`layer` expected a dotted name or a module, got {type(self.layer).__name__}.")
+        require_kinds(Tokens, layer=self.layer, prefix=self.prefix, axes=self.axes)
         if not isinstance(self.grid, tuple) or len(self.grid) != 2 or min(self.grid) < 1:
             raise ValueError(f"`grid` expected a tuple of two positive integers (h, w), got {self.grid!r}.")
-        if not isinstance(self.prefix, int) or self.prefix < 0:
+        if self.prefix < 0:
             raise ValueError(f"`prefix` expected a number of tokens, at least 0, got {self.prefix!r}.")
-        if self.axes not in ("NTD", "TND", "NDT"):
-            raise ValueError(f'`axes` expected "NTD", "TND" or "NDT", got {self.axes!r}.')
         count, order = self.grid[0] * self.grid[1], self.order
         if order is not None and (not isinstance(order, tuple) or len(set(order)) != count or min(order) < 0):
             raise ValueError(

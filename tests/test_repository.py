@@ -18,7 +18,7 @@ LEVELS = {
     "log_keys": 0,
     "ranks": 0,
     "standard": 0,
-    "counts": 0,
+    "kinds": 0,
     "baselines": 1,
     "images": 1,
     "networks": 1,

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_xai.kinds import require_kinds
 from lightning_xai.scores import at_least_float32, centered
 from lightning_xai.trace import Interception, Trace
 from lightning_xai.types import Layer, OneLayer, Score
@@ -30,6 +31,11 @@ class Attribution(ABC):
     needs_image_gradient = False  # no annotation: LightningCLI evaluates it in modules that may not know ClassVar
     needs_reruns = False
     needs_pass = True
+
+    def __post_init__(self) -> None:
+        ours = next(kind for kind in type(self).__mro__ if kind.__module__.startswith("lightning_xai."))
+        said = ("baseline", "mean", "std")  # `require_standardization` looks at these, and knows what to do instead
+        require_kinds(ours, **{name: value for name, value in vars(self).items() if name not in said})
 
     @property
     def interception(self) -> Interception | None:
@@ -92,10 +98,6 @@ class AroundAttribution(Attribution):
     """
 
     attribution: Attribution
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.attribution, Attribution):
-            raise TypeError(f"`attribution` expected an Attribution such as `GradCAM()`, got {self.attribution!r}.")
 
     @property
     def needs_image_gradient(self) -> bool:  # type: ignore[override]  # a plain attribute where it is the class's
@@ -171,6 +173,7 @@ class LayerMaps(Attribution):
     relu: bool = field(default=True, kw_only=True)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.layers():
             raise ValueError(
                 "`layer` expected at least one layer, got an empty sequence. "

@@ -15,7 +15,7 @@ from torch import Tensor
 from lightning_xai.attribution.base import GradientCAM, LayerMaps, ScoredAttribution
 from lightning_xai.attribution.cam import weighted_sum
 from lightning_xai.attribution.sampling import require_batch_size, require_noise_level
-from lightning_xai.counts import require_count, require_number
+from lightning_xai.kinds import require_count, require_number
 from lightning_xai.noise import noisy_copies
 from lightning_xai.scores import at_least_float32
 from lightning_xai.trace import Trace

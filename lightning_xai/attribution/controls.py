@@ -94,6 +94,7 @@ class CenteredGaussian(Attribution):
     sigma: float = 0.25
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.sigma > 0:
             raise ValueError(f"`sigma` expected a positive share of the image's side, got {self.sigma}.")
 
@@ -105,7 +106,7 @@ class CenteredGaussian(Attribution):
 
     def _profile(self, side: int, images: Tensor) -> Tensor:
         centers = (torch.arange(side, device=images.device, dtype=at_least_float32(images).dtype) + 0.5) / side
-        return torch.exp(-((centers - 0.5) ** 2) / (2 * self.sigma**2))
+        return torch.exp(-((centers - 0.5) ** 2) / (2 * float(self.sigma) ** 2))
 
 
 @dataclass(frozen=True)

@@ -77,6 +77,7 @@ class DeepLIFT(ScoredAttribution):
     std: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_standardization(self.baseline, self.mean, self.std)
 
     def __call__(self, trace: Trace, targets: Tensor) -> Tensor:

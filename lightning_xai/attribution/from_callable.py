@@ -50,12 +50,6 @@ class FromCallable(Attribution):
     function: Callable[[nn.Module, Tensor, Tensor], Tensor]
     reduce: Callable[[Tensor], Tensor] = channel_sum
 
-    def __post_init__(self) -> None:
-        if not callable(self.function):
-            raise TypeError(
-                f"`function` expected a function of model, images and targets, got {type(self.function).__name__}."
-            )
-
     def __call__(self, trace: Trace, targets: Tensor) -> Tensor:
         """Compute the maps (N,H,W), signed where the function's are."""
         maps, images = trace.call(self.function, targets), trace.images

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_xai.attribution.base import ScoredAttribution
 from lightning_xai.scores import at_least_float32
-from lightning_xai.trace import Rectifiers, Trace, check_rectifiers
+from lightning_xai.trace import Rectifiers, Trace
 
 
 def channel_sum(gradients: Tensor) -> Tensor:
@@ -132,9 +132,6 @@ class GuidedGradient(ScoredAttribution):
     reduce: Callable[[Tensor], Tensor] = channel_sum
     rectifiers: Rectifiers = "relu"
     needs_image_gradient = True
-
-    def __post_init__(self) -> None:
-        check_rectifiers(self.rectifiers)
 
     def __call__(self, trace: Trace, targets: Tensor) -> Tensor:
         """Compute the maps (N,H,W), signed where ``reduce`` is."""

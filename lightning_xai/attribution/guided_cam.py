@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_xai.attribution.cam import GradCAM
 from lightning_xai.attribution.gradient import channel_sum
-from lightning_xai.trace import Rectifiers, Trace, check_rectifiers
+from lightning_xai.trace import Rectifiers, Trace
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,6 @@ class GuidedGradCAM(GradCAM):
     reduce: Callable[[Tensor], Tensor] = channel_sum
     rectifiers: Rectifiers = "relu"
     needs_image_gradient = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_rectifiers(self.rectifiers)
 
     def __call__(self, trace: Trace, targets: Tensor) -> Tensor:
         """Compute the maps (N,H,W), signed where ``reduce`` is."""

@@ -13,7 +13,7 @@ from lightning_xai.attribution.base import ScoredAttribution
 from lightning_xai.attribution.gradient import channel_sum
 from lightning_xai.attribution.sampling import mean_gradient, require_batch_size, require_noise_level
 from lightning_xai.baselines import Baseline, black
-from lightning_xai.counts import require_count
+from lightning_xai.kinds import fits, require_count
 from lightning_xai.noise import noisy_copies, placed_like
 from lightning_xai.scores import at_least_float32, post_softmax
 from lightning_xai.standard import Standard, standard_of
@@ -118,6 +118,7 @@ class SmoothGrad(ScoredAttribution):
     needs_image_gradient = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_count("n_samples", self.n_samples)
         require_batch_size(self.batch_size)
         require_noise_level(self.noise_level)
@@ -178,6 +179,7 @@ class IntegratedGradients(ScoredAttribution):
     needs_image_gradient = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_count("n_steps", self.n_steps)
         require_batch_size(self.batch_size)
         require_standardization(self.baseline, self.mean, self.std)
@@ -263,7 +265,7 @@ def require_standardization(
     """
     if isinstance(baseline, Tensor):
         return
-    if baseline is not None and not callable(baseline):
+    if baseline is not None and not fits(baseline, Baseline):
         raise TypeError(
             f"`baseline` expected a tensor or a function such as `black`, got {type(baseline).__name__}. "
             "For one value everywhere use `torch.tensor(value)`."

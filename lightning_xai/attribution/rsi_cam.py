@@ -13,7 +13,7 @@ from lightning_xai.attribution.cam import weighted_sum
 from lightning_xai.attribution.paths import baseline_images, completeness_error, require_standardization
 from lightning_xai.attribution.sampling import require_batch_size
 from lightning_xai.baselines import Baseline
-from lightning_xai.counts import require_count
+from lightning_xai.kinds import require_count
 from lightning_xai.scores import at_least_float32, post_softmax
 from lightning_xai.standard import Standard
 from lightning_xai.trace import Trace

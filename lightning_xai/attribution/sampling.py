@@ -8,7 +8,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from lightning_xai.counts import require_count, require_number
+from lightning_xai.kinds import require_count, require_number
 from lightning_xai.noise import placed_like
 from lightning_xai.scores import at_least_float32
 from lightning_xai.trace import Trace

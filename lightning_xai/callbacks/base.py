@@ -17,6 +17,7 @@ from lightning_xai.callbacks.data import class_names_of, loaders_of, standards_i
 from lightning_xai.callbacks.listening import HeardStep, StepListener
 from lightning_xai.callbacks.processes import own_passes, require_no_tensor_parallelism, require_whole_parameters
 from lightning_xai.explain import capture_for, named_attributions
+from lightning_xai.kinds import require_kinds
 from lightning_xai.metrics import Boxes
 from lightning_xai.scores import log_softmax
 from lightning_xai.standard import HOW_TO_SAY, Numbers, Standard, standard_of
@@ -67,6 +68,7 @@ class ListeningCallback(LightningCallback):
         self, *, classifier: str | None = None, unpack: Unpack = first_two, logits_of: LogitsOf = logits_of
     ) -> None:
         super().__init__()
+        require_kinds(ListeningCallback.__init__, classifier=classifier, unpack=unpack, logits_of=logits_of)
         self.classifier = classifier
         self.unpack = unpack
         self.logits_of = logits_of

@@ -20,8 +20,8 @@ from lightning_xai.callbacks.batches import Unpack, first_two
 from lightning_xai.callbacks.data import images_of_rank, is_due, loaders_of, stage_of
 from lightning_xai.callbacks.loggers import declare_metrics
 from lightning_xai.callbacks.tally import Tally
-from lightning_xai.counts import require_count
 from lightning_xai.explain import attribute, named_attributions
+from lightning_xai.kinds import require_count, require_kinds
 from lightning_xai.log_keys import LogKey
 from lightning_xai.metrics import Batch, Boxes, ExplanationMetric, Setting
 from lightning_xai.scores import centered, log_softmax, resolve_targets
@@ -100,8 +100,8 @@ class Faithfulness(ExplainingCallback):
     ) -> None:
         attributions = named_attributions(attributions)
         controls = default_controls(attributions) if controls is None else controls
-        if not isinstance(controls, Mapping):
-            raise TypeError(f"`controls` expected a dict of methods, empty for none, got {type(controls).__name__}.")
+        functions: dict[str, object] = {"baseline": baseline, "targets": targets, "log_probability": log_probability}
+        require_kinds(Faithfulness.__init__, controls=controls, **functions)
         twice = set(attributions) & set(controls)
         if twice:
             raise ValueError(f"`controls` expected other names than `attributions`, got {sorted(twice)} in both.")

@@ -21,12 +21,13 @@ from lightning_xai.callbacks.integrity_run import IntegrityRun, Outcome, Phase, 
 from lightning_xai.callbacks.loggers import log_figures, log_panel
 from lightning_xai.callbacks.probes import Probes
 from lightning_xai.callbacks.processes import own_passes
-from lightning_xai.counts import require_count
+from lightning_xai.explain import named_attributions
 from lightning_xai.integrity import Digest, Fingerprint, OneClassError, Threshold, Verdict, for_model
+from lightning_xai.kinds import require_count, require_kinds
 from lightning_xai.log_keys import LogKey
 from lightning_xai.metrics import Boxes
 from lightning_xai.standard import Standard, standard_of
-from lightning_xai.trace import Calling, Observer, Trace, evaluation_mode, is_image_batch, kind_of, logits_of, own_pass
+from lightning_xai.trace import Calling, Observer, Trace, evaluation_mode, logits_of, own_pass, require_images
 from lightning_xai.types import LogitsOf, OneLayer, Tokens
 
 
@@ -90,7 +91,7 @@ class ModelIntegrity(ListeningCallback):
         n_images: int = 32,
         every_n_validations: int = 1,
         image_level: bool = False,
-        attributions: Mapping[str, Attribution] | None = None,
+        attributions: Mapping[str, Attribution] | Attribution | None = None,
         reference: nn.Module | Fingerprint | str | Path | None = None,
         threshold: Threshold | None = None,
         action: Literal["warn", "raise"] | Callable[[Finding], object] = "warn",
@@ -104,10 +105,12 @@ class ModelIntegrity(ListeningCallback):
         super().__init__(classifier=classifier, unpack=unpack, logits_of=logits_of)
         for argument, value in {"n_images": n_images, "every_n_validations": every_n_validations}.items():
             require_count(argument, value)
-        if images is not None and not is_image_batch(images):
-            raise TypeError(f"`images` expected probes (N, C, H, W) of a floating dtype, got {kind_of(images)}.")
-        if action not in ("warn", "raise") and not callable(action):
-            raise TypeError(f"`action` expected 'warn', 'raise' or a function of the finding, got {action!r}.")
+        if images is not None:
+            require_images(images)
+        if isinstance(attributions, Attribution):
+            attributions = named_attributions(attributions)
+        looks: dict[str, object] = {"layer": layer, "image_level": image_level, "threshold": threshold, "name": name}
+        require_kinds(ModelIntegrity.__init__, attributions=attributions, reference=reference, action=action, **looks)
         self.layer, self.images, self.n_images = layer, images, n_images
         self.every_n_validations = every_n_validations
         self.image_level, self.attributions = image_level, attributions

@@ -19,8 +19,8 @@ from lightning_xai.callbacks.batches import Unpack, first_two
 from lightning_xai.callbacks.data import class_names_of, is_due, loaders_of, stage_of
 from lightning_xai.callbacks.loggers import log_panel
 from lightning_xai.callbacks.probes import Probes
-from lightning_xai.counts import require_count
 from lightning_xai.explain import attribute
+from lightning_xai.kinds import require_count, require_kinds
 from lightning_xai.log_keys import LogKey
 from lightning_xai.metrics import Boxes, average_drop, masked_scores
 from lightning_xai.scores import log_softmax, predicted, resolve_targets
@@ -100,8 +100,9 @@ class SaliencyMaps(ExplainingCallback):
         super().__init__(attributions, mean=mean, std=std, **options)
         for argument, value in {"n_images": n_images, "every_n_epochs": every_n_epochs}.items():
             require_count(argument, value)
-        if channels is not None and not isinstance(channels, Sequence):
-            raise TypeError(f"`channels` expected the numbers of channels, got {type(channels).__name__}.")
+        shown: dict[str, object] = {"name": name, "class_names": class_names, "channels": channels}
+        functions: dict[str, object] = {"baseline": baseline, "targets": targets, "log_probability": log_probability}
+        require_kinds(SaliencyMaps.__init__, **shown, **functions)
         if channels is not None and len(channels) not in (1, 3):
             raise ValueError(f"`channels` expected one channel or three, got {list(channels)}.")
         self.n_images = n_images

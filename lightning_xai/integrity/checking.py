@@ -18,6 +18,7 @@ from lightning_xai.integrity.inspection import Inspection
 from lightning_xai.integrity.maps import signed_maps
 from lightning_xai.integrity.measures import agreement, common_mode_share, mean_logit, mean_row_share, median
 from lightning_xai.integrity.verdict import Threshold
+from lightning_xai.kinds import require_kinds
 from lightning_xai.scores import at_least_float32, centered, log_odds, pre_softmax, predicted, resolve_targets
 from lightning_xai.trace import (
     Calling,
@@ -101,9 +102,7 @@ def inspect_model(
     """
     require_model(model, calling)
     require_images(images)
-    if not isinstance(image_level, bool) or not isinstance(threshold, (Threshold, type(None))):
-        got = f"{type(image_level).__name__} and {type(threshold).__name__}"
-        raise TypeError(f"`image_level` and `threshold` expected True or False and a Threshold or None, got {got}.")
+    require_kinds(inspect_model, image_level=image_level, threshold=threshold)
     methods = _methods(attributions, image_level)
     module = last_spatial_layer(model, images, calling) if layer is None else find_layer(model, layer)
     automatic = module

@@ -13,12 +13,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_xai.attribution import Attribution
+from lightning_xai.files import write_whole
 from lightning_xai.integrity.comparison import ModelComparison, compare_evidence
 from lightning_xai.integrity.digest import Digest, digest_of_tensor, digest_of_tensors
 from lightning_xai.integrity.evidence import KINDS, Evidence, evidence_of, fault_of, methods_of, traced
 from lightning_xai.integrity.maps import AT_LAYER
+from lightning_xai.kinds import require_kinds
 from lightning_xai.scores import predicted
-from lightning_xai.trace import Calling, Trace, name_of, require_model
+from lightning_xai.trace import Calling, Trace, name_of, require_images, require_model
 from lightning_xai.types import OneLayer
 
 FORMAT = "lightning_xai fingerprint 2"
@@ -114,6 +116,8 @@ class Fingerprint:
             ValueError: If the images, the classes, the methods or the layer's shape are not those of the fingerprint.
         """
         methods = methods_of(attributions)
+        require_model(model, calling)
+        require_images(images)
         self._check(images, methods)
         at = _likely_name(model, self.layer) if layer is None else layer
         module, trace = traced(model, images, at, methods, calling)
@@ -128,13 +132,16 @@ class Fingerprint:
         Its checksum tells of damage. It is no signature: whoever can replace the file can make another.
 
         Args:
-            path: The file; its folder must exist.
+            path: The file; its folder is made.
 
         Raises:
+            OSError: If it cannot be written; an earlier file is as it was.
+            TypeError: If the path is none.
             ImportError: If safetensors is not installed.
         """
-        from safetensors.torch import save_file  # not needed by anything else
+        from safetensors.torch import save  # not needed by anything else
 
+        require_kinds(Fingerprint.save, path=path)
         tensors = {name: tensor.contiguous() for name, tensor in _tensors(self.evidence).items()}
         about = json.dumps(
             {
@@ -146,7 +153,8 @@ class Fingerprint:
                 "images": self.images,
             }
         )
-        save_file(tensors, path, metadata={"format": FORMAT, "about": about, "checksum": _checksum(about, tensors)})
+        told = {"format": FORMAT, "about": about, "checksum": _checksum(about, tensors)}
+        write_whole(Path(path), save(tensors, metadata=told))
 
     @classmethod
     def load(cls, path: str | Path) -> Fingerprint:
@@ -163,6 +171,7 @@ class Fingerprint:
             ValueError: If the file is no fingerprint, or is truncated or corrupted.
             ImportError: If safetensors is not installed.
         """
+        require_kinds(Fingerprint.load, path=path)
         about, tensors = _read(Path(path))
         maps = {kind: {n.partition(" ")[2]: t for n, t in tensors.items() if n.startswith(kind)} for kind in KINDS}
         if fault := fault_of(about, tensors, maps):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torchmetrics.utilities import dim_zero_cat
 
+from lightning_xai.kinds import require_kinds
 from lightning_xai.metrics.base import ExplanationMetric
 
 
@@ -26,8 +27,7 @@ class KeepsValues(ExplanationMetric):
 
     def __init__(self, *, keep_values: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if not isinstance(keep_values, bool):
-            raise TypeError(f"`keep_values` expected True or False, got {type(keep_values).__name__}.")
+        require_kinds(KeepsValues.__init__, keep_values=keep_values)
         self.keep_values = keep_values
         self.values: Tensor | None = None
         if keep_values:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from lightning_xai.baselines import Baseline, blurred
-from lightning_xai.counts import require_count
+from lightning_xai.kinds import require_count, require_number
 from lightning_xai.metrics.averages import ImageAverage
 from lightning_xai.metrics.forwards import float64_logits
 from lightning_xai.metrics.perturbation import curve_area
@@ -55,6 +55,7 @@ class CurveMetric(ImageAverage):
         self, *, steps: int = STEPS, tolerance: float = TOLERANCE, keep_values: bool = False, **kwargs: Any
     ) -> None:
         require_count("steps", steps)
+        require_number("tolerance", tolerance)
         super().__init__(keep_values=keep_values, **kwargs)
         self.fractions = self.curve = torch.empty(0)
         self.steps = steps

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_xai.counts import require_number
+from lightning_xai.kinds import require_kinds
 from lightning_xai.metrics.averages import ImageAverage
 from lightning_xai.metrics.boxes import Boxes, as_masks, dilated
 from lightning_xai.metrics.masking import degenerate
@@ -134,7 +134,7 @@ class PointingGame(LocalizationMetric):
     """
 
     def __init__(self, *, tolerance: int = 15, keep_values: bool = False, **kwargs: Any) -> None:
-        require_number("tolerance", tolerance)
+        require_kinds(PointingGame.__init__, tolerance=tolerance)
         super().__init__(tolerance, keep_values=keep_values, **kwargs)
         if tolerance < 0:
             raise ValueError(f"`tolerance` expected 0 or more pixels, got {tolerance}.")

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from matplotlib.axes import Axes
 from torch import Tensor
 
+from lightning_xai.kinds import require_kinds
 from lightning_xai.metrics.averages import ImageAverage
 from lightning_xai.metrics.base import Number
 from lightning_xai.metrics.forwards import check_maps, float64_logits
@@ -208,9 +209,10 @@ class ROAD(ImageAverage):
 
     def __init__(self, *, percentages: Sequence[float] = PERCENTAGES, keep_values: bool = False, **kwargs: Any) -> None:
         super().__init__(keep_values=keep_values, **kwargs)
-        if not isinstance(percentages, Sequence):
-            raise TypeError(f"`percentages` expected numbers in (0, 100), got {type(percentages).__name__}.")
+        require_kinds(ROAD.__init__, percentages=percentages)
         self.percentages = tuple(percentages)
+        if not self.percentages or not all(0 < one < 100 for one in self.percentages):
+            raise ValueError(f"`percentages` expected numbers in (0, 100), got {self.percentages}.")
         self.curves: dict[str, Tensor] = {}
         self.add_state("road_sums", torch.zeros(4, len(percentages), dtype=torch.float64), dist_reduce_fx="sum")
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_xai.kinds import require_count, require_kinds
+
 _CHUNK = 2**22
 """Random numbers drawn at once: 32 MiB of indices."""
 
@@ -79,11 +81,11 @@ def compare(a: Tensor, b: Tensor, *, level: float = 0.95, n_resamples: int = 10_
         >>> print(compare(drops, drops - torch.tensor([4.0, 6.0, 5.0, 7.0, 3.0, 5.0, 6.0, 4.0])))
         +5 [+4, +6.125] (95 %), p = 0.0078, 8 images
     """
+    require_kinds(compare, a=a, b=b, level=level, seed=seed)
+    require_count("n_resamples", n_resamples)
     differences = _differences(a, b)
     if not 0 < level < 1:
         raise ValueError(f"`level` expected a share in (0, 1), got {level}.")
-    if n_resamples < 1:
-        raise ValueError(f"`n_resamples` expected 1 or more, got {n_resamples}.")
     generator = torch.Generator().manual_seed(seed)
     units = differences[0] if a.ndim == 1 else differences.mean(1)
     means = _resampled_means(differences, n_resamples, generator)
@@ -95,8 +97,6 @@ def compare(a: Tensor, b: Tensor, *, level: float = 0.95, n_resamples: int = 10_
 
 
 def _differences(a: Tensor, b: Tensor) -> Tensor:
-    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
-        raise TypeError(f"`a` and `b` expected tensors, got {type(a).__name__} and {type(b).__name__}.")
     if a.shape != b.shape or a.ndim not in (1, 2) or min(a.shape) < 2:
         raise ValueError(
             "`a` and `b` expected values of the same images, (N,) and (N,), or (S,N) and (S,N) for S seeds, "

@@ -17,6 +17,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import Parameter
 
+from lightning_xai.kinds import require_count, require_kinds
+
 
 @dataclass(frozen=True)
 class GradientProducts:
@@ -107,7 +109,7 @@ class AdaptiveWeight(nn.Module):
         every_n_steps: Steps from one measurement to the next.
 
     Raises:
-        TypeError: If the budget is no function.
+        TypeError: If an argument has the wrong type.
         ValueError: If a number is out of its range.
 
     Example:
@@ -129,15 +131,13 @@ class AdaptiveWeight(nn.Module):
         every_n_steps: int = 20,
     ) -> None:
         super().__init__()
+        require_kinds(AdaptiveWeight.__init__, budget=budget, start=start, bounds=bounds, smoothing=smoothing)
+        require_count("every_n_steps", every_n_steps)
         low, high = bounds
-        if not callable(budget):
-            raise TypeError(f"`budget` expected a function such as GradientShare(0.1), got {budget!r}.")
         if not 0 < low <= start <= high < inf:
             raise ValueError(f"`bounds` expected 0 < low <= start <= high, got {bounds} and start {start}.")
         if not 0 <= smoothing < 1:
             raise ValueError(f"`smoothing` expected a number in [0, 1), got {smoothing}.")
-        if every_n_steps < 1:
-            raise ValueError(f"`every_n_steps` expected 1 or more, got {every_n_steps}.")
         self.budget = budget
         self.bounds = bounds
         self.smoothing = smoothing

@@ -9,8 +9,9 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from lightning_xai.kinds import fits
 from lightning_xai.regularization.errors import cosine_error
-from lightning_xai.trace import Rectifiers, guided
+from lightning_xai.trace import Rectifiers, guided, kind_of
 
 Criterion: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """A classification loss: ``(logits (N,K), targets) -> ()``, the mean over images, or ``(N,)``, one for each image."""
@@ -120,9 +121,9 @@ def mean_and_sum(criterion: Criterion, logits: Tensor, targets: Tensor) -> tuple
 
 
 def _described(targets: object) -> str:
-    if not isinstance(targets, Tensor):
-        return type(targets).__name__
-    known = targets.numel() and not targets.is_complex() and not targets.is_meta
+    if not isinstance(targets, Tensor) or not fits(targets, Tensor):
+        return kind_of(targets)
+    known = targets.numel() and not targets.is_complex()
     values = f" from {targets.min().item():g} to {targets.max().item():g}" if known else ""
     return f"{tuple(targets.shape)}, {str(targets.dtype).removeprefix('torch.')}{values}"
 

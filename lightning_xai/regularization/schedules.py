@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import TypeAlias
 
-from lightning_xai.counts import require_number
+from lightning_xai.kinds import fits, require_number
 
 Schedule: TypeAlias = Callable[[int], float]
 """The weight lambda, 0 or more, at an optimizer step: ``step -> weight``."""
@@ -80,8 +80,7 @@ def _require_weight(name: str, weight: float) -> None:
 
 
 def _require_steps(steps: int) -> None:
-    require_number("steps", steps)
-    if steps < 1:
+    if not fits(steps, int) or steps < 1:
         raise ValueError(
-            f"`steps` expected 1 or more, got {steps}. For a weight without a schedule use ConstantWeight."
+            f"`steps` expected 1 or more, got {steps!r}. For a weight without a schedule use ConstantWeight."
         )

@@ -15,7 +15,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from lightning_xai.counts import require_count, require_number
+from lightning_xai.kinds import fits, require_count, require_kinds, require_number
 from lightning_xai.regularization.adaptive import AdaptiveWeight, GradientProducts
 from lightning_xai.regularization.alignment import Alignment, Criterion, alignment, mean_and_sum
 from lightning_xai.regularization.errors import CosineLoss
@@ -35,7 +35,6 @@ from lightning_xai.trace import (
     Rectifiers,
     are_probabilities,
     batch_norm_evaluation,
-    check_rectifiers,
     differentiable_attention,
     find_layer,
     kind_of,
@@ -156,13 +155,13 @@ class GuidedGradientLoss(nn.Module):
         self.error = CosineLoss() if error is None else error
         weight = 7.5e-3 if weight is None else weight
         self.weight = ConstantWeight(weight) if isinstance(weight, (int, float)) else weight
-        if not callable(self.error):
+        if not fits(self.error, Callable):
             raise TypeError(f"`error` expected an error function such as CosineLoss(), got {error!r}.")
-        if not callable(self.weight):
+        if not fits(self.weight, Callable):
             raise TypeError(f"`weight` expected a number or a schedule such as LinearWarmup(0.1, 500), got {weight!r}.")
-        check_rectifiers(rectifiers)
-        if batch_norm not in ("training", "evaluation"):
-            raise ValueError(f"`batch_norm` expected 'training' or 'evaluation', got {batch_norm!r}.")
+        texts: dict[str, object] = {"rectifiers": rectifiers, "batch_norm": batch_norm, "layer": layer}
+        functions: dict[str, object] = {"teacher": teacher, "image_weights": image_weights, "logits_of": logits_of}
+        require_kinds(GuidedGradientLoss.__init__, **texts, **functions)
         for name, value in (("every_n_steps", every_n_steps), ("max_nonfinite", max_nonfinite)):
             require_count(name, value)
         require_number("fraction", fraction)
@@ -203,8 +202,10 @@ class GuidedGradientLoss(nn.Module):
                 or what follows the layer has too few rectifiers, or the layer is not there.
         """
         require_model(model)
-        if not isinstance(images, Tensor) or not images.is_floating_point() or not images.numel():
+        if not fits(images, Tensor) or not images.is_floating_point() or not images.numel():
             raise TypeError(f"`images` expected a batch (N, C, H, W) of a floating dtype, got {kind_of(images)}.")
+        if not fits(step, int) or step < 0:
+            raise TypeError(f"`step` expected the number of the optimizer step, 0 or more, got {step!r}.")
         images, targets = plain(images), plain(targets) if isinstance(targets, Tensor) else targets
         if step % self.every_n_steps or self.weight(step) == 0:
             logits = self._logits(model, images)

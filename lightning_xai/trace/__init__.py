@@ -28,7 +28,7 @@ from lightning_xai.trace.points import pass_from_image, pass_from_layer, require
 from lightning_xai.trace.postponed import Postponed
 from lightning_xai.trace.probabilities import PROBABILITIES, are_probabilities, require_logits
 from lightning_xai.trace.recording import predict
-from lightning_xai.trace.rectifiers import Rectifiers, check_rectifiers
+from lightning_xai.trace.rectifiers import Rectifiers
 from lightning_xai.trace.sharding import has_tensor_parallelism, is_sharded, unsharded
 from lightning_xai.trace.spatial import last_spatial_layer, spatial_layers
 from lightning_xai.trace.trace import Trace, run
@@ -50,7 +50,6 @@ __all__ = [
     "Trace",
     "are_probabilities",
     "batch_norm_evaluation",
-    "check_rectifiers",
     "copied",
     "current_autocast",
     "differentiable_attention",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from lightning_xai.kinds import require_kinds
 from lightning_xai.types import ForwardContext, LogitsOf
 
 
@@ -147,8 +148,7 @@ class Calling:
     context: ForwardContext = nullcontext
 
     def __post_init__(self) -> None:
-        if not callable(self.logits_of):
-            raise TypeError(f"`logits_of` expected a function of what the classifier gives, got {self.logits_of!r}.")
+        require_kinds(Calling, args=self.args, kwargs=self.kwargs, logits_of=self.logits_of)
 
     def given(self, images: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments of a call, with these images."""

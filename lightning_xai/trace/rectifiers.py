@@ -29,22 +29,6 @@ _ARITHMETIC = {"Add", "Sub", "Mul", "Div", "Neg", "Pow", "Softplus", "ToCopy"}
 _HIDING = {"CompiledFunction", "CheckpointFunction"}
 
 
-def check_rectifiers(rectifiers: str) -> None:
-    """Refuse other names than those of `Rectifiers`.
-
-    Args:
-        rectifiers: The choice.
-
-    Raises:
-        ValueError: If it is none.
-
-    Example:
-        >>> check_rectifiers("relu")
-    """
-    if rectifiers not in ("relu", "all"):
-        raise ValueError(f"`rectifiers` expected 'relu' or 'all', got {rectifiers!r}.")
-
-
 def rectifiers_of(outputs: Tensor, rectifiers: Rectifiers) -> list[Any]:
     """The nodes of rectifiers above a tensor.
 

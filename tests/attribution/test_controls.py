@@ -264,7 +264,9 @@ class TestShuffled:
 
     def test_arguments_that_make_no_sense_are_refused(self) -> None:
         """A class instead of a method, and blocks of no pixel."""
-        with pytest.raises(TypeError, match=r"`attribution` expected an Attribution such as `GradCAM\(\)`, got <class"):
+        with pytest.raises(
+            TypeError, match=r"expected an Attribution, got the class GradCAM. Create it: `GradCAM\(\)`"
+        ):
             Shuffled(GradCAM)  # type: ignore[arg-type]
         with pytest.raises(ValueError, match="`block` expected a side of 1 pixel or more, got 0"):
             Shuffled(GradCAM(), block=0)

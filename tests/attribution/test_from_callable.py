@@ -192,5 +192,5 @@ def test_maps_of_another_kind_are_refused(returned, error, message):
 
 def test_a_function_that_cannot_be_called_is_refused():
     """When the method is made."""
-    with pytest.raises(TypeError, match=r"`function` expected a function of model, images and targets, got int"):
+    with pytest.raises(TypeError, match=r"`function` expected a function, got 3"):
         FromCallable(3)

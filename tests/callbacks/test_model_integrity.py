@@ -541,7 +541,6 @@ def broken(tmp_path: Path, fingerprint: Fingerprint) -> dict[str, tuple[dict[str
         "missing": ({"reference": str(tmp_path / "none.safetensors")}, "none.safetensors', which does not exist"),
         "probes": ({"reference": fingerprint, "images": IMAGES[:8]}, "expected the 32 probe images of the fingerprint"),
         "one class": ({"images": same}, "that are all predicted as class 0. Shuffle"),
-        "nan": ({"images": IMAGES / 0}, "finite values"),
     }
 
 
@@ -552,7 +551,7 @@ class Toy5(Toy):
         super().__init__(5)
 
 
-@pytest.mark.parametrize("case", ["classes", "layer", "cut off", "missing", "probes", "one class", "nan"])
+@pytest.mark.parametrize("case", ["classes", "layer", "cut off", "missing", "probes", "one class"])
 def test_training_goes_on_where_a_check_cannot_be_made(case: str, fingerprint: Fingerprint, tmp_path: Path) -> None:
     """One warning says why; under "raise" it ends the run."""
     arguments, told = broken(tmp_path, fingerprint)[case]
@@ -643,9 +642,10 @@ def test_probes_of_other_sizes_are_passed_over() -> None:
     [
         ({"n_images": 0}, ValueError, "`n_images` expected 1 or more, got 0"),
         ({"every_n_validations": 0}, ValueError, "`every_n_validations` expected 1 or more, got 0"),
-        ({"images": [1]}, TypeError, "`images` expected probes .* got list"),
-        ({"images": torch.zeros(2, 3)}, TypeError, r"got torch.float32 of shape \(2, 3\)"),
-        ({"action": "shout"}, TypeError, "`action` expected 'warn', 'raise' or a function of the finding, got 'shout'"),
+        ({"images": [1]}, TypeError, "`images` expected a tensor, got list"),
+        ({"images": torch.zeros(2, 3)}, ValueError, r"got torch.float32 of shape \(2, 3\)"),
+        ({"images": IMAGES / 0}, ValueError, "`images` expected finite values, got NaN or infinity in images"),
+        ({"action": "shout"}, TypeError, "`action` expected 'warn' or 'raise' or a function, got 'shout'"),
         ({"mean": (0.5,)}, ValueError, "`mean` and `std` expected as many numbers"),
     ],
 )

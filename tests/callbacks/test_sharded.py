@@ -48,10 +48,17 @@ def test_strategies_under_which_nothing_can_be_gathered_are_refused() -> None:
     require_whole_parameters(SimpleNamespace(strategy=type("DDPStrategy", (), {})()))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("stage", "told"), [("drawing", "failed in another process"), ("acting", "`action` failed")])
-def test_a_failure_in_one_process_ends_both(run: Any, stage: str, told: str) -> None:
+@pytest.mark.parametrize(
+    ("stage", "rank", "told"),
+    [
+        ("drawing", 0, "failed in another process"),
+        ("acting", 0, "`action` failed"),
+        ("measuring", 1, "failed in another process"),
+    ],
+)
+def test_a_failure_in_one_process_ends_both(run: Any, stage: str, rank: int, told: str) -> None:
     """One says why, the other that it ends with it; it would wait for half an hour else."""
-    first, second = (results[stage] for results in run[1])
-    assert first["error"] == "unhappy"
-    assert told in second["error"]
-    assert second["seconds"] < 30
+    failed, other = run[1][rank][stage], run[1][1 - rank][stage]
+    assert failed["error"] == "unhappy"
+    assert told in other["error"]
+    assert other["seconds"] < 60

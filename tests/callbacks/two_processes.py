@@ -7,6 +7,7 @@ import json
 import logging
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from pytorch_lightning import LightningModule
 from pytorch_lightning.loggers import CSVLogger
 from support import random_images
 from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_xai import (
     AverageDrop,
@@ -26,6 +28,7 @@ from lightning_xai import (
     GradCAM,
     GuidedGradientLoss,
     GuidedGradientMixin,
+    ModelIntegrity,
     SaliencyMaps,
 )
 from lightning_xai.regularization import ConstantWeight
@@ -46,7 +49,20 @@ CASES: dict[str, dict[str, Any]] = {
     "first 3": {"n_images": 3, "images": random_images(7)},
     "first 1": {"n_images": 1, "images": random_images(7)},
     "nan": {"n_images": None, "images": images_with_nan()},
+    "one batch": {"n_images": None, "images": random_images(7)[:4], "limit_val_batches": 1},
+    "a stream": {"n_images": None, "images": random_images(5)},
 }
+"""The images that are measured, and how; of the first three and of "one batch" the data are seven."""
+
+
+class Stream(IterableDataset):
+    """All images come to the first process; the second has no batch."""
+
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
+
+    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
+        return ((image, i % 3) for i, image in enumerate(self.images) if not torch.distributed.get_rank())
 
 
 def measured(n_images: int | None) -> Faithfulness:
@@ -55,12 +71,17 @@ def measured(n_images: int | None) -> Faithfulness:
     return Faithfulness(METHODS, metrics, mean=MEAN, std=STD, controls={}, n_images=n_images, classifier="model")
 
 
-def validated(n_images: int | None, images: Tensor) -> dict[str, Any]:
+def validated(name: str, n_images: int | None, images: Tensor, **options: Any) -> dict[str, Any]:
     """What one case logs, and the sizes of all passes that this process made."""
     module = classifier()
     forwards = Forwards(module.model)
-    running = trainer(callbacks=[measured(n_images)], **PARALLEL)
-    running.validate(module, loader(batch_size=2, images=images), verbose=False)
+    data = loader(batch_size=2, images=random_images(7) if options else images)
+    callbacks: list[Any] = [measured(n_images)]
+    if name == "a stream":
+        callbacks += [ModelIntegrity(), SaliencyMaps(METHODS, mean=MEAN, std=STD, classifier="model")]
+        data, options = DataLoader(Stream(images), 2), {"logger": CSVLogger(sys.argv[1], "stream")}
+    running = trainer(callbacks=callbacks, **options, **PARALLEL)
+    running.validate(module, data, verbose=False)
     return {"logged": {key: value.item() for key, value in running.callback_metrics.items()}, "passes": forwards.sizes}
 
 
@@ -101,6 +122,6 @@ if __name__ == "__main__":
     folder = Path(sys.argv[1])
     warnings.filterwarnings("ignore", message=".*(LeafSpec|many workers|DistributedSampler).*")
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    results = {name: validated(**case) for name, case in CASES.items()}
+    results = {name: validated(name, **case) for name, case in CASES.items()}
     results["fit"] = fitted(folder)
     (folder / f"rank_{results['fit']['rank']}.json").write_text(json.dumps(results))

@@ -21,7 +21,7 @@ from pytorch_lightning.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 
-from lightning_xai import AverageDrop, Faithfulness, GradCAM, InputGradient, ModelIntegrity, SaliencyMaps
+from lightning_xai import AverageDrop, Faithfulness, FromCallable, GradCAM, InputGradient, ModelIntegrity, SaliencyMaps
 from papers.logit_shift.attacks import PositionShift
 
 METHODS = {"gradcam": GradCAM("conv2"), "gradient": InputGradient()}
@@ -83,8 +83,8 @@ def ended(work: Callable[[], object]) -> dict[str, Any]:
     return {"error": error, "seconds": time.monotonic() - begun}
 
 
-def fails_in_the_first_process(stage: str) -> None:
-    """An attribution or the user's function raises there, and the other process has nothing to complain of."""
+def fails_in_one_process(stage: str) -> None:
+    """The user's function raises there, and the other process has nothing to complain of."""
 
     def fail(logits: Tensor, labels: Any = None) -> Tensor:
         raise ArithmeticError("unhappy")
@@ -92,7 +92,12 @@ def fails_in_the_first_process(stage: str) -> None:
     def alarmed(finding: Any) -> None:
         raise ArithmeticError("unhappy")
 
+    def fail_in_the_second(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        return images.sum(1) if torch.distributed.get_rank() == 0 else fail(images)
+
+    broken = {"mine": FromCallable(fail_in_the_second)}
     callbacks: dict[str, Any] = {
+        "measuring": Faithfulness(broken, [AverageDrop()], mean=MEAN, std=STD, controls={}, classifier="model"),
         "drawing": SaliencyMaps(METHODS, mean=MEAN, std=STD, targets=fail, classifier="model"),
         "acting": ModelIntegrity(action=alarmed),
     }
@@ -108,8 +113,8 @@ if __name__ == "__main__":
     results: dict[str, Any] = {"plain": fitted([], folder / "plain", confident_net(), ("conv2", "head"))}
     results["explained"] = explained(folder / "explained")
     results["judged"] = judged(folder / "judged")
-    for stage in ("drawing", "acting"):
-        results[stage] = ended(lambda stage=stage: fails_in_the_first_process(stage))
+    for stage in ("drawing", "acting", "measuring"):
+        results[stage] = ended(lambda stage=stage: fails_in_one_process(stage))
     (folder / f"rank_{results['plain']['rank']}.json").write_text(json.dumps(results))
     torch.distributed.barrier()
     os._exit(0)  # gloo may hang on its way out, with or without callbacks

@@ -142,7 +142,7 @@ def test_the_loss_measures_and_takes_the_weight_of_the_same_step():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"budget": 0.1}, TypeError, r"`budget` expected a function such as GradientShare\(0.1\), got 0.1"),
+        ({"budget": 0.1}, TypeError, "`budget` expected a function, got 0.1"),
         ({"bounds": (0.0, 1.0)}, ValueError, r"`bounds` expected 0 < low <= start <= high, got \(0.0, 1.0\)"),
         ({"start": 20.0}, ValueError, "`bounds` expected 0 < low <= start <= high, got .* and start 20.0"),
         ({"smoothing": 1.0}, ValueError, r"`smoothing` expected a number in \[0, 1\), got 1.0"),

@@ -225,11 +225,11 @@ def test_tokens_that_do_not_fit_are_refused(tokens: Tokens, message: str) -> Non
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ((3, (4, 4)), TypeError, "`layer` expected a dotted name or a module, got int"),
+        ((3, (4, 4)), TypeError, "`layer` expected a name or a Module, got 3"),
         (("norm", [4, 4]), ValueError, r"`grid` expected a tuple.*got \[4, 4\]"),
         (("norm", (4, 0)), ValueError, "`grid` expected"),
         (("norm", (4, 4), -1), ValueError, "`prefix` expected"),
-        (("norm", (4, 4), 0, "NHWC"), ValueError, '`axes` expected "NTD", "TND" or "NDT", got \'NHWC\''),
+        (("norm", (4, 4), 0, "NHWC"), ValueError, "`axes` expected .NTD., .TND. or .NDT., got .NHWC."),
         (("norm", (1, 3), 0, "NTD", (0, 1, 1)), ValueError, "`order` expected a tuple of 3 different tokens"),
     ],
 )
