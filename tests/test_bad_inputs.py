@@ -166,6 +166,7 @@ def test_many_more_inputs_give_a_result_or_an_error_of_ours(name: str, data: st.
         ("compare", {"a": "x"}, TypeError, "`a` expected a Tensor, got 'x'."),
         ("compare", {"b": torch.ones(4).to_sparse()}, TypeError, "`b` expected a Tensor, got a tensor of .*sparse_coo"),
         ("GradCAM", {"relu": "yes"}, TypeError, "`relu` expected True or False, got 'yes'; the default is True."),
+        ("GradCAM", {"layer": 3}, TypeError, "`layer` expected a name, a Module, a Tokens, a sequence or None, got 3"),
         ("GradCAM", {"score": 3}, TypeError, "`score` expected a function, got 3; the default is centered."),
         ("GuidedGradCAM", {"rectifiers": "all "}, ValueError, "`rectifiers` expected 'relu' or 'all', got 'all '"),
         ("GuidedGradientLoss", {"teacher": int}, TypeError, r"`teacher` .* got the class int; .* Create it: `int\(\)`"),

@@ -13,12 +13,12 @@ import lightning_xai
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "lightning_xai"
 LEVELS = {
+    "kinds": -1,  # what all others may ask, types too
     "types": 0,
     "files": 0,
     "log_keys": 0,
     "ranks": 0,
     "standard": 0,
-    "kinds": 0,
     "baselines": 1,
     "images": 1,
     "networks": 1,

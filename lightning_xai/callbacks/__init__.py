@@ -11,6 +11,14 @@ or two runs of each; ``python recipes/benchmark.py --validation --image-size 112
 | `Faithfulness` of a CAM and a gradient at the image: average drop and gain | 3.6 for each of 256 images |
 | `ModelIntegrity`, 32 probes | 72; some 250 where a method of the run looks at the image |
 | all three, with the README's methods | 1,320: 1.66 plain epochs of a validation of 2,000 images |
+
+A disk that is full, or a folder that is read-only or gone, costs pictures, which one warning says, and never the run.
+Lightning's own CSVLogger does end it. One that goes on, and writes its rows as soon as there is space again:
+
+    class PatientLogger(CSVLogger):
+        def save(self):
+            with contextlib.suppress(OSError):
+                super().save()
 """
 
 from lightning_xai.callbacks.faithfulness import Faithfulness

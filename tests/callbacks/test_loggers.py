@@ -1,11 +1,15 @@
 """Every logger gets its metrics' directions and pictures; no failure of one ends a run. Real loggers, read back."""
 
+import csv
+import errno
 import importlib
 import json
+import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,10 +19,14 @@ import pytest
 import torch
 import wandb
 from callbacks import wandb_reader
+from callbacks.trainers import MEAN, STD, classifier, loader, trainer
+from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
+from pytorch_lightning.callbacks import LambdaCallback
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.loggers.logger import DummyLogger
 
+from lightning_xai import AverageDrop, Faithfulness, GradCAM, ModelIntegrity, SaliencyMaps
 from lightning_xai.callbacks.loggers import declare_metrics, log_panel
 from lightning_xai.log_keys import LogKey
 from lightning_xai.panels import read_panel
@@ -337,6 +345,63 @@ def test_a_full_disk_warns_and_goes_on(panel: Panel, tmp_path: Path, monkeypatch
     with pytest.warns(UserWarning, match="No space left on device"):
         log_panel([logger], KEY, panel, 1)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+class PatientLogger(CSVLogger):
+    """What the documentation of the callbacks advises."""
+
+    def save(self) -> None:
+        with suppress(OSError):
+            super().save()
+
+
+def fitted(folder: Path, lose: Callable[[], object]) -> tuple[PatientLogger, list[torch.Tensor]]:
+    """The logger and the weights after three epochs with all callbacks; the disk is lost after the first."""
+    options: dict[str, Any] = {"attributions": {"gradcam": GradCAM("conv2")}, "mean": MEAN, "std": STD}
+    callbacks: list[Any] = [SaliencyMaps(**options), Faithfulness(metrics=[AverageDrop()], **options), ModelIntegrity()]
+    callbacks.append(LambdaCallback(on_train_epoch_end=lambda on, _: None if on.current_epoch else lose()))
+    logger, module = PatientLogger(folder, flush_logs_every_n_steps=1), classifier()
+    trainer(callbacks=callbacks, logger=logger, max_epochs=3).fit(module, loader(8, 2), loader(8, 2))
+    return logger, [parameter.detach().clone() for parameter in module.parameters()]
+
+
+def rows_of(logger: PatientLogger) -> list[dict[str, str]]:
+    """What it has written at last."""
+    logger.save()
+    with (Path(logger.log_dir) / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
+def test_training_goes_on_without_its_disk(code: int, tmp_path: Path) -> None:
+    """Full or read-only: weights and rows of a run with a disk, and one warning of the pictures."""
+    logger, expected = fitted(tmp_path / "whole", lambda: None)
+    rows = rows_of(logger)
+
+    def failing(self: Any, *args: Any, **kwargs: Any) -> Any:
+        raise OSError(code, os.strerror(code))
+
+    with pytest.MonkeyPatch.context() as disk:
+
+        def lose() -> None:
+            disk.setattr(Path, "open", failing)
+            disk.setattr(LocalFileSystem, "open", failing)
+
+        with pytest.warns(UserWarning, match="its pictures are lost") as said:
+            logger, weights = fitted(tmp_path / "lost", lose)
+    assert sum("lost" in str(one.message) for one in said) == 1, [str(one.message)[:90] for one in said]
+    assert all(torch.equal(one, other) for one, other in zip(weights, expected, strict=True))
+    assert rows_of(logger) == rows
+    assert len({file.parent.name for file in tmp_path.glob("lost/**/panel.json")}) == 1
+
+
+def test_training_goes_on_where_its_folder_is_deleted(tmp_path: Path) -> None:
+    """What comes later is stored."""
+    _, expected = fitted(tmp_path / "whole", lambda: None)
+    logger, weights = fitted(tmp_path / "lost", lambda: shutil.rmtree(tmp_path / "lost"))
+    assert all(torch.equal(one, other) for one, other in zip(weights, expected, strict=True))
+    assert rows_of(logger)
+    assert len({file.parent.name for file in tmp_path.glob("lost/**/panel.json")}) == 2
 
 
 def test_a_folder_that_was_deleted_is_made_again(panel: Panel, tmp_path: Path) -> None:
