@@ -5,6 +5,8 @@ import csv
 import pytest
 from recipes.test_imagenet_interp import NETWORK, recipe, same, weights_of
 
+from papers.interpretable_gradients.term import TermOptions
+
 GUIDED = [*NETWORK, "--no-compare", "--lambda", "2", "--schedule", "constant"]
 WEIGHT = "train/guided_gradient/weight"
 
@@ -66,3 +68,9 @@ def test_a_term_that_cannot_be_ends_with_one_line_and_leaves_no_folder(options, 
     with pytest.raises(SystemExit, match=message):
         recipe(tmp_path / "run", *GUIDED, *options)
     assert not (tmp_path / "run").exists()
+
+
+def test_terms_of_two_networks_share_no_module():
+    """One that was evaluated would hand its mode on."""
+    first, second = (TermOptions().loss(0.1) for _ in range(2))
+    assert not set(first.modules()) & set(second.modules())

@@ -163,7 +163,7 @@ def arms(task: Task) -> dict[str, Callable[..., Loss]]:
         for teacher, function in TEACHERS.items()
     }
     found["inner layer"] = partial(term, layer=task.inner)
-    found |= {name: partial(term, error=error) for name, error in ERRORS.items() if name != "cosine"}
+    found |= {name: partial(term, error=make()) for name, make in ERRORS.items() if name != "cosine"}
     found["saliency guided"] = partial(masking_consistency, salient=True)
     found["random masks"] = partial(masking_consistency, salient=False)
     found["adversarial"] = partial(adversarial, std=task.std)

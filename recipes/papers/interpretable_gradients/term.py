@@ -19,14 +19,15 @@ def squared_norm(gradients: Tensor, guided: Tensor) -> Tensor:
     return gradients.float().square().sum((1, 2, 3))
 
 
-ERRORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "cosine": regularization.CosineLoss(),
-    "sigmoid": regularization.SigmoidMaskingLoss(),
-    "centred sigmoid": regularization.CenteredSigmoidMaskingLoss(),
-    "histogram": regularization.HistogramIntersectionLoss(),
-    "l1": regularization.L1DistanceLoss(),
-    "l2": regularization.L2DistanceLoss(),
-    "gradient norm": squared_norm,
+# A new one each time: they are modules, and would share their mode.
+ERRORS: dict[str, Callable[[], Callable[[Tensor, Tensor], Tensor]]] = {
+    "cosine": regularization.CosineLoss,
+    "sigmoid": regularization.SigmoidMaskingLoss,
+    "centred sigmoid": regularization.CenteredSigmoidMaskingLoss,
+    "histogram": regularization.HistogramIntersectionLoss,
+    "l1": regularization.L1DistanceLoss,
+    "l2": regularization.L2DistanceLoss,
+    "gradient norm": lambda: squared_norm,
 }
 TEACHERS = {
     "-loss": regularization.negative_loss_teacher,
@@ -60,7 +61,7 @@ class TermOptions:
         if self.adaptive is not None and weight:
             adaptive = regularization.AdaptiveWeight(regularization.GradientShare(self.adaptive), start=weight)
         return xai.GuidedGradientLoss(
-            ERRORS[self.error],
+            ERRORS[self.error](),
             adaptive,
             teacher=TEACHERS[self.teacher],
             rectifiers=self.rectifiers,  # type: ignore[arg-type]
