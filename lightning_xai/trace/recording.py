@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from lightning_xai.trace.calling import Calling
 from lightning_xai.trace.capture import Capture
 from lightning_xai.trace.hooks import forward_hooks, hookable, hooks_apart
 from lightning_xai.trace.layers import name_of
-from lightning_xai.trace.modes import GraphKept, borrowed, in_own_pass, plain_tensors
+from lightning_xai.trace.modes import GraphKept, borrowed, plain_tensors
 from lightning_xai.trace.places import Places
 from lightning_xai.trace.tokens import Layouts, arranged
 from lightning_xai.types import OneLayer, Tokens
@@ -152,7 +151,7 @@ def recorded(
         recording = Recording(model, capture, calling.heard(args, kwargs, given), images, graph)
         with (
             hooks_apart(model),
-            nullcontext() if in_own_pass() else attributes_detached(model),  # restored after those
+            attributes_detached(model),
             forward_hooks(hookable(model) if capture.layers else (), recording.keep),
             graph if interception is None else interception(model, given),
         ):
