@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from dataclasses import fields
@@ -67,6 +68,8 @@ def _explain(args: Namespace) -> Path:
     model = create_classifier(args.model, args.num_classes, pretrained=args.pretrained, weights=args.weights).to(
         args.device
     )
+    if args.model.startswith(("timm:", "torchvision:")) and not (args.pretrained or args.weights):
+        print("The weights are random: give `--pretrained` or `--weights FILE`.", file=sys.stderr)
     size = None if args.image_size is None else (3, args.image_size, args.image_size)
     said = {"input_size": size, "mean": args.mean, "std": args.std}
     wanted = preprocessing_of(model, **{name: value for name, value in said.items() if value is not None})

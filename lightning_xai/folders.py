@@ -87,7 +87,10 @@ class Explainer:
         path, told = self.out / "settings.json", json.loads(json.dumps(dict(self.settings), default=str))
         if path.exists() and (earlier := read_json(path, _SETTINGS_BYTES)) != told:
             changed = sorted(name for name in told if told[name] != earlier.get(name))
-            raise ValueError(f"`--out` expected a folder of the same settings, got one of other {changed}.")
+            raise ValueError(
+                f"`--out` expected a folder of the same settings, got {str(self.out)!r}, written with other {changed}. "
+                "Give another folder, or delete that one."
+            )
         write_whole(path, json.dumps(told))
 
     def _pictures(self, name: str) -> Path:

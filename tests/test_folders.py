@@ -88,7 +88,7 @@ def test_a_second_run_does_what_is_left(images: Path, tmp_path: Path, monkeypatc
     monkeypatch.setattr("lightning_xai.folders.read_image", lambda path: read.append(path.name) or read_image(path))
     assert len(run(images, out)) == 3
     assert read == ["b.png"]
-    with pytest.raises(SystemExit, match=r"folder of the same settings, got one of other \['methods'\]"):
+    with pytest.raises(SystemExit, match=r"written with other \['methods'\]\. Give another folder"):
         run(images, out, "--methods", "LayerCAM")
 
 
@@ -153,6 +153,14 @@ def test_wrong_models_end_in_one_sentence(images: Path, tmp_path: Path, model: s
     """No traceback."""
     with pytest.raises(SystemExit, match=words):
         run(images, tmp_path / "out", model=model)
+
+
+def test_random_weights_are_said(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of architectures by name, whose maps mean nothing without weights."""
+    run(images, tmp_path / "out")
+    assert "random" not in capsys.readouterr().err
+    run(images, tmp_path / "other", "--num-classes", "3", model="timm:test_resnet")
+    assert "The weights are random: give `--pretrained` or `--weights FILE`." in capsys.readouterr().err
 
 
 def test_no_images_end_in_one_sentence(tmp_path: Path) -> None:

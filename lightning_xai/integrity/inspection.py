@@ -124,7 +124,8 @@ class Inspection:
         return Verdict.CLEAN if float(self.worst.max()) <= ALIKE else Verdict.MAPS_DIFFER
 
     def __str__(self) -> str:
-        lines = [f"{self.verdict} at {self.layer!r}, {len(self.worst)} images"]
+        alarm = "an alarm" if self.verdict.alarms else "no alarm"
+        lines = [f"{self.verdict} at {self.layer!r}, {len(self.worst)} images: {alarm}"]
         lines += [f"  {name:<24}{value:9.4f}" for name, value in self.figures.items()]
         lines.append(f"  {'suspicion':<24}{self.suspicion:9.4f}  (threshold {self.threshold})")
         if self.verdict is not Verdict.CLEAN:

@@ -184,7 +184,9 @@ class Batch:
 class Sample:
     """What a metric is given: images, the maps of one method, and whom to ask about more.
 
-    Whatever costs forward passes is computed when it is first asked for, and once for all metrics.
+    Whatever costs forward passes is computed when it is first asked for, and once for all metrics: ``maps`` (N,H,W),
+    ``images`` (N,C,H,W), ``targets`` (N,), ``logits`` (N,K), ``scores`` (N,), the log-probabilities of the targets,
+    ``masked_scores`` (N,) of what the map leaves of the image, ``gradients``, and the properties below.
 
     Attributes:
         batch: What all methods share: ``batch.once(function, ...)`` computes something of one's own for all of them.
@@ -307,5 +309,5 @@ class Sample:
 
 _MISSING = (
     "A metric expected {0}, got none. Let `unpack` take them from the batch: "
-    "`unpack=lambda batch: (images, labels, boxes)`."
+    "`unpack=lambda batch: (batch[0], batch[1], batch[2])`, say."
 )
