@@ -18,7 +18,8 @@ from lightning_xai.report.run_folder import Log
 
 COLOURS = 8
 """Lines of the page's style sheet: ``--line-0`` and so on, the last one grey for controls; then they begin anew."""
-DASHES = ("", "5 2", "1.5 2", "7 2 1.5 2")
+DASHES = ("", "5 2", "1.5 2", "7 2 1.5 2", "10 4", "7 2 1.5 2 1.5 2")
+"""The first for methods; as many others as there are controls by default."""
 _POINTS = 400
 
 Points = Mapping[int, float]

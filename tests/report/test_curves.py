@@ -5,6 +5,8 @@ import re
 import numpy as np
 import pytest
 
+from lightning_xai import GradCAM
+from lightning_xai.callbacks.faithfulness import default_controls
 from lightning_xai.report.curves import DASHES, sections
 from lightning_xai.report.run_folder import Log
 
@@ -50,6 +52,15 @@ def test_one_chart_holds_all_attributions_of_a_metric():
         ("gradcam, guided", 0, DASHES[1]),
         ("lrp, guided", 1, DASHES[1]),
     ]
+
+
+def test_each_control_has_a_dash_of_its_own():
+    """All are of one grey."""
+    controls = default_controls({"gradcam": GradCAM()})
+    keys = [f"val/xai/{name}/AverageDrop" for name in ("gradcam", *controls)]
+    logs = [("", Log("", {key: curve() for key in [*keys, "val/xai/gradcam/AverageDrop_over_controls"]}))]
+    grey = [line for line in of(*logs)["Explanations"].legend if "control" in line.label]
+    assert len({line.dash for line in grey}) == len(grey) == len(controls)
 
 
 def test_networks_have_colours_where_there_are_no_attributions():
