@@ -18,7 +18,8 @@ def found(name, checks):
 
 def test_every_family_of_timm_has_a_model():
     """One of each module."""
-    families = {timm.models.model_entrypoint(name).__module__.split(".")[-1] for name in SMALLEST_OF_TIMM}
+    installed = set(SMALLEST_OF_TIMM) & set(timm.list_models())  # older releases have fewer
+    families = {timm.models.model_entrypoint(name).__module__.split(".")[-1] for name in installed}
     assert families == {name for name in timm.list_modules() if hasattr(timm.models, name)}  # others register theirs
 
 

@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from packaging.version import Version
 from support import assert_same_state, random_images, state_of
 from timm.models.nest import Nest
 from timm.models.volo import VOLO
@@ -55,7 +56,7 @@ MODELS = {
     "timm ConViT": (of_timm("convit_tiny", patch_size=8, **VIT), "norm", 32),
     "timm XCiT": (of_timm("xcit_nano_12_p8_224", **VIT), "cls_attn_blocks.1.norm1", 32),
     "timm Mixer": (of_timm("mixer_s32_224", img_size=96), "norm", 96),
-    "timm VOLO": (volo, "norm", 64),
+    "timm VOLO": (volo, "norm" if Version(timm.__version__) >= Version("1.0.31") else "head_drop", 64),
     "timm NesT": (nest, "norm", 32),
     "timm NesT, in blocks": (nest, "levels.0.transformer_encoder", 32),
     "timm Hiera, in units": (_hiera, "blocks.0", 32),
