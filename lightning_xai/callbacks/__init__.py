@@ -10,7 +10,7 @@ or two runs of each; ``python recipes/benchmark.py --validation --image-size 112
 | the same with `Insertion` and `Deletion`, whose curves bend little here | 13 for each, 22 where they bend |
 | `Faithfulness` of a CAM and a gradient at the image: average drop and gain | 3.6 for each of 256 images |
 | `ModelIntegrity`, 32 probes | 72; some 250 where a method of the run looks at the image |
-| all three, with the README's methods | 1,320: 1.66 plain epochs of a validation of 2,000 images |
+| all three, with the README's methods | 1,480: 1.74 plain epochs of a validation of 2,000 images |
 
 A disk that is full, or a folder that is read-only or gone, costs pictures, which one warning says, and never the run.
 Lightning's own CSVLogger does end it. One that goes on, and writes its rows as soon as there is space again:
