@@ -46,14 +46,13 @@ class ModelIntegrity(ListeningCallback):
     resumes from it, or tests it, tells whether the classifier is still the one that was judged.
 
     Maps are made as the run's `SaliencyMaps` and `Faithfulness` make them, with their methods and at their layers, in a
-    pass of its own (see the table in `lightning_xai.integrity`). Where they differ and no shift is seen, that is told
-    once, and no warning: many honest networks are so.
+    pass of its own (see the table in `lightning_xai.integrity`). Where they differ and no shift is seen, that is said
+    once and is no warning: many unaltered networks are so.
 
     What hinders a check (a reference for other classes, a damaged file, probes of one class) is a warning, and training
-    goes on, unless ``action`` is ``"raise"``. Rank zero checks for all. A check costs less than two
-    forward passes of the probes at a late layer, with a reference three, and what the methods cost, with three scores;
-    the image adds four backward passes. The first flag of a run looks for the origin of the shift, once: four sweeps of
-    8 probes for each layer.
+    goes on, unless ``action`` is ``"raise"``. Rank zero checks for all. A check costs less than two forward passes of
+    the probes at a late layer, with a reference three, and what the methods cost, with three scores; the image adds
+    four backward passes. The first flag of a run looks for its origin, once: four sweeps of 8 probes a layer.
 
     Args:
         layer: Where maps are made: dotted name, module, tokens, or None for the last layer with a spatial output.
