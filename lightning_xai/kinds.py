@@ -96,9 +96,7 @@ _CHECKS: dict[Any, Callable[..., bool]] = {
     Callable: lambda value, *_: callable(value) and not isinstance(value, type),
     Sequence: _is_sequence,
     Mapping: lambda value, _=Any, of=Any: isinstance(value, Mapping) and all(fits(one, of) for one in value.values()),
-    Tensor: lambda value: (
-        isinstance(value, Tensor) and value.layout is torch.strided and not (value.is_nested or value.is_meta)
-    ),
+    Tensor: lambda value: isinstance(value, Tensor) and _is_plain(value),
 }
 
 

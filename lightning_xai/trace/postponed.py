@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from lightning_xai.trace.calling import Calling
 from lightning_xai.trace.capture import Capture
-from lightning_xai.trace.interception import Interception
 from lightning_xai.trace.trace import Trace, run
 
 
@@ -60,22 +59,10 @@ class Postponed(Trace):
             raise AttributeError(name)
         made = run(self._model, self._given, self._capture, self._calling)
         self._recording, self._images, self._logits = made._recording, made._images, made._logits
-        self._seen(made, None)
+        self._see(made, None)
         return self.__dict__[name]
 
-    def rerun(
-        self,
-        images: Tensor,
-        interception: Interception | None = None,
-        *,
-        rows: Tensor | None = None,
-        noise_source: Tensor | None = None,
-    ) -> Trace:
-        """As of any trace."""
-        return self._seen(super().rerun(images, interception, rows=rows, noise_source=noise_source), rows)
-
-    def _seen(self, trace: Trace, rows: Tensor | None) -> Trace:
+    def _see(self, trace: Trace, rows: Tensor | None) -> None:
         look, self._look = self._look, None
         if look:
             look(trace, rows)
-        return trace

@@ -206,7 +206,11 @@ class Trace:
             capture = Capture(interception=interception, create_graph=self.create_graph)
         trace = run(self._model, images, capture, self.calling(len(images), rows), ours=True)
         trace._noise_source = noise_source
+        self._see(trace, rows)
         return trace
+
+    def _see(self, trace: Trace, rows: Tensor | None) -> None:
+        """Look at a pass of other images: of these rows, None for all of them."""
 
     @contextmanager
     def computing(self) -> Iterator[None]:
