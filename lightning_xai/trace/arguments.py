@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
+from lightning_xai.kinds import fits
 from lightning_xai.trace.calling import Calling, is_image_batch, kind_of
 
 
@@ -36,12 +36,12 @@ def require_images(images: Tensor) -> None:
         ValueError: If it has another form, no images, or no finite values.
 
     Example:
+        >>> import torch
         >>> require_images(torch.ones(1, 3, 2, 2))
     """
     if not isinstance(images, Tensor):
         raise TypeError(f"`images` expected a tensor, got {type(images).__name__}.")
-    usual = images.layout is torch.strided and not images.is_nested and not images.is_meta
-    if not usual or not is_image_batch(images) or images.dtype.itemsize < 2 or not images.numel():
+    if not fits(images, Tensor) or not is_image_batch(images) or images.dtype.itemsize < 2 or not images.numel():
         raise ValueError(
             "`images` expected a batch (N, C, H, W) of a floating dtype with at least one image, "
             f"got {kind_of(images)}."
