@@ -11,7 +11,7 @@ from papers.interpretable_gradients import arms as every_arm
 from papers.interpretable_gradients.arms import PAPER
 from papers.interpretable_gradients.effect import on_object, temperature
 from papers.interpretable_gradients.effect_report import draw, finished, tables, verdict
-from papers.interpretable_gradients.tasks import erased
+from papers.interpretable_gradients.tasks import erased, task
 
 
 def test_maps_are_scored_against_the_object():
@@ -77,6 +77,21 @@ def test_tables_are_differences_paired_by_seed(tmp_path):
     assert first.rows[-1][1] == pytest.approx((12.7062 + 1.3764) * 2**0.5 * 50**0.5 / 2**0.5, rel=1e-4)
     assert "better with arm +2.0; worse with none" in verdict(values)
     assert (tmp_path / draw(values, tmp_path / "one.png").file).stat().st_size > 5000
+
+
+@pytest.mark.parametrize("arm", ["smooth teacher", "saliency guided", "random masks"])
+def test_noise_does_not_enter_the_statistics_of_normalisations(arm):
+    """At no strength an arm's step is plain training's: weights and running averages alike."""
+    drawn = task("generated", None, small=True)
+    states = []
+    for name in ("plain", arm):
+        torch.manual_seed(0)
+        network = drawn.network().train()
+        every_arm.loss_of(drawn, name, 0.0)(network, drawn.train.images[:8], drawn.train.labels[:8], 0).backward()
+        gradients = {name: one.grad for name, one in network.named_parameters()}
+        states.append(gradients | {name: one for name, one in network.named_buffers() if "running" in name})
+        assert network.bn1.momentum == 0.1
+    torch.testing.assert_close(*states, rtol=1e-3, atol=1e-5)
 
 
 def test_an_unknown_arm_is_named(tmp_path):
