@@ -1,4 +1,4 @@
-"""Convolution and batch normalisation whose double backward costs no more than it must.
+"""Convolution and batch normalisation whose double backward costs no more than it must, and two that PyTorch lacks.
 
 PyTorch differentiates the backward pass of batch normalisation through a chain of small operations, and that of a
 convolution with respect to its weight through a convolution of transposed tensors. Both have closed forms made of the
@@ -6,6 +6,9 @@ kernels that the plain backward pass uses. A training step with the guided-gradi
 forms and with these (CPU, medians of 6 rounds, ``recipes/results/training_steps.json``): ResNet-20 at 32 px 3.66 and
 2.92, ResNet-50 at 64 px 3.02 and 2.55, ResNet-18 at 64 px 3.13 and 2.72, at 32 px alike (2.81 and 2.85); in
 channels_last, where PyTorch's are slowest, 5.62 and 3.22, 3.74 and 2.62, and ResNet-18 at 32 px 3.23 and 2.85.
+
+The hard sigmoid has no double backward in PyTorch, and the length of a vector of zeros one that is nan: Swin v2 divides
+padded tokens by their length. Here both have one; that of the length at zero is 0.
 """
 
 from __future__ import annotations
@@ -262,10 +265,34 @@ def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
     return F.hardtanh(input, -3.0, 3.0) / 6 + 0.5
 
 
+class _NoSecondDerivativeAtZero(Function):
+    """The identity, before the length of vectors: what PyTorch has for its second derivative at zeros is 0 / 0."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        (x,) = ctx.saved_tensors
+        return gradient.masked_fill(gradient.isnan() & (x == 0), 0.0)
+
+
+def _finite_at_zero(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def form(*args: Any, **kwargs: Any) -> Tensor:
+        args, kwargs = torch.utils._pytree.tree_map_only(Tensor, _NoSecondDerivativeAtZero.apply, (args, kwargs))
+        return function(*args, **kwargs)
+
+    return form
+
+
+_LENGTHS = (F.normalize, F.cosine_similarity, Tensor.norm, torch.norm, torch.linalg.norm, torch.linalg.vector_norm)
 _FORMS: dict[Any, Callable[..., Tensor]] = {
     torch.conv2d: _convolution,
     F.batch_norm: _batch_norm,
     F.hardsigmoid: _hardsigmoid,
+    **{function: _finite_at_zero(function) for function in _LENGTHS},
 }
 
 

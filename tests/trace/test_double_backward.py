@@ -138,6 +138,36 @@ def test_hardsigmoid_is_differentiated_twice(inplace):
     torch.testing.assert_close(second, torch.tensor([0, 1 / 18, 1 / 18, 1 / 18, 0], dtype=torch.float64))
 
 
+@pytest.mark.parametrize(
+    "length",
+    [
+        lambda x: F.normalize(x, dim=-1),
+        lambda x: F.cosine_similarity(x, torch.ones_like(x), dim=-1),
+        lambda x: x / (x.norm(p=2, dim=-1, keepdim=True) + 1e-6),
+        lambda x: torch.norm(x, dim=-1),
+        lambda x: torch.linalg.norm(x, dim=-1),
+        lambda x: torch.linalg.vector_norm(x, dim=-1),
+    ],
+    ids=["normalize", "cosine_similarity", "Tensor.norm", "norm", "linalg.norm", "vector_norm"],
+)
+def test_vectors_of_zeros_have_a_length_that_is_differentiated_twice(length):
+    """The other vectors' second derivatives are those without the zeros; PyTorch's own are nan."""
+    torch.manual_seed(0)
+    vectors = torch.randn(3, 4, dtype=torch.float64)
+    vectors[1] = 0
+
+    def second_derivative(rows):
+        x, scale = vectors[rows].requires_grad_(), torch.tensor(1.5, dtype=torch.float64, requires_grad=True)
+        (gradient,) = torch.autograd.grad((length(x * scale) * scale).square().sum(), x, create_graph=True)
+        return torch.autograd.grad(gradient[[0, -1]].square().sum(), scale)[0]
+
+    expected = second_derivative([0, 2])
+    with DoubleBackward():
+        found = second_derivative([0, 1, 2])
+    assert second_derivative([0, 1, 2]).isnan()
+    torch.testing.assert_close(found, expected)
+
+
 def test_half_precision_is_as_exact_as_that_of_pytorch():
     """Under autocast both are about equally far from float64."""
     model, images = net(torch.float32), torch.rand(4, 3, 9, 9)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import lightning_xai as xai
 from common.networks import save_weights
 from common.training import Loss, plain, with_term
 from lightning_xai.scores import pre_softmax
+from lightning_xai.trace import running_statistics_kept
 from papers.interpretable_gradients.tasks import Augment, Images, Task
 from papers.interpretable_gradients.term import ERRORS, TEACHERS
 
@@ -87,19 +87,6 @@ def term(strength: Weight, **options: Any) -> Loss:
     return with_term(xai.GuidedGradientLoss(weight=strength, **options))
 
 
-@contextmanager
-def kept_statistics(network: nn.Module) -> Iterator[None]:
-    """Images of another distribution pass: they are normalised by their own statistics, which no average takes in."""
-    norms = {one: one.momentum for one in network.modules() if isinstance(one, nn.BatchNorm2d)}
-    try:
-        for one in norms:
-            one.momentum = 0.0
-        yield
-    finally:
-        for one, momentum in norms.items():
-            one.momentum = momentum
-
-
 def masking_consistency(strength: float, *, salient: bool) -> Loss:
     """Saliency-guided training (Ismail et al. 2021): the output is to stay when the least salient half is noise.
 
@@ -116,7 +103,7 @@ def masking_consistency(strength: float, *, salient: bool) -> Loss:
         hidden = size < size.flatten(1).median(1).values[:, None, None]
         low, high = images.amin((2, 3), keepdim=True), images.amax((2, 3), keepdim=True)
         noise = low + (high - low) * torch.rand_like(images)
-        with kept_statistics(model):
+        with running_statistics_kept(model):
             masked = model(torch.where(hidden[:, None], noise, images))
         divergence = F.kl_div(masked.log_softmax(1), logits.log_softmax(1), log_target=True, reduction="batchmean")
         return F.cross_entropy(logits, labels) + strength * divergence
@@ -157,7 +144,7 @@ def smooth_teacher(strength: float, level: float = 0.3, n: int = 2) -> Loss:
             value = F.cross_entropy(model(leaf), labels, reduction="sum")
             return torch.autograd.grad(value, leaf, create_graph=graph)[0], value
 
-        with kept_statistics(model):
+        with running_statistics_kept(model):
             smooth = sum(gradient(images + level * torch.randn_like(images), False)[0] for _ in range(n))
         own, value = gradient(images, True)
         apart = 1 - F.cosine_similarity(own.flatten(1), smooth.flatten(1), eps=1e-20).mean()  # type: ignore[union-attr]
