@@ -27,7 +27,7 @@ LEVELS = {
     "visualization": 1,
     "panels": 2,
     "trace": 2,
-    "metrics": 2,
+    "metrics": 3,
     "attribution": 3,
     "explain": 4,
     "show": 5,

@@ -1,6 +1,5 @@
 """Sanity check by randomisation: maps that explain a model must change when its parameters do."""
 
-import copy
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from lightning_xai.metrics.base import Number
 from lightning_xai.metrics.sample import Batch, Sample
 from lightning_xai.metrics.similarity import SIMILARITIES, SimilarityMetric, check_similarities, map_similarities
+from lightning_xai.trace import copied
 
 
 class Randomization(NamedTuple):
@@ -68,13 +68,13 @@ def parameter_randomization(
         (['2', '0'], tensor([[1., 1., 1.], [1., 1., 1.]], dtype=torch.float64))
     """
     groups = _groups(model, layers)
-    copied = copy.deepcopy(model)
-    maps, similarities = explain(copied), []
+    other = copied(model)
+    maps, similarities = explain(other), []
     for names in groups.values():
         if independent:
-            copied = copy.deepcopy(model)
-        _randomize(copied, names, seed)
-        similarities.append(map_similarities(maps, explain(copied)))
+            other = copied(model)
+        _randomize(other, names, seed)
+        similarities.append(map_similarities(maps, explain(other)))
     return Randomization(list(groups), torch.stack(similarities, dim=1))
 
 

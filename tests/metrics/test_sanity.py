@@ -282,6 +282,14 @@ class TestRandomization:
         assert found[1][0].eq(0).all()
         assert found[1][1].eq(1).all()
 
+    def test_a_model_that_keeps_a_tensor_of_its_pass_is_copied(self) -> None:
+        """Which torch refuses to copy where it has a graph."""
+        model = small_net()
+        model.kept = model(random_images(2))
+        found = parameter_randomization(model, lambda copied: random_images(2, channels=1)[:, 0], layers=["bn1"])
+        assert found.layers == ["bn1"]
+        assert model.kept.requires_grad
+
     def test_parameters_without_reset_keep_mean_and_deviation(self) -> None:
         """Drawn anew; constants stay, and the child is a layer of its own."""
         torch.manual_seed(0)
