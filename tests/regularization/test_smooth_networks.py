@@ -97,14 +97,14 @@ def test_a_step_with_the_term_is_that_of_plain_autograd(name, monkeypatch):
     torch.testing.assert_close(*gradients, rtol=1e-6, atol=1e-10 * largest)
 
 
-def alignment(make, weight):
+def alignment(make, weight, rate=0.01, **options):
     """Mean cosine in the first and in the last eight of fifty steps on the recipes' generated images."""
     data = GeneratedImages(128, size=32)
     mean, std = (torch.tensor(one)[:, None, None] for one in (MEAN, STD))
     images = (data.images / 255 - mean) / std
     torch.manual_seed(0)
-    model, term, cosines = make(), GuidedGradientLoss(weight=weight, rectifiers="all"), []
-    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    model, term, cosines = make(), GuidedGradientLoss(weight=weight, rectifiers="all", **options), []
+    optimizer = torch.optim.Adam(model.parameters(), rate)
     for step in range(50):
         batch = slice(16 * step % 128, 16 * step % 128 + 16)
         found = term(model, images[batch], data.labels[batch], F.cross_entropy, step)
@@ -139,3 +139,13 @@ def test_fifty_steps_align_the_gradients_of_a_convnext():
 
     (_, without), (first, last) = (alignment(make, weight) for weight in (1e-9, 3.0))
     assert without < 0.9 < first < last
+
+
+def test_fifty_steps_align_the_gradients_of_an_efficientnet():
+    """By running statistics: those of sixteen images move its gradients more than the term does."""
+
+    def make():
+        return timm.create_model("test_efficientnet", num_classes=8)
+
+    (_, without), (_, last) = (alignment(make, weight, 3e-3, batch_norm="evaluation") for weight in (1e-9, 3.0))
+    assert without < 0.4 < 0.6 < last
