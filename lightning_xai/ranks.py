@@ -16,11 +16,33 @@ def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
         >>> rank_correlation(torch.tensor([[[1.0, 2.0, 3.0]]]), torch.tensor([[[10.0, 30.0, 20.0]]]))
         tensor([0.5000], dtype=torch.float64)
     """
-    ranks = torch.stack([_ranks(first), _ranks(second)])
-    ranks = ranks - ranks.mean(2, keepdim=True)
-    norms = ranks.square().sum(2).sqrt()
-    defined = (norms > 0).all(0) & first.flatten(1).isfinite().all(1) & second.flatten(1).isfinite().all(1)
-    return torch.where(defined, ((ranks[0] * ranks[1]).sum(1) / norms.prod(0)).clamp(-1, 1), torch.nan)
+    return correlation_of_ranks(unit_ranks(first), unit_ranks(second))
+
+
+def unit_ranks(maps: Tensor) -> Tensor:
+    """Ranks of the values of each map (N,...), about their mean and of length 1, (N,P); NaN where all values are equal.
+
+    Of a map that holds infinity or NaN they are NaN, too.
+
+    Example:
+        >>> unit_ranks(torch.tensor([[7.0, 9.0], [1.0, 1.0]]))
+        tensor([[-0.7071,  0.7071],
+                [    nan,     nan]], dtype=torch.float64)
+    """
+    ranks = _ranks(maps)
+    ranks = ranks - ranks.mean(1, keepdim=True)
+    lengths = torch.where(maps.flatten(1).isfinite().all(1), ranks.norm(dim=1), torch.nan)
+    return ranks / lengths[:, None]
+
+
+def correlation_of_ranks(first: Tensor, second: Tensor) -> Tensor:
+    """Rank correlation (N,) of maps whose `unit_ranks` (N,P) are given.
+
+    Example:
+        >>> correlation_of_ranks(torch.tensor([[0.6, 0.8]]), torch.tensor([[0.8, 0.6]]))
+        tensor([0.9600])
+    """
+    return (first * second).sum(1).clamp(-1, 1)
 
 
 def _ranks(maps: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from lightning_xai.integrity.final_layer import gives_logits
 from lightning_xai.integrity.heads import UNDECIDED, UNTRAINED, check_logits, innocent_reasons, looks_untrained
 from lightning_xai.integrity.inspection import Inspection
 from lightning_xai.integrity.maps import signed_maps
-from lightning_xai.integrity.measures import agreement, common_mode_share, mean_logit, mean_row_share, median
+from lightning_xai.integrity.measures import agreements, common_mode_share, mean_logit, mean_row_share, median
 from lightning_xai.integrity.verdict import Threshold
 from lightning_xai.kinds import require_kinds
 from lightning_xai.scores import at_least_float32, centered, log_odds, pre_softmax, predicted, resolve_targets
@@ -176,6 +176,7 @@ def inspect_trace(
         raw, rest, odds = (
             signed_maps(trace, layer, classes, score, methods) for score in (pre_softmax, centered, log_odds)
         )
+        agree = {method: agreements(raw[method], rest[method], odds[method]) for method in raw}
         here = _place(trace, classes, layer)
         others = _other_layers(trace, layer, methods)
         elsewhere = {other: _place(trace, classes, one) for other, one in others.items()}
@@ -187,9 +188,9 @@ def inspect_trace(
         functions = tuple(f"autograd function {one}" for one in autograd_functions(trace.nodes))
         return Inspection(
             layer=str(layer) if name is None else name,
-            disagreement={method: 1 - agreement(raw[method], rest[method]) for method in raw},
-            raw_against_log_odds={method: 1 - agreement(raw[method], odds[method]) for method in raw},
-            centered_against_log_odds={method: 1 - agreement(rest[method], odds[method]) for method in raw},
+            disagreement={method: 1 - one[0] for method, one in agree.items()},
+            raw_against_log_odds={method: 1 - one[1] for method, one in agree.items()},
+            centered_against_log_odds={method: 1 - one[2] for method, one in agree.items()},
             shares=here.shares,
             pooled_shares=here.pooled,
             elsewhere={other: one.largest for other, one in elsewhere.items()},

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_xai.integrity.evidence import Evidence
 from lightning_xai.integrity.final_layer import centered_logits
-from lightning_xai.integrity.measures import agreement, median
+from lightning_xai.integrity.measures import agreements, median
 from lightning_xai.integrity.verdict import Verdict
 
 
@@ -144,4 +144,4 @@ def _exceeds(values: Tensor, gradients: Tensor, agreements: dict[str, Tensor], c
 
 
 def _agreement(first: dict[str, Tensor], second: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: agreement(first[name], second[name]) for name in second}
+    return {name: agreements(first[name], second[name])[0] for name in second}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import torch
 from torch import Tensor
 
-from lightning_xai.ranks import rank_correlation
+from lightning_xai.ranks import correlation_of_ranks, unit_ranks
 from lightning_xai.scores import at_least_float32
 
 
@@ -81,16 +83,18 @@ def median(values: Tensor) -> float:
     return float(values.double().nanquantile(0.5))
 
 
-def agreement(first: Tensor, second: Tensor) -> Tensor:
-    """Rank correlation (N,) of maps; 1 where both are flat, 0 where one is flat or holds NaN.
+def agreements(*maps: Tensor) -> list[Tensor]:
+    """Rank correlation (N,) of maps (N,h,w) for each pair; 1 where both are flat, 0 where one is flat or holds NaN.
 
     Example:
-        >>> agreement(torch.zeros(1, 1, 2), torch.tensor([[[1.0, 2.0]]]))
-        tensor([0.], dtype=torch.float64)
+        >>> agreements(torch.zeros(1, 1, 2), torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[2.0, 3.0]]]))
+        [tensor([0.], dtype=torch.float64), tensor([0.], dtype=torch.float64), tensor([1.0000], dtype=torch.float64)]
     """
-    flat = [(one.flatten(1).amax(1) == one.flatten(1).amin(1)) for one in (first, second)]
-    found = torch.where(flat[0] & flat[1], 1.0, rank_correlation(first, second))
-    return torch.where(found.isnan(), 0.0, found)
+    ranked = [(one.flatten(1).amax(1) == one.flatten(1).amin(1), unit_ranks(one)) for one in maps]
+    return [
+        torch.where(flat & too, 1.0, correlation_of_ranks(ranks, others).nan_to_num(0.0))
+        for (flat, ranks), (too, others) in combinations(ranked, 2)
+    ]
 
 
 def class_weighted_maps(activations: Tensor, gradients: Tensor) -> dict[str, Tensor]:

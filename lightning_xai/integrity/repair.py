@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_xai.integrity.final_layer import centered_logits, with_edited_rows
 from lightning_xai.integrity.inspection import VISIBLE
-from lightning_xai.integrity.measures import agreement
+from lightning_xai.integrity.measures import agreements
 from lightning_xai.scores import at_least_float32, centered, log_odds, pre_softmax, predicted
 from lightning_xai.trace import Capture, Trace, copied, require_images, require_model, run
 from lightning_xai.types import Score
@@ -127,8 +127,7 @@ def _gradients(trace: Trace, *scores: Score) -> list[Tensor]:
 def _before(model: nn.Module, images: Tensor) -> _Before:
     trace = run(model, images, Capture(image_gradient=True))
     raw, rest, odds = _gradients(trace, pre_softmax, centered, log_odds)
-    maps = [one.sum(1) for one in (raw, rest, odds)]
-    apart, of_raw, of_rest = (1 - agreement(maps[i], maps[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
+    apart, of_raw, of_rest = (1 - one for one in agreements(*(one.sum(1) for one in (raw, rest, odds))))
     steered = (apart > VISIBLE) & (of_rest > of_raw)
     return _Before(float(trace.logits.abs().max()), float(raw.flatten(1).norm(dim=1).max()), int(steered.sum()))
 
