@@ -25,7 +25,9 @@ METHODS = {
 
 def main(argv: Sequence[str] | None = None) -> Path:
     """Read the command line and do what it says; returns the page that was written."""
-    args = _parser().parse_args(argv)
+    args, unknown = _parser().parse_known_args(argv)
+    if unknown:  # the command's own usage tells what there is
+        args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
         page: Path = args.work(args)
     except (ImportError, OSError, ValueError) as error:
@@ -39,7 +41,7 @@ def _parser() -> ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     text = "explain the predicted classes of all images in a folder; run it again to go on where it was stopped"
     explain = commands.add_parser("explain", help=text, description=f"{text.capitalize()}.")
-    explain.set_defaults(work=_explain)
+    explain.set_defaults(work=_explain, parser=explain)
     add = explain.add_argument
     add("images", type=Path, metavar="IMAGES", help="folder of images, with the folders in it, or one image")
     kinds = "timm:NAME, torchvision:NAME, or package.module:NAME of a function or LightningModule"
@@ -48,7 +50,7 @@ def _parser() -> ArgumentParser:
     add("--weights", type=Path, metavar="FILE", help="safetensors file or checkpoint; pickled code is not executed")
     add("--pretrained", action="store_true", help="download the library's weights")
     add("--out", type=Path, metavar="FOLDER", default=Path("explanations"), help="for the results (%(default)s)")
-    add("--methods", nargs="+", choices=METHODS, metavar="NAME", default=["GradCAM"],
+    add("--methods", nargs="+", type=_method, choices=METHODS, metavar="NAME", default=["GradCAM"],
         help=f"any of {', '.join(METHODS)} (GradCAM)")  # fmt: skip
     add("--classes", type=Path, metavar="FILE", help="names of the classes, one a line; default: as the model says")
     add("--image-size", type=int, metavar="PIXELS", help="side of the images; default: the model's own, or 224")
@@ -58,10 +60,15 @@ def _parser() -> ArgumentParser:
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to compute (%(default)s)")
     text = "write the page of a run, or of two runs side by side"
     report = commands.add_parser("report", help=text, description=f"{text.capitalize()}.")
-    report.set_defaults(work=lambda args: write_report(args.run, args.other))
+    report.set_defaults(work=lambda args: write_report(args.run, args.other), parser=report)
     report.add_argument("run", type=Path, metavar="RUN", help="folder of a run; the page is written there")
     report.add_argument("other", type=Path, metavar="RUN2", nargs="?", help="folder of a run to compare it with")
     return parser
+
+
+def _method(name: str) -> str:
+    """As it is written, in whichever case it is given."""
+    return {one.lower(): one for one in METHODS}.get(name.lower(), name)
 
 
 def _explain(args: Namespace) -> Path:

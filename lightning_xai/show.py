@@ -40,7 +40,8 @@ def show(
 ) -> Figure:
     """A figure of an image and what a classifier looked at, with the most probable classes.
 
-    What is shown of the image is what the classifier got of it. A notebook shows the figure, and
+    A row for each method, a column for each explained class, in the colours of `visualization.heatmap`: bright where
+    the network looks, or red for and blue against the class where a method tells them apart. What is shown of the image is what the classifier got of it. A notebook shows the figure, and
     ``figure.savefig("a.png")`` writes it.
 
     Args:
@@ -69,7 +70,7 @@ def show(
         >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
         >>> figure = show(model, Image.new("RGB", (32, 32)), targets=[0, 3], transform=ToTensor())
         >>> [text.get_text() for text in figure.texts][-3:]
-        ['image', 'GradCAM: 0', 'GradCAM: 3']
+        ['image', '0', '3']
     """
     require_model(model)
     require_kinds(show, targets=targets, class_names=class_names, log_probability=log_probability)
@@ -84,14 +85,15 @@ def show(
         names = _names(class_names_of(model, trace.logits.shape[1]) if class_names is None else class_names, n)
         mean, std = wanted.standard if wanted.standard[0] else ((0.0,) * images.shape[1], (1.0,) * images.shape[1])
         pixels = to_pixels(images, mean, std).cpu()
-        drawn = {
-            f"{name}: {names[one]}": overlay(pixels, values.cpu())
-            for one in chosen
-            for name, values in attribute(trace, torch.tensor([one], device=images.device), methods).items()
-        }
+        drawn = {}
+        for one in chosen:
+            maps = attribute(trace, torch.tensor([one], device=images.device), methods)
+            drawn[names[one]] = torch.cat([overlay(pixels, values.cpu()) for values in maps.values()])
         most = probabilities.topk(min(_TOLD, n)).indices.tolist()
-    facts = {names[one]: [float(probabilities[one])] for one in dict.fromkeys([*most, *chosen])}
-    return Panel(pixels, drawn, facts).figure(tile=_TILE)
+    beside = [None] * (len(methods) - 1)
+    facts = {names[one]: [float(probabilities[one]), *beside] for one in dict.fromkeys([*most, *chosen])}
+    rows = pixels.expand(len(methods), -1, -1, -1)
+    return Panel(rows, drawn, {"method": [*methods]} | facts).figure(tile=_TILE)
 
 
 def _as_batch(image: Any, wanted: Preprocessing) -> Tensor:

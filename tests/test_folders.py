@@ -60,7 +60,7 @@ def test_maps_numbers_and_pictures_are_those_of_the_classifier(images: Path, tmp
     """The same as `explain` computes of the same images."""
     weights = tmp_path / "a.safetensors"
     save_file(network().state_dict(), weights)
-    rows = run(images, tmp_path / "out", "--weights", str(weights), "--methods", "GradCAM", "InputGradient")
+    rows = run(images, tmp_path / "out", "--weights", str(weights), "--methods", "gradcam", "InputGradient")
     assert [row["file"] for row in rows] == ["<script>alert(1)<\u2215script>/a.png", "'=1+1 \u732b/a.png"]
     model = create_classifier(f"{__name__}:network", weights=weights)
     batch = preprocessing_of(model, input_size=(3, 16, 16), mean=(0.5,) * 3, std=(0.25,) * 3).transform(halves())[None]
@@ -177,3 +177,13 @@ def test_help_names_commands_and_methods(capsys: pytest.CaptureFixture[str]) -> 
         with pytest.raises(SystemExit):
             main([*words, "--help"])
         assert told in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [["explain", "photos", "--model", "timm:resnet18"], ["report", "run"]])
+def test_an_unknown_option_shows_what_the_command_has(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Not what the commands are."""
+    with pytest.raises(SystemExit):
+        main([*command, "--colour", "red"])
+    told = capsys.readouterr().err
+    assert f"usage: python -m lightning_xai {command[0]}" in told
+    assert "unrecognized arguments: --colour red" in told

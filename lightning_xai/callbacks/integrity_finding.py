@@ -128,8 +128,8 @@ def remark_on(inspection: Inspection) -> str | None:
     steered = inspection.stands_apart == "centred score"
     advice = "`score=log_odds`" if steered else "a zero-sum score, as methods do by default"
     return (
-        "raw logit and centred score explain the classifier differently, as they do many honest ones: "
-        f"explain with {advice}.\n{inspection}"
+        "raw logit and centred score explain the classifier differently, as they do many honest ones: no alarm. "
+        f"Explain with {advice}. `print(callback.finding)` tells more."
     )
 
 
