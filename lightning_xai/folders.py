@@ -157,7 +157,8 @@ class Explainer:
         table.writerows([_cell(row.get(name, "")) for name in columns] for row in rows)
         write_whole(self.out / "explanations.csv", text.getvalue())
         told = [f"{row['file']}: {row['error']}" for row in rows if "error" in row]
-        return write_album(self.out, f"{source.name}, explained", panels, told)
+        settings = {name: _in_words(said) for name, said in self.settings.items() if said}
+        return write_album(self.out, f"{source.name}, explained", panels, told, settings)
 
 
 def _name(path: Path, source: Path) -> str:
@@ -174,6 +175,13 @@ def _told(path: Path, source: Path) -> str:
 def _of_one_size(pictures: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
     for shape in dict.fromkeys(one.shape for one in pictures.values()):
         yield {name: one for name, one in pictures.items() if one.shape == shape}
+
+
+def _in_words(said: Any) -> str:
+    """A setting; a path by its name."""
+    if isinstance(said, (list, tuple)):
+        return ", ".join(map(str, said))
+    return said.name if isinstance(said, Path) else str(said)
 
 
 def _cell(value: Any) -> Any:

@@ -77,6 +77,7 @@ def test_maps_numbers_and_pictures_are_those_of_the_classifier(images: Path, tmp
     page = (tmp_path / "out/index.html").read_text(encoding="utf-8")
     assert page.count("<img src=") == 2 * 3
     assert "<script>" not in page
+    assert "weights: a.safetensors; methods: GradCAM, InputGradient" in page
 
 
 def test_a_second_run_does_what_is_left(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
@@ -12,7 +12,13 @@ from lightning_xai.report.page import render
 from lightning_xai.report.results import Cell, Table
 
 
-def write_album(folder: Path, title: str, panels: Sequence[StoredPanel], notes: Sequence[str] = ()) -> Path:
+def write_album(
+    folder: Path,
+    title: str,
+    panels: Sequence[StoredPanel],
+    notes: Sequence[str] = (),
+    settings: Mapping[str, str] | None = None,
+) -> Path:
     """Write ``index.html``: all images under all methods, by predicted class; they are loaded as they come into sight.
 
     Args:
@@ -20,6 +26,7 @@ def write_album(folder: Path, title: str, panels: Sequence[StoredPanel], notes: 
         title: Its heading.
         panels: Stored panels of one image each, with ``prediction`` and numbers among their facts.
         notes: What is missing, in sentences.
+        settings: What the images were explained with, by name.
 
     Returns:
         The file.
@@ -41,6 +48,7 @@ def write_album(folder: Path, title: str, panels: Sequence[StoredPanel], notes: 
     ]
     caption = f"Over {len(panels)} images, in percent, of the predicted class."
     table = Table("Means", ["method", "drop, lower is better", "gain, higher is better"], rows, caption)
-    page = render("album.html", title=title, groups=sorted(groups.items()), notes=notes, table=table, folder=folder)
+    told = {"notes": notes, "settings": settings or {}}
+    page = render("album.html", title=title, groups=sorted(groups.items()), table=table, folder=folder, **told)
     write_whole(folder / "index.html", page)
     return folder / "index.html"
