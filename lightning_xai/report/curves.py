@@ -20,6 +20,8 @@ COLOURS = 8
 """Lines of the page's style sheet: ``--line-0`` and so on, the last one grey for controls; then they begin anew."""
 DASHES = ("", "5 2", "1.5 2", "7 2 1.5 2", "10 4", "7 2 1.5 2 1.5 2")
 """The first for methods; as many others as there are controls by default."""
+DRAWN_OF_CHECKS = ("/flagged", "/suspicion")
+"""The other figures of a check move with training and accuse nobody; their last values are in the page's table."""
 _POINTS = 400
 
 Points = Mapping[int, float]
@@ -82,6 +84,8 @@ def sections(logs: Sequence[tuple[str, Log]]) -> list[Section]:
             section, chart, name = _place(key)
             if any(key.startswith(prefix) for prefix in checks):
                 section = "Integrity"
+                if not key.endswith(DRAWN_OF_CHECKS):
+                    continue
             found.setdefault(section, {}).setdefault(chart, []).append((name, model, log.values[key]))
     order = ["Training", "Validation", "Explanations", "Integrity", "Other"]
     controls = {name for _, log in logs for name in log.controls()}

@@ -22,9 +22,10 @@ def of(*logs):
 
 
 def test_curves_are_sorted_into_sections_and_tests_left_out():
-    """By key; those of an integrity check are no explanations."""
+    """By key; those of an integrity check are no explanations, and two of its figures are drawn."""
     keys = ["train/guided_gradient/cosine", "val/loss", "lr-Adam", "test/xai/gradcam/AverageDrop"]
     keys += ["val/xai/gradcam/AverageDrop", "val/xai/integrity/flagged", "val/xai/integrity/suspicion"]
+    keys += ["val/xai/integrity/share", "val/xai/integrity/gradcam_disagreement"]
     found = of(("", Log("", {key: curve() for key in keys})))
     assert {title: [chart.title for chart in one.charts] for title, one in found.items()} == {
         "Training": ["Alignment: cosine of gradient and guided gradient; higher is better"],
