@@ -41,7 +41,9 @@ def show(
     """A figure of an image and what a classifier looked at, with the most probable classes.
 
     A row for each method, a column for each explained class, in the colours of `visualization.heatmap`: bright where
-    the network looks, or red for and blue against the class where a method tells them apart. What is shown of the image is what the classifier got of it. A notebook shows the figure, and
+    the network looks, or red for and blue against the class where a method tells them apart.
+
+    What is shown of the image is what the classifier got of it. A notebook shows the figure, and
     ``figure.savefig("a.png")`` writes it.
 
     Args:

@@ -6,6 +6,7 @@ import copy
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from operator import is_
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 _REGISTRIES = set(nn.Module().__dict__)
+_PLAIN = {bool, int, float, str, type(None)}
 _MISSING = object()
 
 
@@ -49,7 +51,7 @@ def attributes_detached(model: nn.Module) -> Iterator[None]:
 
     Only tensors without a graph can be copied, so that a model that keeps others could not be, either.
     """
-    before = [(holder, key, value) for holder in _holders(model) for key, value in _items(holder)]
+    before = list(_kept(model))
     apart = [(*one, one[2].detach()) for one in before if _has_graph(one[2])]
     try:
         for holder, key, _, constant in apart:
@@ -57,10 +59,9 @@ def attributes_detached(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         known = {id(value) for _, _, value in before}
-        for holder in _holders(model):
-            for key, value in _items(holder):
-                if id(value) not in known and _holds_tensors(value):
-                    holder[key] = tree_map(_without_graph, value)
+        for holder, key, value in list(_kept(model)):
+            if id(value) not in known and _holds_tensors(value):
+                holder[key] = tree_map(_without_graph, value)
         for holder, key, value, constant in apart:
             if dict(_items(holder)).get(key) is constant:
                 holder[key] = value
@@ -76,7 +77,7 @@ def copied(model: nn.Module) -> nn.Module:
         >>> copied(model).kept["cpu"].requires_grad
         False
     """
-    kept = [value for holder in _holders(model) for _, value in _items(holder) if _has_graph(value)]
+    kept = [value for _, _, value in _kept(model) if _has_graph(value)]
     return copy.deepcopy(model, {id(one): one.detach().clone() for one in kept})
 
 
@@ -91,11 +92,21 @@ def _holders(model: nn.Module) -> Iterator[Any]:
         yield from (value for value in kept if type(value) in (dict, OrderedDict, list))
 
 
-def _items(holder: Any) -> list[tuple[Any, Any]]:
-    return list(holder.items() if isinstance(holder, dict) else enumerate(holder))
+def _kept(model: nn.Module) -> Iterator[tuple[Any, Any, Any]]:
+    """What is in the holders, one by one with its holder and its key, but for numbers and texts: most of what is."""
+    for holder in _holders(model):
+        for key, value in _items(holder):
+            if type(value) not in _PLAIN and key not in _REGISTRIES:
+                yield holder, key, value
+
+
+def _items(holder: Any) -> Any:
+    return holder.items() if isinstance(holder, dict) else enumerate(holder)
 
 
 def _put_back(holder: dict[str, Any], held: dict[str, Any]) -> None:
+    if len(holder) == len(held) and all(map(is_, holder.values(), held.values())):
+        return
     for key in {**held, **holder}:
         before, after = held.get(key, _MISSING), holder.get(key, _MISSING)
         if before is after or not (_holds_tensors(before) or _holds_tensors(after)):
