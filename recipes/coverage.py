@@ -1,6 +1,6 @@
 r"""Every architecture: what each explanation does on one small model of every family of three libraries.
 
-    python recipes/coverage.py                                # an hour of one core; goes on where it was interrupted
+    python recipes/coverage.py                                # 40 minutes of one core; goes on where it was interrupted
     python recipes/coverage.py --only timm:resnet18 torchvision:vit_b_16 --out trial.json
     python recipes/coverage.py --table                        # writes the table of what was found, beside the file
 
