@@ -100,8 +100,8 @@ SIZES: list[tuple[int, dict[str, Any]]] = [
 ]
 """Sizes of images that are tried, and what the model is told of them."""
 _SIZES = {
-    **{"alexnet": 128, "tiny_vit_5m_224": 128, "convmixer_768_32": 224, "efficientvit_m0": 224},
-    **{"inception_resnet_v2": 224, "inception_v3": 224, "inception_v4": 299},
+    **{"alexnet": 128, "coat_tiny": 224, "convmixer_768_32": 224, "efficientvim_m1": 128, "efficientvit_m0": 224},
+    **{"inception_resnet_v2": 224, "inception_v3": 224, "inception_v4": 299, "tiny_vit_5m_224": 128},
 }
 """Of networks of which each place of the last maps sees all of a smaller image, or whose last maps have one place."""
 _SMALLER: dict[str, dict[str, Any]] = {
