@@ -62,7 +62,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.architectures import CLASSES, NAMES, create
-from common.coverage_table import table
+from common.coverage_table import Outcome, table
 from common.measured import save_measurement
 from common.options import option, parsed
 from lightning_xai import GradCAM, GuidedGradientLoss, InputGradient, explain
@@ -86,7 +86,6 @@ from lightning_xai.trace import Capture, Rectifiers, copied, guided, last_spatia
 RESULTS = Path(__file__).parent / "results"
 LARGEST = 1024
 """Pixels of a side of the largest images in which places are told apart."""
-Outcome = dict[str, Any]
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,16 @@
 """Lightning callbacks, for users of ``pytorch_lightning`` and of ``lightning.pytorch`` alike.
 
-What they add to a validation, in forward passes of an image: processor time of ResNet-18 at 112 px on one CPU core, one
-or two runs of each; ``python recipes/benchmark.py --validation --image-size 112 --batch-size 32`` measures it anew.
+What they add to a validation, in forward passes of an image: ResNet-18 at 112 px on one quiet CPU core, medians of 3
+rounds (``recipes/results/callback_prices.json``, whose first line measures it anew).
 
 | callback, with its defaults | passes |
 |---|---|
-| `SaliencyMaps` of 8 images, 2 methods | 85 |
-| `Faithfulness` of one CAM: average drop, increase and gain, with controls | 1.9 for each of 256 images |
+| `SaliencyMaps` of 8 images, 2 methods | 81 |
+| `Faithfulness` of one CAM: average drop, increase and gain, with controls | 1.8 for each of 256 images |
 | the same with `Insertion` and `Deletion`, whose curves bend little here | 13 for each, 22 where they bend |
-| `Faithfulness` of a CAM and a gradient at the image: average drop and gain | 3.6 for each of 256 images |
-| `ModelIntegrity`, 32 probes | 72; some 250 where a method of the run looks at the image |
-| all three, with the README's methods | 1,480: 1.74 plain epochs of a validation of 2,000 images |
+| `Faithfulness` of a CAM and a gradient at the image: average drop and gain | 4.1 for each of 256 images |
+| `ModelIntegrity`, 32 probes | 73; some 250 where a method of the run looks at the image |
+| all three, with the README's methods | 1,380: 1.69 plain epochs of a validation of 2,000 images |
 
 A disk that is full, or a folder that is read-only or gone, costs pictures, which one warning says, and never the run.
 Lightning's own CSVLogger does end it. One that goes on, and writes its rows as soon as there is space again:
