@@ -19,7 +19,7 @@ def test_every_arm_has_a_file_for_each_seed_and_is_trained_once(tmp_path, monkey
     options = ["--fast-dev-run", "--device", "cpu", "--results", str(tmp_path), "--seeds", "2"]
     with torch.random.fork_rng():
         found = main(options)
-    lost = sorted(tmp_path.glob("generated_l1_*_seed1.json"))
+    lost = sorted(tmp_path.glob("generated_mirrored_*_seed1.json"))
     assert len(lost) == 1
     lost[0].unlink()
     trained = []
@@ -28,10 +28,10 @@ def test_every_arm_has_a_file_for_each_seed_and_is_trained_once(tmp_path, monkey
         again = main(options)
     assert len(trained) == 1
     assert again[:-1] == found[:-1]
-    assert [(one["arm"], one["seed"]) for one in found] == [(arm, seed) for seed in (0, 1) for arm in ARMS]
+    assert [(one["arm"], one["seed"]) for one in found] == [(arm, seed) for seed in (0, 1) for arm in ARMS["generated"]]
     assert found[0]["temperature"] == 1
     values = finished(tmp_path, "generated")
-    assert set(values["arm"]) == set(ARMS)
+    assert set(values["arm"]) == set(ARMS["generated"])
     told = capsys.readouterr().out
     assert "Does it help?" in told
 

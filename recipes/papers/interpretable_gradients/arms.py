@@ -124,13 +124,14 @@ def adversarial(strength: float, std: Sequence[float]) -> Loss:
     return loss
 
 
-def mirrored(strength: float, layer: str) -> Loss:
+def mirrored(strength: Weight, layer: str) -> Loss:
     """The Grad-CAM of the mirrored image is to be the mirrored Grad-CAM."""
     method = xai.GradCAM(layer, relu=False)
 
     def loss(model: nn.Module, images: Tensor, labels: Tensor, step: int) -> Tensor:
         apart = xai.regularization.mirror_consistency(model, images, labels, attribution=method)
-        return F.cross_entropy(model(images), labels) + strength * apart
+        weight = strength(step) if callable(strength) else strength
+        return F.cross_entropy(model(images), labels) + weight * apart
 
     return loss
 

@@ -84,12 +84,12 @@ def erased(images: Tensor, generator: torch.Generator, black: Tensor) -> Tensor:
     kept = torch.rand(n, 1, 1, 1, generator=generator) * 1.6 + 0.2  # above 1: the image stays whole
     kept = kept * (torch.rand(n, 1, 1, 1, generator=generator) >= 0.05)
     shown = F.interpolate((cells < kept).float(), (height, width))
-    return torch.where(shown > 0, images, black)
+    return torch.where(shown.to(images.device) > 0, images, black.to(images.device))
 
 
 def moved(images: Tensor, generator: torch.Generator) -> Tensor:
     """Mirrored in one case of two, and shifted by up to four pixels, one shift for each batch."""
-    flipped = torch.where(torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5, images.flip(3), images)
+    flipped = _flipped(images, generator)
     dy, dx = torch.randint(9, (2,), generator=generator).tolist()
     side = images.shape[2]
     return F.pad(flipped, (4, 4, 4, 4))[:, :, dy : dy + side, dx : dx + side]
@@ -156,4 +156,5 @@ def _small_resnet() -> nn.Module:
 
 
 def _flipped(images: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.where(torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5, images.flip(3), images)
+    mirrored = torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5
+    return torch.where(mirrored.to(images.device), images.flip(3), images)
