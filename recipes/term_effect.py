@@ -14,7 +14,7 @@ et al. 2021) with random masks as its control, adversarial examples, a smooth te
 
 Output: one JSON file for each finished network in the run folder; ``--resume`` goes on, and more ``--seeds`` add to it.
 Time on a quiet core: some two hours for the generated images, whose results are in ``recipes/results``; a quarter of an
-hour for each arm on CIFAR-10, of which 16 are there beside the paper's.
+hour for each arm on CIFAR-10.
 """
 
 from __future__ import annotations
