@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from lightning_xai.kinds import fits
@@ -36,7 +37,6 @@ def require_images(images: Tensor) -> None:
         ValueError: If it has another form, no images, or no finite values.
 
     Example:
-        >>> import torch
         >>> require_images(torch.ones(1, 3, 2, 2))
     """
     if not isinstance(images, Tensor):
@@ -46,7 +46,7 @@ def require_images(images: Tensor) -> None:
             "`images` expected a batch (N, C, H, W) of a floating dtype with at least one image, "
             f"got {kind_of(images)}."
         )
-    if not images.isfinite().all():
+    if not torch.stack(torch.aminmax(images.detach())).isfinite().all():  # NaN is both, and no copy is made
         raise ValueError(f"`images` expected finite values, got NaN or infinity in images {not_finite(images)}.")
 
 

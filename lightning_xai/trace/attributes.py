@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from operator import is_
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,10 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 _REGISTRIES = set(nn.Module().__dict__)
 _PLAIN = {bool, int, float, str, type(None)}
+_CONTAINERS = {dict, OrderedDict, list}
 _MISSING = object()
+
+_Kept: TypeAlias = tuple[Any, Any, Any]
 
 
 @contextmanager
@@ -45,26 +48,36 @@ def attributes_restored(model: nn.Module) -> Iterator[None]:
                 _put_back(holder, held)
 
 
-@contextmanager
-def attributes_detached(model: nn.Module) -> Iterator[None]:
-    """What modules keep of passes before is a constant in those inside; what they keep of these has no graph after.
+def detach_attributes(model: nn.Module) -> list[_Kept]:
+    """What modules keep of passes before has no graph any more, and is a constant in the next.
 
     Only tensors without a graph can be copied, so that a model that keeps others could not be, either.
+
+    Returns:
+        What was detached: where it is held, its key there, and what it was.
     """
-    before = list(_kept(model))
-    apart = [(*one, one[2].detach()) for one in before if _has_graph(one[2])]
+    found = [one for one in _kept(model) if _has_graph(one[2])]
+    for holder, key, value in found:
+        holder[key] = value.detach()
+    return found
+
+
+@contextmanager
+def attributes_detached(model: nn.Module) -> Iterator[None]:
+    """What modules keep of passes before is a constant in those inside; what they keep of these has no graph after."""
+    before = _kept(model)
+    apart = detach_attributes(model)
+    constants = [holder[key] for holder, key, _ in apart]
     try:
-        for holder, key, _, constant in apart:
-            holder[key] = constant
         yield
     finally:
-        known = {id(value) for _, _, value in before}
-        for holder, key, value in list(_kept(model)):
-            if id(value) not in known and _holds_tensors(value):
-                holder[key] = tree_map(_without_graph, value)
-        for holder, key, value, constant in apart:
+        for (holder, key, value), constant in zip(apart, constants, strict=True):
             if dict(_items(holder)).get(key) is constant:
                 holder[key] = value
+        known = {id(value) for _, _, value in before}
+        for holder, key, value in _kept(model):
+            if id(value) not in known and _holds_tensors(value):
+                holder[key] = tree_map(_without_graph, value)
 
 
 def copied(model: nn.Module) -> nn.Module:
@@ -83,21 +96,29 @@ def copied(model: nn.Module) -> nn.Module:
 
 def _holders(model: nn.Module) -> Iterator[Any]:
     """The dictionaries and lists in which modules keep what is no parameter, submodule or hook."""
-    for module in model.modules():
-        if isinstance(module, torch.jit.ScriptModule):  # keeps everything elsewhere
-            continue
-        yield module.__dict__
-        yield module._buffers
-        kept = (value for name, value in module.__dict__.items() if name not in _REGISTRIES)
-        yield from (value for value in kept if type(value) in (dict, OrderedDict, list))
+    for module in _in_python(model):
+        own = module.__dict__
+        yield own
+        yield own["_buffers"]
+        yield from [own[key] for key in own.keys() - _REGISTRIES if type(own[key]) in _CONTAINERS]
 
 
-def _kept(model: nn.Module) -> Iterator[tuple[Any, Any, Any]]:
-    """What is in the holders, one by one with its holder and its key, but for numbers and texts: most of what is."""
-    for holder in _holders(model):
-        for key, value in _items(holder):
-            if type(value) not in _PLAIN and key not in _REGISTRIES:
-                yield holder, key, value
+def _kept(model: nn.Module) -> list[_Kept]:
+    """What is in the holders, one by one with its holder and its key, but for numbers and texts: most of what is.
+
+    Each pass asks for it, so it is written to be quick.
+    """
+    kept: list[_Kept] = []
+    for module in _in_python(model):
+        own, buffers = module.__dict__, module.__dict__["_buffers"]
+        kept += [(own, key, own[key]) for key in own.keys() - _REGISTRIES if type(own[key]) not in _PLAIN]
+        kept += [(buffers, key, value) for key, value in buffers.items() if value is not None]
+    inside = [value for _, _, value in kept if type(value) in _CONTAINERS]
+    return kept + [(one, key, value) for one in inside for key, value in _items(one) if type(value) not in _PLAIN]
+
+
+def _in_python(model: nn.Module) -> Iterator[nn.Module]:
+    return (one for one in model.modules() if not isinstance(one, torch.jit.ScriptModule))  # which keep all elsewhere
 
 
 def _items(holder: Any) -> Any:

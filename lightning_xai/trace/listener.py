@@ -14,6 +14,7 @@ from weakref import ref
 import torch
 from torch import nn
 
+from lightning_xai.trace.attributes import attributes_detached
 from lightning_xai.trace.calling import Calling, images_in
 from lightning_xai.trace.capture import Capture
 from lightning_xai.trace.modes import alone_with, eager, in_own_pass
@@ -151,7 +152,7 @@ class _Hearing:
         capture = Capture()
         for listener, _ in mine:
             capture |= listener.capture
-        with alone_with(model):
+        with alone_with(model), attributes_detached(model):
             output, recording = recorded(model, forward, args, kwargs, images, capture, mine[0][1])
         if recording.logits is not None:
             trace = Trace(recording, recording.logits)

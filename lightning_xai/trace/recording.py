@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from lightning_xai.scores import plain
-from lightning_xai.trace.attributes import attributes_detached
 from lightning_xai.trace.calling import Calling
 from lightning_xai.trace.capture import Capture
 from lightning_xai.trace.hooks import forward_hooks, hookable, hooks_apart
@@ -151,7 +150,6 @@ def recorded(
         recording = Recording(model, capture, calling.heard(args, kwargs, given), images, graph)
         with (
             hooks_apart(model),
-            attributes_detached(model),
             forward_hooks(hookable(model) if capture.layers else (), recording.keep),
             graph if interception is None else interception(model, given),
         ):

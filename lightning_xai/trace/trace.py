@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_xai.trace.attributes import detach_attributes
 from lightning_xai.trace.calling import Calling, naming_images
 from lightning_xai.trace.capture import Capture
 from lightning_xai.trace.guided import guided
@@ -345,6 +346,7 @@ def run(
     args, kwargs = calling.given(images)
     attention = differentiable_attention() if capture.create_graph else nullcontext()
     with borrowed(model), eager(), attention, calling.context(), naming_images(model, images):
+        detach_attributes(model)  # which are put back where the model is given back
         output, recording = recorded(model, model, args, kwargs, images, capture, calling, ours=ours)
     logits = recording.logits
     return Trace(recording, calling.found(output, len(images)) if logits is None else logits)
