@@ -21,7 +21,17 @@ from lightning_xai.kinds import require_kinds
 from lightning_xai.metrics import Boxes
 from lightning_xai.scores import log_softmax
 from lightning_xai.standard import HOW_TO_SAY, Numbers, Standard, standard_of
-from lightning_xai.trace import Calling, Capture, Trace, logits_of, name_of, plain_tensors, require_logits, run
+from lightning_xai.trace import (
+    Calling,
+    Capture,
+    Postponed,
+    Trace,
+    logits_of,
+    name_of,
+    plain_tensors,
+    require_logits,
+    run,
+)
 from lightning_xai.types import LogitsOf, OneLayer, Score
 
 
@@ -230,10 +240,11 @@ class ListeningCallback(LightningCallback):
             )
 
     def _own_trace(self, trainer: pl.Trainer, images: Tensor, step: HeardStep) -> Trace:
-        calling = self._calling(trainer)
+        calling, logits = self._calling(trainer), None
         if step.observer is not None:  # nobody could have listened yet; the step may have changed the batch's images
             given, calling = step.images_of(self.model), step.observer.calling_of(self.model)
-            images = images if given is None or len(given) != len(images) else given
+            if given is not None and len(given) == len(images):
+                images, logits = given, step.observer.logits_of(self.model)
         else:
             self.say_once(
                 rank_zero_info,
@@ -245,7 +256,10 @@ class ListeningCallback(LightningCallback):
                 "`unpack` expected to give images as the classifier gets them, since it is run on them, got "
                 f"{images.dtype}. Do what the step does: `unpack=lambda batch: (batch[0] / 255, batch[1])`, say."
             )
-        return run(self.model, images, self.capture(), calling)
+        capture = self.capture()
+        if logits is not None and not capture.needs_graph and self.logits_of is logits_of:
+            return Postponed(self.model, images, capture, calling, logits=logits)
+        return run(self.model, images, capture, calling)
 
     def _calling(self, trainer: pl.Trainer) -> Calling:
         return Calling(logits_of=self.logits_of, context=trainer.precision_plugin.forward_context)

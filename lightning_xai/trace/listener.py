@@ -76,11 +76,11 @@ class Watcher:
     """Who is told of calls of a module's forward.
 
     Attributes:
-        begin: Is told of the module when a call begins; answers whether it wants to be told of the rest.
+        begin: Is told of module and arguments when a call begins; answers whether it wants to be told of the rest.
         note: Is told of module, arguments and output when it ends.
     """
 
-    begin: Callable[[nn.Module], bool]
+    begin: Callable[..., bool]
     note: Callable[..., None]
 
     @contextmanager
@@ -136,7 +136,11 @@ class _Hearing:
     def hear(self, model: nn.Module, args: Any, kwargs: Any) -> Any:
         """One call, of which listeners in this thread are told."""
         mine = [(listener, calling) for thread, listener, calling in self.listeners if thread == get_ident()]
-        told = [one for one, _ in mine if isinstance(one, Watcher) and not _by_a_compiler() and one.begin(model)]
+        told = [
+            one
+            for one, _ in mine
+            if isinstance(one, Watcher) and not _by_a_compiler() and one.begin(model, args, kwargs)
+        ]
         output = self._called(model, [(one, how) for one, how in mine if isinstance(one, Listener)], args, kwargs)
         for one in told:
             one.note(model, args, kwargs, output)

@@ -57,6 +57,7 @@ class Observer:
         self._first: tuple[int, Tensor] | None = None
         self._calls: list[_Call] = []
         self._features: list[Tensor] = []
+        self._given: dict[int, tuple[Tensor, Tensor]] = {}  # images, with a copy made before a model overwrote them
 
     def __enter__(self) -> Observer:
         self._own = in_own_pass()  # made for a pass of our own: it watches that one; else it watches none of them
@@ -99,7 +100,11 @@ class Observer:
 
     def images_of(self, module: nn.Module) -> Tensor | None:
         """What the module was given in its first call as a classifier, (N,C,H,W); None if there was no such call."""
-        return next((call.images for call in self._calls if call.module is module), None)
+        return next((self._as_given(call.images) for call in self._calls if call.module is module), None)
+
+    def logits_of(self, module: nn.Module) -> Tensor | None:
+        """What the module gave then, (N,K); None if that is not clear."""
+        return next((call.logits for call in self._calls if call.module is module), None)
 
     def calling_of(self, module: nn.Module) -> Calling:
         """How a module was called then, with its other arguments; as a plain classifier if there was no such call."""
@@ -112,22 +117,31 @@ class Observer:
             ValueError: If there is none.
             RuntimeError: If no images were seen.
         """
-        first = None if self._first is None else self._first[1]
-        images = next((call.images for call in self._calls if call.module is model), first)
+        images = self.images_of(model)
+        if images is None and self._first is not None:
+            images = self._as_given(self._first[1])
         if images is None:
             raise RuntimeError("`layer=None` expected a pass of images (N, C, H, W) to find the layer in, saw none.")
         return last_spatial_layer(model, images, self.calling_of(model))
 
-    def _begin_directly(self, module: nn.Module) -> bool:
+    def _as_given(self, images: Tensor) -> Tensor:
+        return self._given.get(id(images), (images, images))[1]
+
+    def _begin_directly(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         called = bool(self._begun) and self._begun[-1][1] is module  # as a module, whose hooks tell
         if not called:
-            self._begin(module)
+            self._begin(module, args, kwargs)
         return not called
 
-    def _begin(self, module: nn.Module, *arguments: Any) -> None:
+    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
         if module in self._modules and in_own_pass() is self._own:
             self._begun.append((self._count, module))
             self._count += 1
+            images = images_in(args, kwargs or {})
+            channels = {given.shape[1] for given, _ in self._given.values()}
+            if images is not None and id(images) not in self._given and images.shape[1] in (channels or images.shape):
+                with bystander(), torch.inference_mode(False):
+                    self._given[id(images)] = images, images.clone()
 
     def _note(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> None:
         if module in self._modules and in_own_pass() is self._own:

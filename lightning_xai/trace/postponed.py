@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lightning_xai.scores import plain
 from lightning_xai.trace.calling import Calling
 from lightning_xai.trace.capture import Capture
 from lightning_xai.trace.trace import Trace, run
@@ -24,6 +25,7 @@ class Postponed(Trace):
         capture: What to keep of the pass.
         calling: How the model is called.
         look: Raises an error where a pass is not as it should be: ``(pass, of which images it is; None for all)``.
+        logits: What is known of them without the pass, (N,K).
 
     Example:
         >>> import torch
@@ -42,11 +44,14 @@ class Postponed(Trace):
         images: Tensor,
         capture: Capture,
         calling: Calling,
-        look: Callable[[Trace, Tensor | None], None],
+        look: Callable[[Trace, Tensor | None], None] | None = None,
+        logits: Tensor | None = None,
     ) -> None:
         self._begin(model, capture, calling)
         self._given = images.detach()
-        self._look: Callable[[Trace, Tensor | None], None] | None = look
+        self._look = look
+        if logits is not None:
+            self._logits = plain(logits.detach().clone())
 
     @property
     def images(self) -> Tensor:

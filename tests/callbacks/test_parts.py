@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from integrity.toys import data, trained
-from support import assert_same_state, random_images, small_net, state_of
-from torch import nn
+from support import SmallNet, assert_same_state, random_images, small_net, state_of
+from torch import Tensor, nn
 
 from lightning_xai.callbacks.classifier import ClassifierFinder
 from lightning_xai.callbacks.integrity_check import IntegrityCheck
@@ -57,6 +57,25 @@ def test_what_is_missing_is_found_in_a_step() -> None:
         assert finder.model is module["net"]
         assert finder.automatic is finder.layer(None) is module["net"].last
         assert finder.layer("conv1") == "conv1"
+
+
+class Overwriting(SmallNet):
+    """Standardises its images in place."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images.mul_(0.5))
+
+
+@pytest.mark.parametrize("way", ["module", "forward"])
+def test_images_of_an_observed_step_are_those_given(way: str) -> None:
+    """Not what the model made of them in place: the first batch would be explained as another."""
+    module = module_of(Overwriting().eval())
+    with Observer(module) as observer, torch.inference_mode():
+        logits = module["net"](random_images()) if way == "module" else module["net"].forward(random_images())
+    found = observer.images_of(module["net"])
+    assert torch.equal(found, random_images())
+    assert not found.is_inference()
+    assert torch.equal(observer.logits_of(module["net"]), logits)
 
 
 def test_an_unknown_classifier_is_an_error() -> None:
