@@ -7,12 +7,23 @@ import pytest
 import torch
 from benchmark import Result, Row, chosen, leaders, main, measure
 from torch import nn
+from torchvision.models import resnet18
+
+OURS = [row for row in benchmark.ROWS if row.library == "lightning_xai"]
 
 
-def test_a_run_measures_every_method_of_ours(capsys):
+@pytest.mark.parametrize("row", OURS, ids=lambda row: row.name)
+def test_every_method_of_ours_is_measured(row):
+    """On two small images."""
+    found = measure(row, resnet18().eval(), torch.rand(2, 3, 32, 32), torch.tensor([0, 1]), rounds=1)
+    assert found.row == row
+    assert found.quartiles[1] > 0
+
+
+def test_a_run_measures_each_row_in_a_process(capsys):
     """One round on small images; each row is a line, under the machine."""
-    results = main(["--fast-dev-run", "--only", "lightning_xai", "--threads", "1"])
-    assert [result.row for result in results] == [row for row in benchmark.ROWS if row.library == "lightning_xai"]
+    results = main(["--fast-dev-run", "--only", "guided", "--threads", "1", "--device", "cpu"])
+    assert results[0].row == Row("guided gradient", "lightning_xai", results[0].row.method, 2.2)
     assert all(len(result.ratios) == 1 and result.quartiles[1] > 0 for result in results)
     printed = capsys.readouterr().out
     assert "ResNet-18, batch 2, 32 px, 1 rounds" in printed
@@ -36,17 +47,14 @@ class Counting(nn.Module):
         return torch.zeros(len(images), 2)
 
 
-def test_rows_take_turns_each_after_a_forward_pass_of_its_batch():
+@pytest.mark.parametrize(("one_image", "n"), [(False, 3), (True, 1)])
+def test_a_row_runs_after_a_forward_pass_of_its_batch(one_image, n):
     """The first round warms up and does not count."""
     model = Counting()
-
-    def row(name, **changes):
-        return Row(name, "lightning_xai", lambda model, images, targets: model.log.append(name), **changes)
-
-    rows = [row("a"), row("b", one_image=True)]
-    results = measure(rows, model, torch.zeros(3, 1, 2, 2), torch.zeros(3).long(), rounds=2)
-    assert model.log == ["forward 3", "a", "forward 1", "b"] * 3
-    assert [len(result.ratios) for result in results] == [2, 2]
+    row = Row("a", "captum", lambda model, images, targets: model.log.append(f"a {len(images)}"), one_image=one_image)
+    result = measure(row, model, torch.zeros(3, 1, 2, 2), torch.zeros(3).long(), rounds=2)
+    assert model.log == [f"forward {n}", f"a {n}"] * 3
+    assert len(result.ratios) == len(result.seconds) == 2
 
 
 def test_libraries_that_are_not_installed_are_left_out():
@@ -55,22 +63,16 @@ def test_libraries_that_are_not_installed_are_left_out():
     def absent(model, images, targets):
         raise ModuleNotFoundError("no such library")
 
-    rows = [Row("a", "absent", absent), Row("a", "lightning_xai", lambda *_: None)]
-    results = measure(rows, Counting(), torch.zeros(1, 1, 2, 2), torch.zeros(1).long(), rounds=1)
-    assert [result.row.library for result in results] == ["lightning_xai"]
+    assert measure(Row("a", "absent", absent), Counting(), torch.zeros(1, 1, 2, 2), torch.zeros(1).long(), 1) is None
 
 
-def test_other_libraries_get_a_model_and_images_of_their_own():
+def test_a_row_gets_a_model_and_images_of_its_own():
     """Some leave gradients and hooks behind; the images require gradients, as captum wants them."""
     given = []
     model, images = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), torch.zeros(1, 1, 2, 2)
-    rows = [Row("a", library, lambda *arguments: given.append(arguments)) for library in ("captum", "lightning_xai")]
-    measure(rows, model, images, torch.zeros(1).long(), rounds=1)
-    (their_model, their_images, _), (our_model, our_images, _) = given[:2]
-    assert our_model is model
-    assert our_images is images
-    assert their_model is not model
-    assert their_images.requires_grad
+    measure(Row("a", "captum", lambda *one: given.append(one)), model, images, torch.zeros(1).long(), rounds=1)
+    assert given[0][0] is not model
+    assert given[0][1].requires_grad
     assert not images.requires_grad
 
 
