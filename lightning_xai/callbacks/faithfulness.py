@@ -329,9 +329,11 @@ class _Asked:
 def _named_metrics(metrics: Any) -> dict[str, ExplanationMetric]:
     given = list(metrics.values()) if isinstance(metrics, Mapping) else metrics
     if not isinstance(given, Sequence) or not given or not all(isinstance(one, ExplanationMetric) for one in given):
+        classes = [one.__name__ for one in given if isinstance(one, type)] if isinstance(given, Sequence) else []
+        wrap = "Wrap other metrics of torchmetrics: `FromMetric(metric, lambda sample: {...})`."
+        remedy = f"Create it: `{classes[0]}()` instead of `{classes[0]}`." if classes else wrap
         raise TypeError(
-            f"`metrics` expected a list or a dict of metrics such as [AverageDrop()], got {metrics!r}. "
-            "Wrap other metrics of torchmetrics: `FromMetric(metric, lambda sample: {...})`."
+            f"`metrics` expected a list or a dict of metrics such as [AverageDrop()], got {metrics!r}. {remedy}"
         )
     named = dict(metrics) if isinstance(metrics, Mapping) else {type(metric).__name__: metric for metric in given}
     if len(named) < len(given):

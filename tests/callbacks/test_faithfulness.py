@@ -421,3 +421,9 @@ def test_metrics_are_a_list_or_a_dict_of_metrics(metrics: Any) -> None:
     """Neither one alone nor a class."""
     with pytest.raises(TypeError, match=r"`metrics` expected a list or a dict of metrics such as \[AverageDrop\(\)\]"):
         Faithfulness(METHODS, metrics, mean=MEAN, std=STD)
+
+
+def test_a_metric_that_was_not_created_is_told_so() -> None:
+    """Not that it has to be wrapped."""
+    with pytest.raises(TypeError, match=r"Create it: `AverageDrop\(\)` instead of `AverageDrop`"):
+        Faithfulness(METHODS, [AverageDrop], mean=MEAN, std=STD)
