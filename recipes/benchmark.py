@@ -32,6 +32,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torchvision.models import resnet18, resnet50
+from tqdm import tqdm
 
 import benchmarks.peers as peers
 import lightning_xai as xai
@@ -220,8 +221,8 @@ def measured(settings: Settings, rows: Sequence[Row]) -> list[Result]:
             processes = multiprocessing.get_context("forkserver")
             processes.set_forkserver_preload([__name__])
             apart = stack.enter_context(processes.Pool(1, maxtasksperchild=1)).imap
-        found = zip(rows, apart(partial(numbers, settings), places), strict=True)
-        return [Result(row, *one) for row, one in found if one is not None]
+        found = tqdm(apart(partial(numbers, settings), places), total=len(rows), unit="row", leave=False)
+        return [Result(row, *one) for row, one in zip(rows, found, strict=True) if one is not None]
 
 
 def table(results: Sequence[Result], title: str, caption: str = "") -> Table:

@@ -39,11 +39,11 @@ from papers.interpretable_gradients.effect_report import finished, tables, verdi
 from papers.interpretable_gradients.tasks import Images, Task, task
 
 ARMS = {
-    "generated": {"plain": 0.0, PAPER: 7.5e-3, "cosine, -loss, BN training": 1.0, "mirrored CAM": 1.0},
-    "cifar10": {"plain": 0.0, PAPER: 7.5e-3, "cosine, -loss, BN training": 0.32, "mirrored CAM": 3.2},
+    "generated": {"plain": 0.0, PAPER: 7.5e-3, "cosine, -loss, BN training": 0.1, "mirrored CAM": 0.032},
+    "cifar10": {"plain": 0.0, PAPER: 7.5e-3, "cosine, -loss, BN training": 0.032, "mirrored CAM": 0.1},
 }
-"""Arms of each task at the strengths that ``term_effect.py`` chose; by the confidence of the first the others are
-compared."""
+"""Arms of each task and their strengths; by the confidence of the first the others are compared. From scratch a network
+bears less than ``term_effect.py`` found from a converged one: 1 for both, of which the term leaves 12 % of accuracy."""
 RATE = 0.2
 """Learning rate at its height."""
 
