@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_xai.trace.attributes import detach_attributes
 from lightning_xai.trace.calling import Calling, naming_images
 from lightning_xai.trace.capture import Capture
 from lightning_xai.trace.guided import guided
@@ -278,8 +277,7 @@ class Trace:
             return calling.logits_of(output)
 
         with torch.inference_mode(False), torch.enable_grad(), eager(), alone_with(model), own_pass(), lent(model):
-            images = self.images.clone()
-            images = images if images.requires_grad else images.requires_grad_()
+            images = self.images.clone().requires_grad_()
             arguments, logits = forward_hooks([model], give, before=True), forward_hooks([model], take)
             with evaluation_mode(model), arguments, logits, calling.context():
                 return function(model, images, targets.clone())
@@ -346,7 +344,6 @@ def run(
     args, kwargs = calling.given(images)
     attention = differentiable_attention() if capture.create_graph else nullcontext()
     with borrowed(model), eager(), attention, calling.context(), naming_images(model, images):
-        detach_attributes(model)  # which are put back where the model is given back
         output, recording = recorded(model, model, args, kwargs, images, capture, calling, ours=ours)
     logits = recording.logits
     return Trace(recording, calling.found(output, len(images)) if logits is None else logits)

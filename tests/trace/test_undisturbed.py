@@ -11,6 +11,7 @@ from support import SmallNet, assert_same_state, random_images, small_net, state
 from torch import nn
 
 from lightning_xai import LRP, GradCAM, InputGradient, explain
+from lightning_xai.attribution import FromCallable
 from lightning_xai.integrity import center_logits, inspect_model
 from lightning_xai.trace import Capture, Listener, Observer, run
 
@@ -90,6 +91,16 @@ def test_what_a_model_keeps_of_a_pass_has_no_graph(name):
     assert not model.features.requires_grad
     assert not model.every[1].requires_grad
     copy.deepcopy(model)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+def test_a_foreign_function_may_copy_a_model_that_keeps_features():
+    """As quantus does; the pass of another method of the same call has left them with a graph."""
+    model, images = Keeping().eval(), random_images()
+    foreign = FromCallable(lambda model, images, targets: images.sum(1) + len(list(copy.deepcopy(model).modules())))
+    explain(model, images, 1, attributions={"gradient": InputGradient(), "foreign": foreign})
+    assert not hasattr(model, "features")
+    assert model.every == []
 
 
 class Caching(SmallNet):
