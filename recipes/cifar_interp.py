@@ -31,7 +31,7 @@ import lightning_xai as xai
 from common.data.cifar import resnet18_for_small_images
 from common.measured import save_measurement
 from common.options import device_option, option, parsed
-from common.run import show
+from common.run import save_tables, show
 from common.training import Loss
 from papers.interpretable_gradients.arms import PAPER, batches, loss_of, trained
 from papers.interpretable_gradients.effect import measured
@@ -58,6 +58,7 @@ class Settings:
     batch_size: int = option(512, "images of a step")
     seeds: int = option(5, "networks of each arm")
     results: Path = option(Path("runs/cifar_interp"), "folder of a file for each network")
+    numbers: Path | None = option(None, "file for what the tables say, as recipes/results keeps it for the texts")
     fast_dev_run: bool = option(False, "few images and steps, to try the script")
 
 
@@ -145,6 +146,8 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     print(verdict(values))
     for table in tables(values):
         show(table)
+    if settings.numbers:
+        save_tables(settings.numbers, verdict(values), tables(values))
     return found
 
 

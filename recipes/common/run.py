@@ -118,13 +118,18 @@ class Run:
         )
         results.save(self.folder)
         if self.numbers is not None and is_first_process():
-            save_measurement(self.numbers, [{"summary": summary}, *(row for table in tables for row in _texts(table))])
+            save_tables(self.numbers, summary, tables)
         print(summary)
         for table in tables:
             show(table)
         report = write_report(self.folder)
         print(f"{results.seconds:.0f} s; results and figures are in {self.folder}, all in one: {report}", flush=True)
         return results
+
+
+def save_tables(path: Path, summary: str, tables: Sequence[Table]) -> None:
+    """Write down what the tables say, for the texts that quote them."""
+    save_measurement(path, [{"summary": summary}, *(row for table in tables for row in _texts(table))])
 
 
 def _texts(table: Table) -> Iterator[dict[str, Any]]:

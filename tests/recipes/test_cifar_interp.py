@@ -1,6 +1,7 @@
 """The training term from scratch, at a scale of seconds; and CIFAR-10."""
 
 import io
+import json
 
 import cifar_interp
 import numpy as np
@@ -17,6 +18,7 @@ from papers.interpretable_gradients.term import squared_norm
 def test_every_arm_has_a_file_for_each_seed_and_is_trained_once(tmp_path, monkeypatch, capsys):
     """Stopped, the run goes on; tables are differences to plain training."""
     options = ["--fast-dev-run", "--device", "cpu", "--results", str(tmp_path), "--seeds", "2"]
+    options += ["--numbers", str(tmp_path / "numbers" / "tables.json")]
     with torch.random.fork_rng():
         found = main(options)
     lost = sorted(tmp_path.glob("generated_mirrored_*_seed1.json"))
@@ -34,6 +36,8 @@ def test_every_arm_has_a_file_for_each_seed_and_is_trained_once(tmp_path, monkey
     assert set(values["arm"]) == set(ARMS["generated"])
     told = capsys.readouterr().out
     assert "Does it help?" in told
+    numbers = json.loads((tmp_path / "numbers" / "tables.json").read_text())
+    assert numbers["rows"][1]["table"] == "Does it help?"
 
 
 def test_images_are_shifted_and_mirrored_each_in_its_own_way():
