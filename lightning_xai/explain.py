@@ -18,7 +18,6 @@ from lightning_xai.trace import (
     Capture,
     Postponed,
     Trace,
-    borrowed,
     current_autocast,
     find_layer,
     last_spatial_layer,
@@ -116,13 +115,11 @@ def explain(
     methods = named_attributions({"map": attributions} if isinstance(attributions, Attribution) else attributions)
     if score is not None:
         methods = {name: method.with_score(score) for name, method in methods.items()}
-    require_model(model, calling)
-    with borrowed(model):
-        trace = trace_of(model, images, methods, targets, calling=calling, create_graph=create_graph)
-        with plain_tensors():
-            logits = trace.images.new_empty(len(images), 0) if isinstance(trace, Postponed) else trace.logits.detach()
-            classes = resolve_targets(targets, logits)
-        maps = attribute(trace, classes, methods)
+    trace = trace_of(model, images, methods, targets, calling=calling, create_graph=create_graph)
+    with plain_tensors():
+        logits = trace.images.new_empty(len(images), 0) if isinstance(trace, Postponed) else trace.logits.detach()
+        classes = resolve_targets(targets, logits)
+    maps = attribute(trace, classes, methods)
     return maps["map"] if isinstance(attributions, Attribution) else maps
 
 
@@ -137,12 +134,13 @@ def trace_of(
 ) -> Trace:
     """The forward pass from which `attribute` computes the maps of several methods.
 
-    Arguments and errors are those of `explain`; the model is checked before.
+    Arguments and errors are those of `explain`.
 
     Returns:
         The trace, for any classes; its logits are finite. It is not made before it is needed (`Postponed`) where it may
         not be: with classes that are known, of methods that look at other images alone.
     """
+    require_model(model, calling)
     require_images(images)
     require_kinds(explain, create_graph=create_graph)
     images = plain(images)

@@ -22,8 +22,8 @@ import common.threads  # noqa: F401
 import copy
 import multiprocessing
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -213,16 +213,21 @@ def numbers(settings: Settings, i: int) -> tuple[list[float], list[float]] | Non
 
 
 def measured(settings: Settings, rows: Sequence[Row]) -> list[Result]:
-    """Every row of an installed library, on a CPU in a process of its own."""
+    """Every row of an installed library."""
     places = [ROWS.index(row) for row in rows]
-    with ExitStack() as stack:
-        apart: Any = map
-        if torch.device(settings.device).type == "cpu":
-            processes = multiprocessing.get_context("forkserver")
-            processes.set_forkserver_preload([__name__])
-            apart = stack.enter_context(processes.Pool(1, maxtasksperchild=1)).imap
-        found = tqdm(apart(partial(numbers, settings), places), total=len(rows), unit="row", leave=False)
-        return [Result(row, *one) for row, one in zip(rows, found, strict=True) if one is not None]
+    on_cpu = torch.device(settings.device).type == "cpu"
+    found = apart(settings, places) if on_cpu else map(partial(numbers, settings), places)
+    found = tqdm(found, total=len(rows), unit="row", leave=False)
+    return [Result(row, *one) for row, one in zip(rows, found, strict=True) if one is not None]
+
+
+def apart(settings: Settings, places: Sequence[int]) -> Iterator[Any]:
+    """The numbers of rows, each from a process of its own."""
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload([__name__])
+    for i in places:
+        with ProcessPoolExecutor(1, processes) as pool:
+            yield pool.submit(numbers, settings, i).result()
 
 
 def table(results: Sequence[Result], title: str, caption: str = "") -> Table:

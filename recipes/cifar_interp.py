@@ -116,7 +116,7 @@ def row_of(
     task: Task, arm: str, strength: float, seed: int, settings: Settings, wanted: float | None
 ) -> dict[str, Any]:
     """All that is reported of one network, from its file where there is one."""
-    name = "".join(c if c.isalnum() or c in "-." else "_" for c in arm)
+    name = "".join(c if c.isalnum() or c in "-." else "_" for c in f"{arm}_{strength:g}")
     path = settings.results / f"{task.name}_{name}_{settings.epochs}_epochs_seed{seed}.json"
     if not path.exists():
         begun = time.monotonic()

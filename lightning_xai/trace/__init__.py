@@ -16,7 +16,6 @@ from lightning_xai.trace.layers import find_layer, name_of
 from lightning_xai.trace.listener import Listener
 from lightning_xai.trace.modes import (
     batch_norm_evaluation,
-    borrowed,
     current_autocast,
     differentiable_attention,
     evaluation_mode,
@@ -51,7 +50,6 @@ __all__ = [
     "Trace",
     "are_probabilities",
     "batch_norm_evaluation",
-    "borrowed",
     "copied",
     "current_autocast",
     "differentiable_attention",

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from operator import is_
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,6 @@ _REGISTRIES = set(nn.Module().__dict__)
 _PLAIN = {bool, int, float, str, type(None)}
 _CONTAINERS = {dict, OrderedDict, list}
 _MISSING = object()
-
-_Kept: TypeAlias = tuple[Any, Any, Any]
 
 
 @contextmanager
@@ -48,36 +46,26 @@ def attributes_restored(model: nn.Module) -> Iterator[None]:
                 _put_back(holder, held)
 
 
-def detach_attributes(model: nn.Module) -> list[_Kept]:
-    """What modules keep of passes before has no graph any more, and is a constant in the next.
-
-    Only tensors without a graph can be copied, so that a model that keeps others could not be, either.
-
-    Returns:
-        What was detached: where it is held, its key there, and what it was.
-    """
-    found = [one for one in _kept(model) if _has_graph(one[2])]
-    for holder, key, value in found:
-        holder[key] = value.detach()
-    return found
-
-
 @contextmanager
 def attributes_detached(model: nn.Module) -> Iterator[None]:
-    """What modules keep of passes before is a constant in those inside; what they keep of these has no graph after."""
+    """What modules keep of passes before is a constant in those inside; what they keep of these has no graph after.
+
+    Only tensors without a graph can be copied, so that a model that keeps others could not be, either.
+    """
     before = _kept(model)
-    apart = detach_attributes(model)
-    constants = [holder[key] for holder, key, _ in apart]
+    apart = [(*one, one[2].detach()) for one in before if _has_graph(one[2])]
     try:
+        for holder, key, _, constant in apart:
+            holder[key] = constant
         yield
     finally:
-        for (holder, key, value), constant in zip(apart, constants, strict=True):
-            if dict(_items(holder)).get(key) is constant:
-                holder[key] = value
         known = {id(value) for _, _, value in before}
         for holder, key, value in _kept(model):
             if id(value) not in known and _holds_tensors(value):
                 holder[key] = tree_map(_without_graph, value)
+        for holder, key, value, constant in apart:
+            if dict(_items(holder)).get(key) is constant:
+                holder[key] = value
 
 
 def copied(model: nn.Module) -> nn.Module:
@@ -103,12 +91,12 @@ def _holders(model: nn.Module) -> Iterator[Any]:
         yield from [own[key] for key in own.keys() - _REGISTRIES if type(own[key]) in _CONTAINERS]
 
 
-def _kept(model: nn.Module) -> list[_Kept]:
+def _kept(model: nn.Module) -> list[tuple[Any, Any, Any]]:
     """What is in the holders, one by one with its holder and its key, but for numbers and texts: most of what is.
 
-    Each pass asks for it, so it is written to be quick.
+    Each pass asks for it twice, so it is written to be quick.
     """
-    kept: list[_Kept] = []
+    kept: list[tuple[Any, Any, Any]] = []
     for module in _in_python(model):
         own, buffers = module.__dict__, module.__dict__["_buffers"]
         kept += [(own, key, own[key]) for key in own.keys() - _REGISTRIES if type(own[key]) not in _PLAIN]

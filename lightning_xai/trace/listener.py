@@ -14,7 +14,6 @@ from weakref import ref
 import torch
 from torch import nn
 
-from lightning_xai.trace.attributes import attributes_detached
 from lightning_xai.trace.calling import Calling, images_in
 from lightning_xai.trace.capture import Capture
 from lightning_xai.trace.modes import alone_with, eager, in_own_pass
@@ -136,11 +135,8 @@ class _Hearing:
     def hear(self, model: nn.Module, args: Any, kwargs: Any) -> Any:
         """One call, of which listeners in this thread are told."""
         mine = [(listener, calling) for thread, listener, calling in self.listeners if thread == get_ident()]
-        told = [
-            one
-            for one, _ in mine
-            if isinstance(one, Watcher) and not _by_a_compiler() and one.begin(model, args, kwargs)
-        ]
+        watchers = [one for one, _ in mine if isinstance(one, Watcher) and not _by_a_compiler()]
+        told = [one for one in watchers if one.begin(model, args, kwargs)]
         output = self._called(model, [(one, how) for one, how in mine if isinstance(one, Listener)], args, kwargs)
         for one in told:
             one.note(model, args, kwargs, output)
@@ -156,7 +152,7 @@ class _Hearing:
         capture = Capture()
         for listener, _ in mine:
             capture |= listener.capture
-        with alone_with(model), attributes_detached(model):
+        with alone_with(model):
             output, recording = recorded(model, forward, args, kwargs, images, capture, mine[0][1])
         if recording.logits is not None:
             trace = Trace(recording, recording.logits)

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from lightning_xai.trace.attributes import attributes_restored, detach_attributes
+from lightning_xai.trace.attributes import attributes_restored
 from lightning_xai.types import ForwardContext
 
 
@@ -80,9 +80,8 @@ def lent(model: nn.Module) -> Iterator[None]:
     """Others may use the model inside, and change whatever they change: it is as before after.
 
     Restored are modes, hooks, and what modules hold: attributes, submodules, parameters and buffers as objects, with
-    ``requires_grad``. Gradients of parameters are put aside meanwhile, so that nobody adds to them, and what modules
-    keep of passes before has no graph, so that they can be copied. Not restored are values written into parameters and
-    buffers.
+    ``requires_grad``. Gradients of parameters are put aside meanwhile, so that nobody adds to them. Not restored are
+    values written into parameters and buffers.
 
     Example:
         >>> layer = nn.Linear(1, 1)
@@ -98,7 +97,6 @@ def lent(model: nn.Module) -> Iterator[None]:
     try:
         for parameter, _, _ in parameters:
             parameter.grad = None
-        detach_attributes(model)
         yield
     finally:
         for one, held in [*((module.__dict__, held) for module, held in modules), *contents]:

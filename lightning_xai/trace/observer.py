@@ -21,11 +21,15 @@ from lightning_xai.trace.spatial import last_spatial_layer
 
 @dataclass(frozen=True)
 class _Call:
-    """A module that took images (N,C,H,W) and gave something like logits (N,K), or something else."""
+    """A module that took images (N,C,H,W) and gave something like logits (N,K), or something else.
+
+    Images and ``values``, those of the logits, are copies: the module may overwrite the ones, and the step the others.
+    """
 
     module: nn.Module
     images: Tensor
     logits: Tensor | None
+    values: Tensor | None
     calling: Calling
 
     def is_sigmoid_of(self, other: _Call) -> bool:
@@ -52,12 +56,11 @@ class Observer:
         self._calling = Calling() if calling is None else calling
         self._stack = ExitStack()
         self._own = False
-        self._begun: list[tuple[int, nn.Module]] = []
+        self._begun: list[tuple[int, nn.Module, Tensor | None]] = []  # with a copy of the images
         self._count = 0
         self._first: tuple[int, Tensor] | None = None
         self._calls: list[_Call] = []
         self._features: list[Tensor] = []
-        self._given: dict[int, tuple[Tensor, Tensor]] = {}  # images, with a copy made before a model overwrote them
 
     def __enter__(self) -> Observer:
         self._own = in_own_pass()  # made for a pass of our own: it watches that one; else it watches none of them
@@ -100,11 +103,11 @@ class Observer:
 
     def images_of(self, module: nn.Module) -> Tensor | None:
         """What the module was given in its first call as a classifier, (N,C,H,W); None if there was no such call."""
-        return next((self._as_given(call.images) for call in self._calls if call.module is module), None)
+        return next((call.images for call in self._calls if call.module is module), None)
 
     def logits_of(self, module: nn.Module) -> Tensor | None:
-        """What the module gave then, (N,K); None if that is not clear."""
-        return next((call.logits for call in self._calls if call.module is module), None)
+        """What the module gave then, (N,K); None if that is not clear, or if a hook of its own had yet to see it."""
+        return next((call.values for call in self._calls if call.module is module and not module._forward_hooks), None)
 
     def calling_of(self, module: nn.Module) -> Calling:
         """How a module was called then, with its other arguments; as a plain classifier if there was no such call."""
@@ -117,48 +120,42 @@ class Observer:
             ValueError: If there is none.
             RuntimeError: If no images were seen.
         """
-        images = self.images_of(model)
-        if images is None and self._first is not None:
-            images = self._as_given(self._first[1])
+        first = None if self._first is None else self._first[1]
+        images = next((call.images for call in self._calls if call.module is model), first)
         if images is None:
             raise RuntimeError("`layer=None` expected a pass of images (N, C, H, W) to find the layer in, saw none.")
         return last_spatial_layer(model, images, self.calling_of(model))
 
-    def _as_given(self, images: Tensor) -> Tensor:
-        return self._given.get(id(images), (images, images))[1]
-
     def _begin_directly(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        called = bool(self._begun) and self._begun[-1][1] is module  # as a module, whose hooks tell
-        if not called:
+        if not self._begun or self._begun[-1][1] is not module:
             self._begin(module, args, kwargs)
-        return not called
+            return True
+        place, _, images = self._begun[-1]  # called as a module, whose hooks tell, but for what is given by keyword
+        self._begun[-1] = place, module, _copy_of_images(args, kwargs) if images is None else images
+        return False
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
         if module in self._modules and in_own_pass() is self._own:
-            self._begun.append((self._count, module))
+            self._begun.append((self._count, module, _copy_of_images(args, kwargs or {})))
             self._count += 1
-            images = images_in(args, kwargs or {})
-            channels = {given.shape[1] for given, _ in self._given.values()}
-            if images is not None and id(images) not in self._given and images.shape[1] in (channels or images.shape):
-                with bystander(), torch.inference_mode(False):
-                    self._given[id(images)] = images, images.clone()
 
     def _note(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> None:
         if module in self._modules and in_own_pass() is self._own:
             with bystander():  # the pass may be one that a listener intercepts
-                self._note_images(self._place_of(module), images_in(args, kwargs))
+                place, before = self._begun_of(module)
+                self._note_images(place, images_in(args, kwargs))
                 # A function that the user passes is for the classifier, which is not known yet; and of two classifiers
                 # side by side neither is the first.
                 logits = None if has_several(output) else logits_of(output)
-                self._note_call(module, args, kwargs, logits)
+                self._note_call(module, args, kwargs, logits, before)
 
-    def _place_of(self, module: nn.Module) -> int:
-        """When the call began that now ends; calls that were begun after it and never ended raised something."""
+    def _begun_of(self, module: nn.Module) -> tuple[int, Tensor | None]:
+        """When the call began that now ends, and its images; calls begun after it that never ended raised something."""
         while self._begun:
-            place, begun = self._begun.pop()
+            place, begun, images = self._begun.pop()
             if begun is module:
-                return place
-        return -1  # before anybody watched
+                return place, images
+        return -1, None  # before anybody watched
 
     def _note_images(self, place: int, images: Tensor | None) -> None:
         # What the first module is given are images; a head that takes feature maps later is no classifier.
@@ -166,9 +163,14 @@ class Observer:
             self._first = place, images
 
     def _note_call(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], logits: Tensor | None
+        self,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        logits: Tensor | None,
+        before: Tensor | None,
     ) -> None:
-        images = images_in(args, kwargs)
+        first = images = images_in(args, kwargs)
         if logits is not None and _looks_like_logits(logits):
             tensors = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
             given = [one for one in tensors if one.shape[:1] == logits.shape[:1]]
@@ -180,10 +182,20 @@ class Observer:
         # Of calls that give something else those with the images are kept, one of which the user may name: not those
         # with feature maps, which would fill the memory.
         if images is not None and (logits is not None or self._is_first(images)):
-            self._calls.append(_Call(module, images, logits, self._calling.heard(args, kwargs, images)))
+            copy = images if before is None or images is not first else before
+            values = None if logits is None else logits.clone()
+            self._calls.append(_Call(module, copy, logits, values, self._calling.heard(args, kwargs, images)))
 
     def _is_first(self, images: Tensor) -> bool:
         return self._first is not None and images is self._first[1]
+
+
+def _copy_of_images(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    images = images_in(args, kwargs)
+    if images is None:
+        return None
+    with bystander(), torch.inference_mode(False):
+        return images.clone()
 
 
 def _looks_like_logits(output: Tensor) -> bool:

@@ -48,7 +48,7 @@ class Postponed(Trace):
         logits: Tensor | None = None,
     ) -> None:
         self._begin(model, capture, calling)
-        self._given = images.detach()
+        self._given = plain(images.detach())
         self._look = look
         if logits is not None:
             self._logits = plain(logits.detach().clone())

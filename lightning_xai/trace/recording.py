@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from lightning_xai.scores import plain
-from lightning_xai.trace.attributes import detach_attributes
+from lightning_xai.trace.attributes import attributes_detached
 from lightning_xai.trace.calling import Calling
 from lightning_xai.trace.capture import Capture
 from lightning_xai.trace.hooks import forward_hooks, hookable, hooks_apart
@@ -149,9 +149,9 @@ def recorded(
     with torch.inference_mode(False), torch.set_grad_enabled(begun):
         args, kwargs, images, given = _own_copies(args, kwargs, images, from_image, capture.create_graph, ours)
         recording = Recording(model, capture, calling.heard(args, kwargs, given), images, graph)
-        detach_attributes(model)  # who gives the model back puts them back
         with (
             hooks_apart(model),
+            attributes_detached(model),
             forward_hooks(hookable(model) if capture.layers else (), recording.keep),
             graph if interception is None else interception(model, given),
         ):

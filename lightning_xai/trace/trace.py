@@ -277,7 +277,8 @@ class Trace:
             return calling.logits_of(output)
 
         with torch.inference_mode(False), torch.enable_grad(), eager(), alone_with(model), own_pass(), lent(model):
-            images = self.images.clone().requires_grad_()
+            images = self.images.clone()
+            images = images if images.requires_grad else images.requires_grad_()
             arguments, logits = forward_hooks([model], give, before=True), forward_hooks([model], take)
             with evaluation_mode(model), arguments, logits, calling.context():
                 return function(model, images, targets.clone())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from integrity.toys import data, trained
@@ -66,16 +68,55 @@ class Overwriting(SmallNet):
         return super().forward(images.mul_(0.5))
 
 
-@pytest.mark.parametrize("way", ["module", "forward"])
-def test_images_of_an_observed_step_are_those_given(way: str) -> None:
-    """Not what the model made of them in place: the first batch would be explained as another."""
+class Around(nn.Module):
+    """Standardises images in place, for a classifier inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.net = nn.Identity(), Overwriting()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.net(self.norm(images).add_(1))
+
+
+CALLS = {
+    "module": lambda net, images: net(images),
+    "forward": lambda net, images: net.forward(images),
+    "keyword": lambda net, images: net(images=images),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_images_and_logits_of_an_observed_step_are_those_of_the_call(call: Any) -> None:
+    """Not what the model made of the ones in place, and the step of the others."""
     module = module_of(Overwriting().eval())
     with Observer(module) as observer, torch.inference_mode():
-        logits = module["net"](random_images()) if way == "module" else module["net"].forward(random_images())
+        logits = call(module["net"], random_images())
+        expected = logits.tolist()
+        logits.neg_()
     found = observer.images_of(module["net"])
     assert torch.equal(found, random_images())
     assert not found.is_inference()
-    assert torch.equal(observer.logits_of(module["net"]), logits)
+    assert observer.logits_of(module["net"]).tolist() == expected
+
+
+def test_images_of_a_classifier_are_those_that_it_got() -> None:
+    """Not those of the module around it, which changed them in place before."""
+    module = module_of(Around().eval())
+    with Observer(module) as observer, torch.no_grad():
+        module["net"](random_images())
+    assert observer.classifier() is module["net"].net
+    assert torch.equal(observer.images_of(observer.classifier()), random_images() + 1)
+
+
+def test_logits_that_a_hook_of_the_module_has_yet_to_see_are_not_known() -> None:
+    """Such a hook may change them."""
+    module = module_of(small_net())
+    module["net"].register_forward_hook(lambda module, args, output: -output)
+    with Observer(module) as observer, torch.no_grad():
+        module["net"](random_images())
+    assert observer.images_of(module["net"]) is not None
+    assert observer.logits_of(module["net"]) is None
 
 
 def test_an_unknown_classifier_is_an_error() -> None:

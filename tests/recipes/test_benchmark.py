@@ -1,6 +1,7 @@
 """The table of costs: what is run, in which order, and what is made of the times."""
 
 import json
+import os
 
 import benchmark
 import pytest
@@ -20,7 +21,7 @@ def test_every_method_of_ours_is_measured(row):
     assert found.quartiles[1] > 0
 
 
-def test_a_run_measures_each_row_in_a_process(capsys):
+def test_a_run_prints_its_rows(capsys):
     """One round on small images; each row is a line, under the machine."""
     results = main(["--fast-dev-run", "--only", "guided", "--threads", "1", "--device", "cpu"])
     assert results[0].row == Row("guided gradient", "lightning_xai", results[0].row.method, 2.2)
@@ -30,6 +31,19 @@ def test_a_run_measures_each_row_in_a_process(capsys):
     assert benchmark.machine(torch.device("cpu")) in printed
     for result in results:
         assert f"{result.row.name} " in printed
+
+
+def test_each_row_has_a_process_of_its_own(monkeypatch):
+    """Not this one, nor that of another row."""
+    monkeypatch.setattr(benchmark, "numbers", process)
+    found = [*benchmark.apart(benchmark.Settings(), [3, 4])]
+    assert [i for i, _ in found] == [3, 4]
+    assert len({os.getpid(), *(one for _, one in found)}) == 3
+
+
+def process(settings, i):
+    """The row, and who was asked for it."""
+    return i, os.getpid()
 
 
 class Counting(nn.Module):

@@ -93,14 +93,41 @@ def test_what_a_model_keeps_of_a_pass_has_no_graph(name):
     copy.deepcopy(model)
 
 
-@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+class Features(SmallNet):
+    """Keeps a pair of features."""
+
+    def forward(self, images):
+        self.features = self.conv1(images), self.conv1(images).mean()
+        return super().forward(images)
+
+
 def test_a_foreign_function_may_copy_a_model_that_keeps_features():
-    """As quantus does; the pass of another method of the same call has left them with a graph."""
-    model, images = Keeping().eval(), random_images()
+    """As quantus does; the pass of another method of the same call has left them in the model."""
+    model, images = Features().eval(), random_images()
     foreign = FromCallable(lambda model, images, targets: images.sum(1) + len(list(copy.deepcopy(model).modules())))
     explain(model, images, 1, attributions={"gradient": InputGradient(), "foreign": foreign})
     assert not hasattr(model, "features")
-    assert model.every == []
+
+
+class Stateful(SmallNet):
+    """Adds what its pass before gave."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before = None
+
+    def forward(self, images):
+        found = super().forward(images)
+        found = found if self.before is None else found + self.before.relu()
+        self.before = found
+        return found
+
+
+def test_the_pass_that_finds_the_layer_leaves_nothing_to_the_one_that_is_explained():
+    """Maps of the same layer are the same, whoever named it."""
+    model, images = Stateful().eval(), random_images()[:1]
+    found, named = (explain(model, images, 1, attributions=GradCAM(layer)) for layer in (None, "last"))
+    torch.testing.assert_close(found, named)
 
 
 class Caching(SmallNet):
