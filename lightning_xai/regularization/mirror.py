@@ -24,7 +24,8 @@ def mirror_consistency(
     After Guo et al., "Visual Attention Consistency under Image Transforms for Multi-Label Image Classification" (2019),
     who compare CAMs by their squared distance; the cosine does not see the size of a map. In the experiment
     ``recipes/term_effect.py`` it moved Grad-CAM onto the object of drawn images, at an accuracy that fell by less than
-    0.3 points; on CIFAR-10, where the object is not known, masking by its maps took more of the probability.
+    0.3 points; on CIFAR-10, where the object is not known, masking by its maps took more of the probability. That was
+    from converged networks: from scratch one of five did not learn (``recipes/results/from_scratch.json``).
 
     Costs a forward and a backward pass to the layer of twice the batch, in evaluation mode, and their derivative: with
     the classification loss some 3.3 plain steps.
