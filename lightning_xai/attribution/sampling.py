@@ -47,7 +47,7 @@ def mean_gradient(
         steps, of = (rows[:1] // n, slice(None)) if each is None else (rows // n, each)
         # one expression: a name for the trace would keep its graph while the next one is made
         images = samples(steps, of).to(trace.images.dtype)
-        gradients = trace.rerun(images, rows=each).image_gradient(score, targets[of])
+        gradients = trace.rerun(images, rows=each, once=True).image_gradient(score, targets[of])
         shares = weights[steps, None, None, None]
         total.addcmul_(gradients, shares) if each is None else total.index_add_(0, each, gradients * shares)
     return total

@@ -55,6 +55,7 @@ class Trace:
         self._capture = capture
         self._calling = calling
         self._noise_source: Tensor | None = None
+        self._once = False
         self._gradients: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
         self._intercepted: dict[Interception, Trace] = {}
 
@@ -85,7 +86,7 @@ class Trace:
 
     @property
     def made_by(self) -> Any:
-        """The node of the operation that made the logits; None without a graph."""
+        """The node that made the logits; None without a graph."""
         return self._logits.grad_fn
 
     @property
@@ -188,6 +189,7 @@ class Trace:
         *,
         rows: Tensor | None = None,
         noise_source: Tensor | None = None,
+        once: bool = False,
     ) -> Trace:
         """A new trace of other images, with the same model, precision and other arguments.
 
@@ -195,8 +197,8 @@ class Trace:
             images: Images (M,C,H,W), to be left as they are as long as the trace is in use.
             interception: What stands in for the model's operations; with None the same layers are captured.
             rows: As for `calling`.
-            noise_source: Images whose content seeds noise in the place of these, where these were computed: a batch of
-                another size rounds otherwise, and another last bit is another noise.
+            noise_source: Images whose content seeds noise in their place: a batch of another size rounds otherwise.
+            once: Whether one gradient is asked of it, on whose way its graph may be freed.
 
         Returns:
             The trace; it costs one forward pass.
@@ -205,7 +207,7 @@ class Trace:
         if interception is not None:
             capture = Capture(interception=interception, create_graph=self.create_graph)
         trace = run(self._model, images, capture, self.calling(len(images), rows), ours=True)
-        trace._noise_source = noise_source
+        trace._noise_source, trace._once = noise_source, once
         self._see(trace, rows)
         return trace
 
@@ -277,8 +279,7 @@ class Trace:
             return calling.logits_of(output)
 
         with torch.inference_mode(False), torch.enable_grad(), eager(), alone_with(model), own_pass(), lent(model):
-            images = self.images.clone()
-            images = images if images.requires_grad else images.requires_grad_()
+            images = self.images.clone().requires_grad_()
             arguments, logits = forward_hooks([model], give, before=True), forward_hooks([model], take)
             with evaluation_mode(model), arguments, logits, calling.context():
                 return function(model, images, targets.clone())
@@ -306,9 +307,8 @@ class Trace:
         gradient = None
         if outputs.requires_grad:
             seeds = torch.ones_like(outputs) if seeds is None else seeds
-            (gradient,) = torch.autograd.grad(
-                outputs, source, seeds, retain_graph=True, create_graph=self.create_graph, allow_unused=True
-            )
+            keep = self.create_graph or not self._once
+            (gradient,) = torch.autograd.grad(outputs, source, seeds, keep, self.create_graph, allow_unused=True)
         if gradient is None:
             raise ValueError(
                 "`score` does not depend on the layer or image asked for: choose a layer before the logits, in a "
