@@ -7,6 +7,7 @@ import benchmark
 import pytest
 import torch
 from benchmark import Result, Row, chosen, leaders, main, measure
+from support import process_of
 from torch import nn
 from torchvision.models import resnet18
 
@@ -35,15 +36,10 @@ def test_a_run_prints_its_rows(capsys):
 
 def test_each_row_has_a_process_of_its_own(monkeypatch):
     """Not this one, nor that of another row."""
-    monkeypatch.setattr(benchmark, "numbers", process)
+    monkeypatch.setattr(benchmark, "numbers", process_of)
     found = [*benchmark.apart(benchmark.Settings(), [3, 4])]
     assert [i for i, _ in found] == [3, 4]
     assert len({os.getpid(), *(one for _, one in found)}) == 3
-
-
-def process(settings, i):
-    """The row, and who was asked for it."""
-    return i, os.getpid()
 
 
 class Counting(nn.Module):
