@@ -20,7 +20,6 @@ from __future__ import annotations
 import common.threads  # noqa: F401
 
 import copy
-import multiprocessing
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -41,6 +40,7 @@ from benchmarks.training import table as training_table
 from benchmarks.validation import Data, validations
 from common.measured import machine, quartiles, save_measurement, seconds_of
 from common.options import option, parsed
+from common.processes import fresh_processes
 from common.run import show
 from lightning_xai.attribution import CLRP, LRP, SGLRP
 from lightning_xai.report import Cell, Table
@@ -223,10 +223,8 @@ def measured(settings: Settings, rows: Sequence[Row]) -> list[Result]:
 
 def apart(settings: Settings, places: Sequence[int]) -> Iterator[Any]:
     """The numbers of rows, each from a process of its own."""
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload([__name__])
     for i in places:
-        with ProcessPoolExecutor(1, processes) as pool:
+        with ProcessPoolExecutor(1, fresh_processes()) as pool:
             yield pool.submit(numbers, settings, i).result()
 
 

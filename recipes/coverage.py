@@ -43,7 +43,6 @@ import contextlib
 import copy
 import json
 import math
-import multiprocessing
 import resource
 import signal
 import time
@@ -65,6 +64,7 @@ from common.architectures import CLASSES, NAMES, create
 from common.coverage_table import Outcome, table
 from common.measured import save_measurement
 from common.options import option, parsed
+from common.processes import fresh_processes
 from lightning_xai import GradCAM, GuidedGradientLoss, InputGradient, explain
 from lightning_xai.attribution import (
     LRP,
@@ -431,9 +431,7 @@ def _tell(ours: Connection, name: str, checks: Sequence[str], seconds: int) -> N
 
 def in_a_process(name: str, checks: Sequence[str], seconds: int) -> dict[str, Any]:
     """The same in a process of its own, with a limit of its processor time; what it had found by then is kept."""
-    processes = multiprocessing.get_context("forkserver")  # which imports the libraries once
-    library = ["lightning_xai", "lightning_xai.integrity", "lightning_xai.regularization"]
-    processes.set_forkserver_preload([*library, "timm", "torchvision", "transformers"])
+    processes = fresh_processes()
     theirs, ours = processes.Pipe(duplex=False)
     process = processes.Process(target=_tell, args=(ours, name, checks, seconds))
     process.start()
