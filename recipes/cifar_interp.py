@@ -33,7 +33,7 @@ from common.measured import save_measurement
 from common.options import device_option, option, parsed
 from common.run import save_tables, show
 from common.training import Loss
-from papers.interpretable_gradients.arms import PAPER, batches, loss_of, trained
+from papers.interpretable_gradients.arms import PAPER, batches, file_name, loss_of, trained
 from papers.interpretable_gradients.effect import measured
 from papers.interpretable_gradients.effect_report import finished, tables, verdict
 from papers.interpretable_gradients.tasks import Images, Task, task
@@ -116,8 +116,7 @@ def row_of(
     task: Task, arm: str, strength: float, seed: int, settings: Settings, wanted: float | None
 ) -> dict[str, Any]:
     """All that is reported of one network, from its file where there is one."""
-    name = "".join(c if c.isalnum() or c in "-." else "_" for c in f"{arm}_{strength:g}")
-    path = settings.results / f"{task.name}_{name}_{settings.epochs}_epochs_seed{seed}.json"
+    path = settings.results / f"{task.name}_{file_name(arm, strength)}_{settings.epochs}_epochs_seed{seed}.json"
     if not path.exists():
         begun = time.monotonic()
         size = min(settings.batch_size, len(task.train.images) // 2)
@@ -143,11 +142,12 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
             found.append(row_of(one, arm, strength, seed, settings, wanted))
             wanted = found[-1]["mean log-probability"] if wanted is None else wanted
     values = finished(settings.results, one.name)
-    print(verdict(values))
-    for table in tables(values):
+    summary, shown = verdict(values), tables(values)
+    print(summary)
+    for table in shown:
         show(table)
     if settings.numbers:
-        save_tables(settings.numbers, verdict(values), tables(values))
+        save_tables(settings.numbers, summary, shown)
     return found
 
 

@@ -34,7 +34,7 @@ from common.measured import save_measurement
 from common.networks import save_weights
 from common.options import RunOptions, option, parsed
 from common.run import Run
-from papers.interpretable_gradients.arms import PAPER, STRENGTHS, arms, finetuned, start
+from papers.interpretable_gradients.arms import PAPER, STRENGTHS, arms, file_name, finetuned, start
 from papers.interpretable_gradients.effect import accuracy, logits_of, measured
 from papers.interpretable_gradients.effect_report import draw, finished, tables, verdict
 from papers.interpretable_gradients.tasks import Task, task
@@ -81,7 +81,7 @@ class Experiment:
 
     def network(self, arm: str, strength: float, seed: int) -> tuple[nn.Module, float]:
         """A fine-tuned network, and its accuracy on validation images."""
-        name = _name(arm, strength, seed)
+        name = f"{file_name(arm, strength)}_{seed}"
         path, found = self.weights / f"{name}.safetensors", None
 
         def trained() -> float:
@@ -116,7 +116,7 @@ class Experiment:
             about = {"task": self.task.name, "arm": arm, "strength": strength, "seed": seed}
             return about | measured(network, self.task, self.other, wanted)
 
-        return self.run.part(f"measured_{_name(arm, strength, seed)}", compute)
+        return self.run.part(f"measured_{file_name(arm, strength)}_{seed}", compute)
 
     def chosen(self) -> dict[str, float]:
         """Every arm with its strength."""
@@ -124,11 +124,6 @@ class Experiment:
         limit = sum(plain) / SEARCHED - SLACK
         found = {arm: self.strength_of(arm, limit) for arm in self.arms}
         return {"plain": 0.0, PAPER: 7.5e-3} | found
-
-
-def _name(arm: str, strength: float, seed: int) -> str:
-    text = "".join(c if c.isalnum() or c in "-." else "_" for c in arm)
-    return f"{text}_{strength:g}_{seed}"
 
 
 def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:

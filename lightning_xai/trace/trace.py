@@ -197,7 +197,7 @@ class Trace:
             images: Images (M,C,H,W), to be left as they are as long as the trace is in use.
             interception: What stands in for the model's operations; with None the same layers are captured.
             rows: As for `calling`.
-            noise_source: Images whose content seeds noise in their place: a batch of another size rounds otherwise.
+            noise_source: Images that seed noise instead of these: a batch of another size rounds otherwise.
             once: Whether one gradient is asked of it, on whose way its graph may be freed.
 
         Returns:

@@ -189,3 +189,8 @@ def loss_of(task: Task, arm: str, strength: Weight) -> Loss:
     if arm == "plain":
         return plain
     return term(strength, teacher=TEACHERS["loss"]) if arm == PAPER else arms(task)[arm](strength)
+
+
+def file_name(arm: str, strength: float) -> str:
+    """An arm at a strength, with what stands in names of files on every system."""
+    return "".join(c if c.isalnum() or c in "-." else "_" for c in f"{arm}_{strength:g}")
